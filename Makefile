@@ -1,0 +1,34 @@
+# Everything on a fresh machine with Python 3.10 or newer:   make demo   |   make test
+# The first of them downloads several GB of packages into .venv, once.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+FAMILY ?= nfnet
+
+.PHONY: demo test lint check gpu-test clean
+
+demo: $(VENV)/ready
+	$(PY) bench/run.py --family $(FAMILY) --crops 1,2,5,10,20
+
+test: $(VENV)/ready
+	$(PY) -m pytest -q
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+check: lint test
+
+# On a machine with an NVIDIA GPU and this project's packages already installed: the tests that need it.
+gpu-test:
+	$(PYTHON) -m pytest -q -m gpu
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
