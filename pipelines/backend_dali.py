@@ -1,0 +1,339 @@
+"""The DALI graph, on CPU and GPU: decode once, resize once, cut every crop in one operator, uint8 out.
+
+The plan (integers, made on the host) enters the graph as data: DALI draws nothing. One ``multi_paste`` cuts all views
+of a batch: ``in_ids`` names the image that each window reads, so the output is dense whatever the number of views, and
+reaches torch without a copy. On a CPU the 20th crop costs a copy of its pixels; one ``crop_mirror_normalize`` for each
+crop halves the rate at 20 crops, ``warp_affine`` costs more still (measured: bench/ceilings.py shows the rates).
+
+Four of DALI's defaults silently break parity with torchvision and timm, and are switched here:
+``subpixel_scale`` (shifts the sampling grid), the long side rounded instead of floored (so sizes are given outright),
+``adjust_orientation`` (timm does not rotate by EXIF), and on a GPU ``jpeg_fancy_upsampling``.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import nvidia.dali.fn as fn
+import torch
+from nvidia.dali import Pipeline
+from nvidia.dali import types as dali_types
+
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
+from pipelines.crops import GroupPlan, Plan, Planner
+from pipelines.decode import changed, complaint
+
+T = TypeVar("T")
+types: Any = dali_types  # its constants are made at run time; type checkers do not see them
+INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+HEAD = ([types.UINT8], [1])  # the path's bytes
+SIZES = ([types.FLOAT], [1])  # [H, W] to resize to
+RESIZES = ("resize", "frames", "crops")  # the graphs that need the sizes
+PASTE = ([types.INT32] * 5, [1, 2, 2, 2, 1])  # in_ids, in_anchors, out_anchors, shapes, output_size
+
+
+class _Dali:
+    """Both devices; see ``pipelines.batch.Backend`` for the contract."""
+
+    name: str
+    mixed: bool
+
+    def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
+        self.source, self.planner, self.config = source, planner, config
+        self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
+        self._pipes: dict[tuple[str, bool], _Fed] = {}
+
+    def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
+        """One CropBatch for each ``batch_images`` rows, in order."""
+        for plan, outputs in self._stream("crops", rows):
+            if isinstance(outputs, Exception):
+                yield self._one_by_one(plan)
+            else:
+                yield self._batch(plan, outputs)
+
+    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image."""
+        for plan, outputs in self._stream("frames", rows):
+            if isinstance(outputs, Exception):
+                for single, alone in self._pipe("frames", alone=True).run(self._plan(r) for r in split(plan.rows, 1)):
+                    if not isinstance(alone, Exception):
+                        yield from self._frames(single, alone)
+            else:
+                yield from self._frames(plan, outputs)
+
+    def _frames(self, plan: Plan, outputs: Any) -> Iterator[tuple[int, np.ndarray]]:
+        frames = outputs[1].as_cpu() if self.mixed else outputs[1]
+        for i, row in enumerate(plan.rows.tolist()):
+            if not _changed(plan, i, outputs[0]):
+                yield row, np.array(frames.at(i))
+
+    def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
+        """Run the graph only as far as ``what`` (``read``, ``decode``, ``resize``); yields the images done so far."""
+        for plan, outputs in self._stream(what, rows):
+            if isinstance(outputs, Exception):
+                raise RuntimeError(f"a batch could not be {what}: {_short(outputs)}")
+            yield len(plan.rows)
+
+    def close(self) -> None:
+        """Free DALI's threads and memory."""
+        self._pipes.clear()
+
+    def _stream(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
+        """(plan, outputs or the exception) for each batch. Whole batches are planned ahead on a helper thread."""
+        pieces = split(rows, self.config.batch_images)
+        with Ahead(map(self._plan, pieces), depth=self.config.prefetch + 1) as plans:
+            yield from self._pipe(what).run(plans)
+
+    def _plan(self, rows: np.ndarray) -> Plan:
+        return self.planner.plan(rows, self.source.names(rows), self.source.sizes(rows))
+
+    def _pipe(self, what: str, *, alone: bool = False) -> _Fed:
+        key = (what, alone)
+        if key not in self._pipes:
+            config = replace(self.config, batch_images=1) if alone else self.config
+            self._pipes[key] = _Fed(what, self.source, self.planner, config, self.mixed)
+        return self._pipes[key]
+
+    def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
+        changed = [i for i in range(len(plan.rows)) if _changed(plan, i, outputs[0])]
+        groups = []
+        for group, output in zip(plan.groups, outputs[1:], strict=True):
+            crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
+            image = np.full(len(crops), -1, dtype=np.int64)
+            view = np.full(len(crops), -1, dtype=np.int32)
+            n = len(group.image)
+            image[:n], view[:n] = plan.rows[group.image], group.view
+            for i in changed:
+                image[:n][group.image == i] = view[:n][group.image == i] = -1
+            groups.append(Group(crops, image, view))
+        failed = [Failure(int(plan.rows[i]), _changed(plan, i, outputs[0]) or "") for i in changed]
+        return CropBatch(groups, np.delete(plan.rows, changed), failed)
+
+    def _one_by_one(self, plan: Plan) -> CropBatch:
+        """A batch that DALI refused because of one image: each image alone, in a pipeline of its own."""
+        done: list[CropBatch] = []
+        failed: list[Failure] = []
+        for single, outputs in self._pipe("crops", alone=True).run(self._plan(rows) for rows in split(plan.rows, 1)):
+            if isinstance(outputs, Exception):
+                path = self.source.paths(single.rows)[0]
+                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {complaint(path)}"))
+            else:
+                batch = self._batch(single, outputs)
+                done.append(batch)
+                failed += batch.failed
+        groups = [
+            Group(
+                torch.cat([b.groups[g].crops for b in done]),
+                np.concatenate([b.groups[g].image for b in done]),
+                np.concatenate([b.groups[g].view for b in done]),
+            )
+            for g in range(len(plan.groups) if done else 0)
+        ]
+        rows = np.concatenate([b.rows for b in done]) if done else np.zeros(0, np.int64)
+        return CropBatch(groups, rows, failed)
+
+
+class DaliCpu(_Dali):
+    name = "dali-cpu"
+    mixed = False
+
+    @staticmethod
+    def probe() -> str | None:
+        """None: importing this module has shown that DALI works."""
+        return None
+
+
+class DaliGpu(_Dali):
+    name = "dali-gpu"
+    mixed = True
+
+    @staticmethod
+    def probe() -> str | None:
+        """Why there is no GPU decoding here, or None."""
+        if not torch.cuda.is_available():
+            return "no NVIDIA GPU with a working driver"
+        try:
+            pipe = Pipeline(batch_size=1, num_threads=1, device_id=0)
+            pipe.set_outputs(types.Constant(np.zeros(1, np.uint8)))
+            pipe.build()
+        except RuntimeError as error:
+            return _short(error)
+        return None
+
+
+class _Fed:
+    """One built graph and what is in flight in it."""
+
+    def __init__(self, what: str, source: Source, planner: Planner, config: LoadConfig, mixed: bool) -> None:
+        self.source, self.what = source, what
+        self.plans: Iterator[Plan] = iter(())
+        self.in_flight: deque[Plan] = deque()
+        self.mirrored = planner.views.mirrored
+        self.stream = torch.cuda.current_stream(config.device_id) if mixed else None
+        self.pipe = Pipeline(
+            batch_size=config.batch_images,
+            num_threads=config.workers,
+            device_id=config.device_id if mixed else None,
+            prefetch_queue_depth=config.prefetch,
+            exec_dynamic=True,  # outputs are newly allocated: a tensor handed to torch stays intact
+        )
+        with self.pipe:
+            self.pipe.set_outputs(*self._graph(planner, config, mixed))
+        self.pipe.build()
+
+    def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
+        groups = 1  # of window sizes; the planner makes one
+        parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[PASTE] * groups * (self.what == "crops")]
+        dtypes = [d for part in parts for d in part[0]]
+        ndims = [n for part in parts for n in part[1]]
+        path, *planned = fn.external_source(self._feed, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims)
+        encoded = fn.io.file.read(path)  # type: ignore[attr-defined]
+        if self.what == "read":
+            return [encoded]
+        decoder: dict[str, Any] = {"device": "cpu"}
+        if mixed:
+            decoder = {"device": "mixed", "hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True}
+        image = fn.decoders.image(encoded, adjust_orientation=False, output_type=types.RGB, **decoder)
+        outputs = [image.shape()]
+        if self.what == "decode":
+            return [*outputs, image]
+        for g in range(groups):
+            frame = fn.resize(
+                image,
+                size=planned[g],
+                interp_type=INTERPOLATION[planner.spec.interpolation],
+                antialias=True,
+                subpixel_scale=False,
+            )
+            paste = planned[groups + 5 * g : groups + 5 * (g + 1)]
+            outputs.append(self._paste(frame, *paste) if paste else frame)
+        return outputs
+
+    def _paste(self, frame: Any, ids: Any, anchors: Any, out_anchors: Any, shapes: Any, size: Any) -> Any:
+        if self.mirrored:  # a mirrored window (y, x) lies at x' = 2W - K - x of the frame beside its mirror image
+            frame = fn.cat(frame, fn.flip(frame, horizontal=1), axis=1)
+        return fn.multi_paste(
+            frame, in_ids=ids, in_anchors=anchors, out_anchors=out_anchors, shapes=shapes, output_size=size
+        )
+
+    def _feed(self) -> tuple[Any, ...]:
+        """Called by DALI for each batch; StopIteration ends the epoch."""
+        plan = next(self.plans)
+        self.in_flight.append(plan)
+        paths = [
+            np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8) for path in self.source.paths(plan.rows)
+        ]
+        sizes = [group.sizes.astype(np.float32) for group in plan.groups if self.what in RESIZES]
+        windows = [paste_arguments(group, len(paths)) for group in plan.groups if self.what == "crops"]
+        return (paths, *sizes, *(x for arguments in windows for x in arguments))
+
+    def run(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Any]]:
+        """(plan, outputs, or the RuntimeError with which DALI refused the batch). Later batches come all the same."""
+        if self.in_flight:  # an earlier run was left in the middle
+            self._drain()
+        self.plans = iter(plans)
+        outputs: Any
+        while True:
+            try:
+                outputs = self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                if not self.in_flight:
+                    raise
+                outputs = error
+            yield self.in_flight.popleft(), outputs
+        self.pipe.reset()
+
+    def _drain(self) -> None:
+        self.plans = iter(())
+        while True:
+            try:
+                self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
+            except StopIteration:
+                break
+            except RuntimeError:
+                continue
+        self.in_flight.clear()
+        self.pipe.reset()
+
+
+def paste_arguments(group: GroupPlan, images: int) -> tuple[np.ndarray, ...]:
+    """The windows, packed into ``images`` output samples of M crops stacked on top of each other, M = ceil(n / images).
+
+    int32 arrays in_ids [b, M], in_anchors [b, M, 2], out_anchors [b, M, 2], shapes [b, M, 2], output_size [b, 2].
+    Slots beyond the last window repeat the first one; the batch marks them as padding.
+    """
+    K, n = group.K, len(group.image)
+    m = -(-n // images)
+    slots = np.zeros(images * m, dtype=np.int64)
+    slots[:n] = np.arange(n)
+    image, (y, x, mirror) = group.image[slots], group.windows[slots].T
+    x = np.where(mirror, 2 * group.sizes[image, 1] - K - x, x)
+    out_anchors = np.zeros((images, m, 2), dtype=np.int32)
+    out_anchors[:, :, 0] = np.arange(m) * K
+    return (
+        image.reshape(images, m).astype(np.int32),
+        np.stack([y, x], axis=1).reshape(images, m, 2).astype(np.int32),
+        out_anchors,
+        np.full((images, m, 2), K, dtype=np.int32),
+        np.tile(np.array([m * K, K], dtype=np.int32), (images, 1)),
+    )
+
+
+def _changed(plan: Plan, i: int, shapes: Any) -> str | None:
+    """Why image ``i`` no longer fits its plan (DALI would silently squash it), or None."""
+    return changed(plan.source_sizes[i], np.asarray(shapes.at(i))[:2])
+
+
+def _short(error: Exception) -> str:
+    """What DALI says after "encountered:", without its traceback."""
+    text = str(error).split("encountered:")[-1].split("Current pipeline object")[0].split("C++ context")[0]
+    return f"DALI: {' '.join(text.split())[:200]}"
+
+
+class Ahead(Iterator[T]):
+    """Computes the next ``depth`` items of an iterator on a helper thread. An exception there is raised here."""
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self._queue: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True, name="planner")
+        self._thread.start()
+
+    def _work(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((True, item)):
+                    return
+            self._put((False, StopIteration()))
+        except Exception as error:
+            self._put((False, error))
+
+    def _put(self, item: tuple[bool, Any]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __next__(self) -> T:
+        good, item = self._queue.get()
+        if good:
+            return item
+        self._queue.put((good, item))  # every later call ends the same way
+        raise item
+
+    def __enter__(self) -> Ahead[T]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()

@@ -1,0 +1,203 @@
+"""The same contract on torchvision and a DataLoader: what one gets without DALI, as fast as that library allows.
+
+A worker process decodes (libjpeg-turbo) and resizes a whole batch with torchvision's uint8 kernels; what travels
+through the queue is the resized frames or the crops, whichever is fewer bytes: one tensor a batch, so one piece of
+shared memory. JPEGs that libjpeg-turbo decodes to RGB go through torchvision; anything else under an image's name (PNG,
+CMYK ...) goes through PIL, as timm loads it.
+
+Workers come from a fork server and stay: forking a process in which DALI's or OpenMP's threads run hangs (it did), and
+a spawned worker imports torch anew for every pass.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
+from pipelines.crops import Plan, Planner, cut
+from pipelines.decode import changed, decode
+
+
+class Torchvision:
+    """See ``pipelines.batch.Backend`` for the contract."""
+
+    name = "torchvision"
+    device = "cpu"
+
+    def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
+        self.source, self.planner, self.config = source, planner, config
+        self._upcoming = _Upcoming(source)
+        self._loader: DataLoader | None = None
+
+    @staticmethod
+    def probe() -> str | None:
+        """None: importing this module has shown that torchvision works."""
+        return None
+
+    def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
+        """One CropBatch for each ``batch_images`` rows, in order."""
+        for plan, loaded in self._load(rows, ship_frames=None):
+            groups = []
+            for g, group in enumerate(plan.groups):
+                kept = np.isin(group.image, loaded.good)
+                crops = loaded.crops[g] if loaded.crops else self._cut(plan, loaded, g)
+                groups.append(Group(crops, plan.rows[group.image[kept]], group.view[kept]))
+            yield CropBatch(groups, plan.rows[loaded.good], loaded.failures(plan))
+
+    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image."""
+        for plan, loaded in self._load(rows, ship_frames=True):
+            for i, frame in zip(loaded.good, loaded.frames(plan, 0), strict=True):
+                yield int(plan.rows[i]), frame
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._loader = None
+
+    def _load(self, rows: np.ndarray, *, ship_frames: bool | None) -> Iterator[tuple[Plan, _Loaded]]:
+        self._upcoming.pieces = split(rows, self.config.batch_images)
+        self._upcoming.ship_frames = ship_frames
+        if self._loader is None:
+            workers = self.config.workers
+            self._loader = DataLoader(
+                _Batches(self.planner),
+                sampler=self._upcoming,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=self.config.prefetch if workers else None,
+                persistent_workers=workers > 0,
+                multiprocessing_context=_context() if workers else None,
+            )
+        yield from self._loader
+
+    def _cut(self, plan: Plan, loaded: _Loaded, g: int) -> torch.Tensor:
+        crops = cut_all(plan, g, dict(zip(loaded.good.tolist(), loaded.frames(plan, g), strict=True)))
+        return crops.pin_memory() if torch.cuda.is_available() else crops
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a worker sends of one batch: for each group the crops, or the frames' pixels end to end."""
+
+    good: np.ndarray  # positions in the batch that could be read
+    failed: list[tuple[int, str]]
+    crops: list[torch.Tensor]  # uint8 [n, K, K, 3], one a group, or empty
+    pixels: list[torch.Tensor]  # uint8 [bytes], one a group, or empty
+
+    def frames(self, plan: Plan, g: int) -> Iterator[np.ndarray]:
+        """The good images' frames of group ``g``, uint8 [H, W, 3]."""
+        start, flat = 0, self.pixels[g].numpy()
+        for h, w in plan.groups[g].sizes[self.good].tolist():
+            yield flat[start : start + h * w * 3].reshape(h, w, 3)
+            start += h * w * 3
+
+    def failures(self, plan: Plan) -> list[Failure]:
+        return [Failure(int(plan.rows[i]), reason) for i, reason in self.failed]
+
+
+def _context() -> Any:
+    """Worker processes from a server that has imported this module once and runs no threads."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["pipelines.backend_torchvision"])
+    return context
+
+
+class _Upcoming(Sampler):
+    """What the workers get for each batch: the names and sizes travel, so that no worker holds the data set's table."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.pieces: list[np.ndarray] = []
+        self.ship_frames: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __iter__(self) -> Iterator[_Order]:
+        for rows in self.pieces:
+            source = self.source
+            yield _Order(rows, source.names(rows), source.paths(rows), source.sizes(rows), self.ship_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One batch to load. ``ship_frames``: send frames (True) or whichever is fewer bytes (None)."""
+
+    rows: np.ndarray
+    names: list[str]
+    paths: list[str]
+    sizes: np.ndarray
+    ship_frames: bool | None
+
+
+class _Batches(Dataset):
+    """Item ``order``: the batch's plan, and what became of it."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+
+    def __getitem__(self, order: _Order) -> tuple[Plan, _Loaded]:
+        plan = self.planner.plan(order.rows, order.names, order.sizes)
+        frames: list[dict[int, np.ndarray]] = [{} for _ in plan.groups]
+        failed: list[tuple[int, str]] = []
+        mode = InterpolationMode(self.planner.spec.interpolation)
+        for k, path in enumerate(order.paths):
+            try:
+                image = read_rgb(path)
+            except Exception as error:  # whatever a decoder raises, the image costs itself only
+                failed.append((k, f"{type(error).__name__}: {error}".strip()[:300]))
+                continue
+            if reason := changed(plan.source_sizes[k], np.array(image.shape[1:])):
+                failed.append((k, reason))
+                continue
+            for group, done in zip(plan.groups, frames, strict=True):
+                done[k] = resize(image, group.sizes[k].tolist(), mode, antialias=True).permute(1, 2, 0).numpy()
+        good = np.setdiff1d(np.arange(len(order.rows)), [k for k, _ in failed])
+        if order.ship_frames or frames_are_smaller(plan):
+            pixels = [
+                torch.from_numpy(np.concatenate([f.ravel() for f in done.values()] or [EMPTY])) for done in frames
+            ]
+            return plan, _Loaded(good, failed, [], pixels)
+        return plan, _Loaded(good, failed, [cut_all(plan, g, done) for g, done in enumerate(frames)], [])
+
+
+def frames_are_smaller(plan: Plan) -> bool:
+    """Whether the resized frames are fewer bytes than the crops cut from them."""
+    frames = sum(int(group.sizes.prod(axis=1).sum()) for group in plan.groups)
+    crops = sum(len(group.image) * group.K**2 for group in plan.groups)
+    return frames < crops
+
+
+EMPTY = np.zeros(0, np.uint8)
+
+
+def read_rgb(path: str) -> torch.Tensor:
+    """uint8 [3, H, W] (channels last in memory): plain JPEGs through torchvision, all else through PIL; same pixels."""
+    data = Path(path).read_bytes()
+    with Image.open(io.BytesIO(data)) as header:
+        plain = header.format == "JPEG" and header.mode in ("RGB", "L")
+    if plain:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return torch.from_numpy(decode(io.BytesIO(data)).copy()).permute(2, 0, 1)
+
+
+def cut_all(plan: Plan, g: int, frames: dict[int, np.ndarray]) -> torch.Tensor:
+    """Crops uint8 [n, K, K, 3] of group ``g``, of the images (by position in the batch) that have a frame."""
+    group = plan.groups[g]
+    crops = [cut(frame, group.windows[group.image == k], group.K) for k, frame in frames.items()]
+    return torch.from_numpy(np.concatenate(crops) if crops else np.zeros((0, group.K, group.K, 3), np.uint8))

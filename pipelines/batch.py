@@ -1,0 +1,100 @@
+"""What flows from the pipelines to the models (``CropBatch``), and the contract of every backend.
+
+A batch is flat, not ``[b, v, c, h, w]``: images may have different numbers of views, views different sizes, and the
+last batch is short. Crops stay uint8 until the network's own first step normalises them on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.crops import Planner
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Crops of one size, image-major: all views of an image are consecutive, in the plan's order."""
+
+    crops: torch.Tensor  # uint8 [n, K, K, 3], on the backend's device
+    image: np.ndarray  # int64 [n]: the data set's row; -1 marks padding
+    view: np.ndarray  # int32 [n]: column of the planner's views; -1 marks padding
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that costs itself only."""
+
+    row: int
+    reason: str
+    stage: str = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class CropBatch:
+    """All crops of some images, in one group for each crop size. Every planned row is in ``rows`` or in ``failed``."""
+
+    groups: list[Group]
+    rows: np.ndarray  # int64 [b]: the images whose crops are here
+    failed: list[Failure] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """What a backend needs of a data set. ``pipelines.dataset.Dataset`` is one."""
+
+    def names(self, rows: np.ndarray) -> list[str]: ...
+    def paths(self, rows: np.ndarray) -> list[str]: ...
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Stored height and width, int64 [b, 2]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """How a backend works; nothing in here changes a pixel on one backend (but see ``hw_decoder_load``)."""
+
+    batch_images: int = 32
+    workers: int = 2  # decoding threads or processes
+    prefetch: int = 2  # batches in flight
+    device_id: int = 0  # of dali-gpu
+    hw_decoder_load: float = 0.65  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
+
+
+class Backend(Protocol):
+    """Obeys the plan, decodes each image once, draws no numbers of its own.
+
+    ``batches(rows)`` yields one CropBatch for each ``batch_images`` rows, in order; the last is short. An image that
+    cannot be read is in ``failed`` with its reason, and the others are bit for bit what they would have been.
+    """
+
+    name: str
+    device: str  # where the crops lie: "cpu" or "cuda:0"
+
+    def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None: ...
+
+    def batches(self, rows: np.ndarray) -> Iterator[CropBatch]: ...
+
+    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image: what the crops are cut from, for checks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def default_batch_images(views: int, K: int, *, gpu: bool = False) -> int:
+    """Images per batch, so that a batch of crops stays small whatever the number of views (128 MiB; 1 GiB on a GPU)."""
+    budget_bytes = (1 << 30) if gpu else (128 << 20)
+    most = 256 if gpu else 32
+    return int(np.clip(budget_bytes // (views * K * K * 3), 1, most))
+
+
+def split(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Consecutive pieces of at most ``size`` rows."""
+    rows = np.asarray(rows, dtype=np.int64)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

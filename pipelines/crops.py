@@ -1,0 +1,264 @@
+"""Which windows to cut: the policy grammar, the view streams and the integer plan. NumPy only.
+
+A **policy** is a sum of terms, ``5FC+5MFC+15RC+15MRC``; a **view** is one crop of an image, the j-th of a **stream**:
+
+    CC   the centre crop                       (one)
+    FC   four corners and the centre           (five: top-left, top-right, bottom-left, bottom-right, centre)
+    MFC  mirror images of those five windows   (five)
+    RC   random windows                        (any number)
+    MRC  random windows, mirrored, drawn independently of RC's
+
+Streams nest: the first n views of a stream are the n-crop policy, so one pass over the longest serves all of them.
+The fifth fixed crop *is* the centre crop; it is evaluated once when both are asked for.
+
+All geometry is integers, planned on the host; every backend obeys it. Source of the streams: MID, Section V.B and
+Tables I and VIII ("the flipped versions in our approach are not necessarily of the same random crops").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from pipelines.inputspec import InputSpec
+
+Sizes = np.ndarray  # int64 [b, 2]: height, width
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One sequence of views. ``count`` is the only number of views it may have, or None for any."""
+
+    count: int | None
+    mirror: bool
+    random: bool
+    what: str
+
+
+# In canonical order: sums over views run in it, so that an average never depends on which other policies are there.
+STREAMS: dict[str, Stream] = {
+    "CC": Stream(1, False, False, "the centre crop"),
+    "FC": Stream(5, False, False, "four corners and the centre"),
+    "MFC": Stream(5, True, False, "the fixed crops, mirrored"),
+    "RC": Stream(None, False, True, "random crops"),
+    "MRC": Stream(None, True, True, "random crops, mirrored"),
+}
+# Of the room (y, x), the share that each corner takes: torchvision's five_crop order.
+CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int64)
+MAX_VIEWS = 1000  # of one stream: a typing error of a few zeros would plan terabytes
+
+COMES_IN = {1: "ones, as CC", 5: "fives, as 5FC or 5MFC"}
+GRAMMAR = (
+    "a policy is a sum of terms such as CC, 20RC, 10RC+10MRC, CC+4RC or 5FC+5MFC+15RC+15MRC, where CC is the centre "
+    "crop, 5FC the four corners and the centre, 5MFC their mirror images, nRC and nMRC n random crops, plain and "
+    f"mirrored (n from 1 to {MAX_VIEWS}); each stream at most once"
+)
+
+
+class PolicyError(ValueError):
+    """A policy that the grammar does not allow; the message shows the grammar."""
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(f"policy {text!r}: {why}; {GRAMMAR}")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Number of views taken from each stream, in canonical order: ``(("CC", 1), ("RC", 4))``."""
+
+    terms: tuple[tuple[str, int], ...]
+
+    @property
+    def n_views(self) -> int:
+        """Views per image. A centre that is in both CC and FC counts twice: it has twice the weight."""
+        return sum(n for _, n in self.terms)
+
+    @property
+    def name(self) -> str:
+        """The canonical text: ``CC+4RC``."""
+        return "+".join(stream if stream == "CC" else f"{n}{stream}" for stream, n in self.terms)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_policy(text: str) -> Policy:
+    """``"4rc + CC"`` -> ``Policy("CC+4RC")``. Raises PolicyError, which shows the grammar."""
+    counts: dict[str, int] = {}
+    for raw in text.split("+"):
+        term = raw.strip().upper()
+        match = re.fullmatch(r"(\d*)([A-Z]+)", term)
+        if not match or match[2] not in STREAMS:
+            raise PolicyError(text, f"{raw.strip()!r} is no term" if term else "a term is empty")
+        name, n = match[2], int(match[1] or 1)
+        stream = STREAMS[name]
+        if name in counts:
+            raise PolicyError(text, f"{name} is named twice")
+        if stream.count is not None and n != stream.count:
+            raise PolicyError(text, f"{term} is no term: {name} comes in {COMES_IN[stream.count]}")
+        if not 1 <= n <= MAX_VIEWS:
+            raise PolicyError(text, f"{term} asks for {n} views")
+        counts[name] = n
+    return Policy(tuple((name, counts[name]) for name in STREAMS if name in counts))
+
+
+def curve_policies(crops: Iterable[int]) -> list[Policy]:
+    """``--crops``: CC, then ``nRC`` and ``CC+(n-1)RC`` for each n (MID Figures 3 and 7).
+
+    Raises PolicyError for an n below 1.
+    """
+    policies = [parse_policy("CC")]
+    for n in crops:
+        policies.append(parse_policy(f"{n}RC"))
+        if n > 1:
+            policies.append(parse_policy(f"CC+{n - 1}RC"))
+    return unique(policies)
+
+
+def unique(policies: Iterable[Policy]) -> list[Policy]:
+    """Without repetitions, in order of first appearance."""
+    return list(dict.fromkeys(policies))
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The union of the views of some policies: what one pass evaluates.
+
+    ``columns[stream][j]`` is the column (view number) of the stream's j-th view. Columns are numbered in canonical
+    order; FC's fifth view shares CC's column.
+    """
+
+    counts: dict[str, int]
+    columns: dict[str, tuple[int, ...]]
+    total: int
+    mirrored: bool
+
+    def take(self, policy: Policy) -> list[int]:
+        """Columns of a policy's views, in the order in which they are summed."""
+        return [column for stream, n in policy.terms for column in self.columns[stream][:n]]
+
+
+def union(policies: Sequence[Policy]) -> Views:
+    """The views that serve all policies: of each stream, as many as the largest asks for."""
+    if not policies:
+        raise ValueError("no policy was given: name at least one, such as CC")
+    counts = {
+        stream: most
+        for stream in STREAMS
+        if (most := max((n for policy in policies for s, n in policy.terms if s == stream), default=0))
+    }
+    columns: dict[str, tuple[int, ...]] = {}
+    total = 0
+    for stream, n in counts.items():
+        own = n
+        if stream == "FC" and "CC" in columns:
+            own = n - 1
+        columns[stream] = tuple(range(total, total + own)) + (columns["CC"] if own < n else ())
+        total += own
+    return Views(counts, columns, total, any(STREAMS[s].mirror for s in counts))
+
+
+def resized_sizes(sizes: Sizes, spec: InputSpec) -> Sizes:
+    """Height and width after resizing, int64 [b, 2], from the stored pixels' height and width [b, 2].
+
+    ``center``: torchvision's floor, ``int(S * long / short)`` for the long side. ``squash``: S x S.
+    """
+    sizes = np.asarray(sizes, dtype=np.int64)
+    if spec.crop_mode == "squash":
+        return np.full_like(sizes, spec.S)
+    return spec.S * sizes // sizes.min(axis=1, keepdims=True)
+
+
+def centre_offset(room: np.ndarray) -> np.ndarray:
+    """torchvision's ``center_crop``: ``int(round(room / 2.0))``, halves to the even neighbour, in integers."""
+    half = room // 2
+    return half + (room % 2) * (half % 2)
+
+
+def uniforms(seed: int, name: str, stream: str, n: int) -> np.ndarray:
+    """The first n pairs of the stream, float64 [n, 2] in [0, 1): a function of (seed, name, stream) alone.
+
+    NumPy's Philox keyed by a hash. ``random_raw`` and the shift are spelled out because NumPy promises that its bit
+    generators never change, and does not promise it of ``Generator.random``. Rows are drawn in order, so prefixes nest.
+    """
+    key = blake2b(f"{seed}\0{stream}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    raw = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(2 * n)
+    return (raw >> np.uint64(11)).reshape(n, 2) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """All windows of one crop size in a batch. Rows are image-major, views in canonical order."""
+
+    K: int
+    sizes: np.ndarray  # int64 [b, 2]: height and width to resize each image to
+    image: np.ndarray  # int64 [n]: position in the batch, 0..b-1
+    view: np.ndarray  # int32 [n]: column of `Views`
+    windows: np.ndarray  # int64 [n, 3]: y, x in resized pixels, and whether the crop is then mirrored
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a backend must do for one batch of images."""
+
+    rows: np.ndarray  # int64 [b]: the data set's rows
+    source_sizes: np.ndarray  # int64 [b, 2]: stored height and width; a file that differs has changed since the scan
+    groups: tuple[GroupPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Plans batches: a pure function of the spec, the views, the seed and each image's name and size.
+
+    Made batch by batch: a Philox object costs 32 us an image and stream, too much for 1.3 million images at start.
+    """
+
+    spec: InputSpec
+    views: Views
+    seed: int = 0
+
+    def windows(self, names: Sequence[str], resized: Sizes) -> np.ndarray:
+        """Windows int64 [b, total, 3] by view column, of images with these names and resized sizes [b, 2]."""
+        room = np.asarray(resized, dtype=np.int64)[:, None] - self.spec.K  # [b, 1, 2]: offsets 0..room fit
+        out = np.zeros((len(room), self.views.total, 3), dtype=np.int64)
+        for stream, n in self.views.counts.items():
+            columns = list(self.views.columns[stream])
+            out[:, columns, :2] = self._offsets(stream, n, names, room)
+            out[:, columns, 2] = STREAMS[stream].mirror
+        return out
+
+    def _offsets(self, stream: str, n: int, names: Sequence[str], room: np.ndarray) -> np.ndarray:
+        """(y, x) int64 [b, n, 2] (or [b, 1, 2]) of a stream's first n views; ``room`` [b, 1, 2]."""
+        if STREAMS[stream].random:
+            u = np.array([uniforms(self.seed, name, stream, n) for name in names]).reshape(len(names), n, 2)
+            # Every offset is equally likely; u < 1 keeps the product below room + 1, also after rounding.
+            return np.floor(u * (room + 1)).astype(np.int64)
+        centre = centre_offset(room)
+        return centre if stream == "CC" else np.concatenate([room * CORNERS, centre], axis=1)
+
+    def plan(self, rows: np.ndarray, names: Sequence[str], sizes: Sizes) -> Plan:
+        """Plan one batch. ``rows`` int [b], ``names`` of length b, ``sizes`` stored height and width [b, 2]."""
+        sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        resized = resized_sizes(sizes, self.spec)
+        v = self.views.total
+        group = GroupPlan(
+            K=self.spec.K,
+            sizes=resized,
+            image=np.repeat(np.arange(len(sizes)), v),
+            view=np.tile(np.arange(v, dtype=np.int32), len(sizes)),
+            windows=self.windows(names, resized).reshape(-1, 3),
+        )
+        return Plan(np.asarray(rows, dtype=np.int64), sizes, (group,))
+
+
+def cut(frame: np.ndarray, windows: np.ndarray, K: int) -> np.ndarray:
+    """Crops uint8 [n, K, K, 3] from one resized frame [H, W, 3]: the meaning of a window, in NumPy slices."""
+    out = np.empty((len(windows), K, K, frame.shape[2]), dtype=frame.dtype)
+    for crop, (y, x, mirror) in zip(out, windows.tolist(), strict=True):
+        window = frame[y : y + K, x : x + K]
+        crop[:] = window[:, ::-1] if mirror else window
+    return out
