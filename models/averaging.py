@@ -1,0 +1,121 @@
+"""Where views are averaged: pooled features, logits or softmax scores; all policies from the same outputs.
+
+MID's Equations 3 (features) and "similar averaging ... using the logits or softmax scores" (Section III). Sums run
+stream by stream, view by view, in float64: a policy's average is a sum of at most five prefix sums, so that its bits
+never depend on which other policies are in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.crops import Policy, Views
+
+
+@dataclass(frozen=True, slots=True)
+class ViewOutputs:
+    """What the network said of every view of some images; the views are numbered as in ``Views``."""
+
+    features: Tensor | None  # float [b, v, f], None where the network has no feature level
+    logits: Tensor  # float [b, v, n]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The mean over v is taken ``of`` the views' outputs; ``finish`` turns the means into log-probabilities.
+
+    ``finish``: means float64 [m, d] and the network's head ([m, f] -> [m, n]) -> float64 [m, n].
+    """
+
+    of: Callable[[ViewOutputs], Tensor | None]
+    finish: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+    what: str
+
+
+LEVELS: dict[str, Level] = {
+    "feature": Level(
+        lambda out: out.features,
+        lambda mean, head: head(mean.float()).double().log_softmax(-1),
+        "mean over views of the pooled features, then the head",
+    ),
+    "logit": Level(
+        lambda out: out.logits,
+        lambda mean, head: mean.log_softmax(-1),
+        "mean over views of the logits",
+    ),
+    "softmax": Level(
+        lambda out: out.logits.double().softmax(-1),
+        lambda mean, head: mean.log(),
+        "mean over views of the softmax scores",
+    ),
+}
+
+
+def policy_means(values: Tensor, views: Views, policies: Sequence[Policy]) -> Iterator[Tensor]:
+    """For each policy the mean of its views: float [b, v, d] -> float64 [b, d]."""
+    sums = {stream: prefix_sums(values, views.columns[stream]) for stream in views.counts}
+    for policy in policies:
+        total = torch.zeros_like(values[:, 0], dtype=torch.float64)
+        for stream, n in policy.terms:
+            total = total + sums[stream][n]
+        yield total / policy.n_views
+
+
+def prefix_sums(values: Tensor, columns: Sequence[int]) -> list[Tensor]:
+    """Sum of the first 0, 1, ... of these columns of [b, v, d], float64 [b, d] each, added one after the other."""
+    total = torch.zeros_like(values[:, 0], dtype=torch.float64)
+    sums = [total]
+    for column in columns:
+        total = total + values[:, column]
+        sums.append(total)
+    return sums
+
+
+def log_probabilities(
+    level: str,
+    outputs: ViewOutputs,
+    views: Views,
+    policies: Sequence[Policy],
+    head: Callable[[Tensor], Tensor],
+) -> Tensor | None:
+    """float64 [p, b, n]: the averaged prediction of every policy, or None where the network has no such level.
+
+    ``head`` maps [m, f] -> [m, n] and must give each row the same whatever m is (see ``predict.Network.head``).
+    """
+    values = LEVELS[level].of(outputs)
+    if values is None:
+        return None
+    means = torch.stack(list(policy_means(values, views, policies)))
+    return LEVELS[level].finish(means.flatten(0, 1), head).unflatten(0, means.shape[:2])
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per policy and image, [p, b] each, on the CPU."""
+
+    top1: Tensor  # int32: predicted class; -1 where the network gave no number (NaN)
+    in_top5: Tensor  # bool: the label is among the five most probable
+    nll: Tensor  # float32: -log p(label), nats; NaN without a label
+
+
+def score(log_p: Tensor, labels: Tensor) -> Scores:
+    """Score log-probabilities [p, b, n] against labels int64 [b]; -1 means no label.
+
+    Of equal scores the class with the lower number counts as more probable, for top-1 and top-5 alike. A prediction
+    that holds NaN (float16 overflows in some networks) is class -1: never right by accident of comparison.
+    """
+    n = log_p.shape[-1]
+    labels = labels.to(log_p.device)
+    known = labels >= 0
+    index = labels.clamp(min=0).expand(log_p.shape[0], -1)[..., None]
+    own = log_p.gather(-1, index)
+    before = torch.arange(n, device=log_p.device) < index
+    rank = ((log_p > own) | ((log_p == own) & before)).sum(-1)
+    broken = log_p.isnan().any(-1)
+    top1 = log_p.argmax(-1).masked_fill(broken, -1)
+    nll = (-own[..., 0]).masked_fill(~known, float("nan"))
+    return Scores(top1.int().cpu(), ((rank < 5) & known & ~broken).cpu(), nll.float().cpu())

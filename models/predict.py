@@ -1,0 +1,171 @@
+"""CropBatches -> the network, one fixed chunk shape at a time -> each image's view outputs.
+
+The network always sees ``[chunk, 3, K, K]``; the last chunk is padded. So one compiled graph serves the whole run, and
+an image's outputs do not depend on what shares its batch: rows are bit-equal under permutation, padding and the number
+of workers (shown by tests/models/test_predict.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.averaging import ViewOutputs
+from models.classifier import Classifier
+from pipelines.batch import CropBatch, Failure, Group
+
+AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Network:
+    """A classifier on its device, fed with whole chunks of uint8 crops.
+
+    ``amp_dtype`` float16 or bfloat16 runs under autocast; the averages are float64 all the same.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        chunk: int,
+        device: str = "cpu",
+        amp_dtype: str = "float32",
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        if chunk < 1:
+            raise ValueError(f"--batch-size {chunk}: the number of crops per forward must be at least 1")
+        dtype = AMP_DTYPES[amp_dtype]
+        self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
+        self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
+        K = classifier.spec.K
+        self.buffer = torch.zeros((chunk, K, K, 3), dtype=torch.uint8, device=self.device)
+        step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
+        self._forward = torch.compile(step) if compiled else step
+
+    def _step(self, crops: Tensor) -> tuple[Tensor | None, Tensor]:
+        with self._autocast():
+            features, logits = self.classifier.outputs(self.classifier.prepare(crops))
+        return None if features is None else features.float(), logits.float()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+
+    @torch.inference_mode()
+    def forward(self) -> tuple[Tensor | None, Tensor]:
+        """Run the chunk in ``buffer``: features float [chunk, f] or None, logits float [chunk, n]."""
+        return self._forward(self.buffer)
+
+    @torch.inference_mode()
+    def head(self, features: Tensor) -> Tensor:
+        """[m, f] -> [m, n] in padded pieces of ``chunk`` rows: matrix products of other shapes round otherwise."""
+        m = len(features)
+        padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.chunk))
+        with self._autocast():
+            return torch.cat([self.classifier.head(piece).float() for piece in padded.split(self.chunk)])[:m]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Images whose views are not all through the network yet."""
+
+    batch: CropBatch
+    positions: list[np.ndarray]  # for each group, the flat place [b * v] of each row, -1 for padding
+    n_views: int
+    missing: int
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The outputs of one batch of images: ``rows`` int64 [b], and what could not be read."""
+
+    rows: np.ndarray
+    outputs: ViewOutputs | None  # None when no image of the batch could be read
+    failed: list[Failure]
+
+
+def predict(batches: Iterable[CropBatch], network: Network, n_views: int) -> Iterator[Predicted]:
+    """Run all crops of the batches, ``n_views`` of each image; yields each batch as soon as its last crop is through.
+
+    Chunks fill across batches, so that only the run's very last one is padded.
+    """
+    waiting: list[_Pending] = []
+    filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in the buffer, in order: whose, and where it belongs
+    used = 0
+
+    def flush() -> None:
+        nonlocal used
+        features, logits = network.forward()
+        start = 0
+        for pending, places in filled:
+            _store(pending, places, start, features, logits)
+            start += len(places)
+        filled.clear()
+        used = 0
+
+    for batch in batches:
+        pending = _pending(batch, n_views)
+        waiting.append(pending)
+        for group, places in zip(batch.groups, pending.positions, strict=True):
+            for start, stop in _runs(places):
+                while start < stop:
+                    take = min(stop - start, network.chunk - used)
+                    network.buffer[used : used + take].copy_(group.crops[start : start + take], non_blocking=True)
+                    filled.append((pending, places[start : start + take]))
+                    used, start = used + take, start + take
+                    if used == network.chunk:
+                        flush()
+        while waiting and waiting[0].missing == 0:
+            yield _done(waiting.pop(0))
+    if used:
+        flush()
+    for pending in waiting:
+        yield _done(pending)
+
+
+def _pending(batch: CropBatch, n_views: int) -> _Pending:
+    order = {row: i for i, row in enumerate(batch.rows.tolist())}
+    positions = [_positions(group, order, n_views) for group in batch.groups]
+    missing = sum(int((places >= 0).sum()) for places in positions)
+    if missing != len(batch.rows) * n_views:
+        raise ValueError(f"a batch of {len(batch.rows)} images came with {missing} crops, not {n_views} for each image")
+    return _Pending(batch, positions, n_views, missing)
+
+
+def _positions(group: Group, order: dict[int, int], n_views: int) -> np.ndarray:
+    image = np.array([order.get(row, -1) for row in group.image.tolist()], dtype=np.int64)
+    return np.where(image < 0, -1, image * n_views + group.view)
+
+
+def _runs(places: np.ndarray) -> list[tuple[int, int]]:
+    """[start, stop) of each stretch without padding."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], places >= 0, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _store(pending: _Pending, places: np.ndarray, start: int, features: Tensor | None, logits: Tensor) -> None:
+    total = len(pending.batch.rows) * pending.n_views
+    if pending.logits is None:
+        pending.logits = logits.new_zeros((total, logits.shape[1]))
+        pending.features = None if features is None else features.new_zeros((total, features.shape[1]))
+    index = torch.from_numpy(places).to(logits.device)
+    pending.logits[index] = logits[start : start + len(places)]
+    if features is not None and pending.features is not None:
+        pending.features[index] = features[start : start + len(places)]
+    pending.missing -= len(places)
+
+
+def _done(pending: _Pending) -> Predicted:
+    rows, failed = pending.batch.rows, pending.batch.failed
+    if pending.logits is None:
+        return Predicted(rows, None, failed)
+    shape = (len(rows), pending.n_views)
+    features = None if pending.features is None else pending.features.unflatten(0, shape)
+    return Predicted(rows, ViewOutputs(features, pending.logits.unflatten(0, shape)), failed)
