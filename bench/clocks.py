@@ -1,0 +1,80 @@
+"""Reading the time honestly: synchronise, then read; one thing per clock; raw values kept.
+
+A stream of work is cut into segments of about ``seconds`` each. Warm-up comes first and is not recorded. Inside a
+segment nothing is synchronised, printed or counted but the items themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a stream between two synchronised readings of the clock."""
+
+    count: int  # images or crops that came out
+    duration_s: float
+    interval_ms: list[float]  # between successive items (batches or chunks): on the GPU by events, without waiting
+
+
+class _Marks:
+    """Times of items, read without making a GPU wait."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def intervals_ms(self) -> list[float]:
+        """Call after synchronising."""
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return [a.elapsed_time(b) if self.cuda else (b - a) * 1e3 for a, b in pairs]
+
+
+class StreamEnded(RuntimeError):
+    """The stream gave out before one segment was measured."""
+
+
+def segment(stream: Iterator[int], *, seconds: float, warmup_items: int, device: str) -> Segment:
+    """Take ``warmup_items`` from the stream untimed, then items until ``seconds`` have passed (at least two).
+
+    Each item is the number of images or crops that it stands for.
+    """
+    for taken in range(warmup_items):
+        if next(stream, None) is None:
+            raise StreamEnded(f"only {taken} items came, {warmup_items} were wanted as warm-up")
+    marks = _Marks(device)
+    synchronize(device)
+    start = time.perf_counter()
+    marks.mark()
+    count = items = 0
+    while items < 2 or time.perf_counter() - start < seconds:
+        done = next(stream, None)
+        if done is None:
+            break
+        marks.mark()
+        count, items = count + done, items + 1
+    synchronize(device)
+    duration_s = time.perf_counter() - start
+    if not items:
+        raise StreamEnded("the stream ended with the warm-up")
+    return Segment(count, duration_s, marks.intervals_ms())

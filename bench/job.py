@@ -1,0 +1,331 @@
+"""One network on one data set: load it, check the pipeline, estimate, score, time; yields records."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench import accuracy, machine, records, throughput
+from bench.cases import ModelCase
+from models import classifier as classifiers
+from models.classifier import Classifier
+from models.predict import Network
+from pipelines import backend, reference
+from pipelines.batch import Failure, LoadConfig, default_batch_images
+from pipelines.crops import Planner, Policy, union
+from pipelines.dataset import Dataset, DatasetError, Scan
+from pipelines.labels import label, unlabelled
+
+CHECKED_IMAGES = 4  # compared with the reference before anything is timed
+BATCH_SECONDS = 2.0  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says of every network alike."""
+
+    policies: list[Policy]
+    crops: list[int]
+    weights: str
+    checkpoint: Path | None
+    load_arguments: dict[str, Any]  # for models.classifier.load
+    labels_file: Path | None
+    class_map: Path | None
+    limit: int | None
+    seed: int
+    backend: str
+    workers: int
+    batch_images: int | None
+    hw_load: float
+    batch_size: int | None
+    device: str
+    amp_dtype: str
+    channels_last: bool
+    torchcompile: bool
+    score: bool
+    time: bool
+    rounds: int
+    round_seconds: float
+    num_warm_iter: int
+
+
+def default_batch_size(K: int, device: str) -> int:
+    """Crops per forward: 256 on a GPU; on a CPU about the pixels of 64 crops of 100 x 100, at least 8."""
+    if device.startswith("cuda"):
+        return 256
+    return int(np.clip(2 ** round(np.log2(64 * (100 / K) ** 2)), 8, 64))
+
+
+class Job:
+    """One network's part of a run. Making one loads the weights and matches the labels, so that errors come early."""
+
+    def __init__(self, case: ModelCase, scan: Scan, options: Options) -> None:
+        self.case, self.options = case, options
+        self.classifier = self._load()
+        self.data = self._label(scan)
+        self.rows = np.arange(len(self.data))
+        self.views = union(options.policies)
+        self.batch_size = options.batch_size or default_batch_size(self.classifier.spec.K, options.device)
+        self.failed: list[Failure] = []
+        self.crops_per_sec = float("nan")
+
+    def _load(self) -> Classifier:
+        options = self.options
+        return classifiers.load(
+            self.case.name,
+            weights=options.weights,
+            checkpoint=options.checkpoint,
+            seed=options.seed,
+            **options.load_arguments,
+        )
+
+    def _label(self, scan: Scan) -> Dataset:
+        options = self.options
+        try:
+            data = label(
+                scan,
+                num_classes=self.classifier.num_classes,
+                labels_file=options.labels_file,
+                class_map=options.class_map,
+            )
+        except DatasetError as error:
+            if self.why_no_accuracy is None:
+                raise
+            data = unlabelled(scan, str(error))
+        return data.subset(options.limit, options.seed) if options.limit is not None else data
+
+    @property
+    def why_no_accuracy(self) -> str | None:
+        """Why this network is not scored, or None."""
+        if not self.options.score:
+            return "not asked for (--no-accuracy)"
+        if self.options.weights == "random" and self.options.checkpoint is None:
+            return "the weights are random (--weights random): accuracy would mean nothing"
+        if hasattr(self, "data") and not self.data.has_labels:
+            return f"the images have no labels ({self.data.label_rule})"
+        return None
+
+    @cached_property
+    def network(self) -> Network:
+        options = self.options
+        return Network(
+            self.classifier,
+            chunk=self.batch_size,
+            device=options.device,
+            amp_dtype=options.amp_dtype,
+            channels_last=options.channels_last,
+            compiled=options.torchcompile,
+        )
+
+    def planner(self, *policies: Policy) -> Planner:
+        return Planner(self.classifier.spec, union(policies), self.options.seed)
+
+    def config(self, n_views: int) -> LoadConfig:
+        """Images per batch by memory, and so that a slow network is not given minutes of work at once."""
+        options = self.options
+        gpu = options.backend == "dali-gpu"
+        images = default_batch_images(n_views, self.classifier.spec.K, gpu=gpu)
+        if np.isfinite(self.crops_per_sec):
+            images = int(np.clip(BATCH_SECONDS * self.crops_per_sec / n_views, min(options.workers, images), images))
+        return LoadConfig(
+            batch_images=options.batch_images or images,
+            workers=options.workers,
+            hw_decoder_load=options.hw_load,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        data, network = self.data, self.classifier
+        return {
+            "model": network.name,
+            "feature_dim": network.feature_dim,
+            "feature_absent_reason": network.feature_absent_reason,
+            "head_is_linear": network.head_is_linear,
+            "num_classes": network.num_classes,
+            "notes": network.notes,
+            "images": len(data),
+            "label_rule": data.label_rule,
+        }
+
+    def expected_s(self) -> float:
+        """How long this job will take, from a few seconds of measuring the pipeline and the network."""
+        options = self.options
+        network = self.network
+        network.forward()
+        start, n = time.perf_counter(), 0
+        while n < 2 or (time.perf_counter() - start < 0.5 and n < 20):
+            n += len(network.forward()[1]) // self.batch_size
+        float(network.forward()[1][0, 0])  # waits for a GPU
+        self.crops_per_sec = (n + 1) * self.batch_size / (time.perf_counter() - start)
+        pipeline = self._pipeline_rate()
+        total = 0.0
+        if self.why_no_accuracy is None:
+            total += len(self.rows) * (1 / pipeline + self.views.total / self.crops_per_sec)
+        if options.time:
+            batches_s = [self._batch_s(n, pipeline) for n in options.crops]
+            warm, seconds = options.num_warm_iter, options.round_seconds
+            chunk_s = self.batch_size / self.crops_per_sec
+            for batch_s in [chunk_s, *batches_s, *(self.config(n).batch_images / pipeline for n in options.crops)]:
+                total += options.rounds * max(seconds, 2 * batch_s) + (options.rounds + 1) * warm * batch_s
+        return total
+
+    def _batch_s(self, n: int, pipeline: float) -> float:
+        return self.config(n).batch_images * (1 / pipeline + n / self.crops_per_sec)
+
+    def _pipeline_rate(self) -> float:
+        """Images per second of the pipeline, roughly: a second or three batches, whichever is longer."""
+        config = self.config(self.views.total)
+        source = backend(self.options.backend)(self.data, self.planner(*self.options.policies), config)
+        rows = np.resize(self.rows, config.batch_images * 40)
+        start, images, last = None, 0, 0.0
+        for i, batch in enumerate(source.batches(rows)):
+            if start is None:
+                start = time.perf_counter()  # the first batch pays for starting threads
+                continue
+            images += len(batch.rows)
+            last = time.perf_counter()
+            if i >= 3 and last - start > 1.0:
+                break
+        source.close()
+        assert start is not None
+        return max(images, 1) / max(last - start, 1e-6)
+
+    def setting(self, batch_images: int) -> records.Setting:
+        """What the results depend on."""
+        options, network, spec = self.options, self.classifier, self.classifier.spec
+        member = network.member
+        return records.Setting(
+            model=network.name,
+            family=self.case.family,
+            variant=self.case.variant,
+            weights=network.weights,
+            weight_hash=network.weight_hash,
+            param_count=network.param_count,
+            published_top1=member.top1 if member else None,
+            published_in=member.table if member else None,
+            S=spec.S,
+            K=spec.K,
+            interpolation=spec.interpolation,
+            crop_mode=spec.crop_mode,
+            data=self.data.root.name,
+            data_hash=data_hash(self.data),
+            is_demo=self.data.is_demo,
+            backend=options.backend,
+            batch_size=self.batch_size,
+            batch_images=batch_images,
+            workers=options.workers,
+            device=options.device,
+            machine_id=machine.machine_id(),
+            amp_dtype=options.amp_dtype,
+            channels_last=options.channels_last,
+            torchcompile=options.torchcompile,
+            seed=options.seed,
+        )
+
+    def run(self, out: Path) -> Iterator[records.Record]:
+        """Check, score and time; each record as soon as it is there."""
+        setting = self.setting(self.config(self.views.total).batch_images)
+        if reason := self.why_no_accuracy:
+            yield records.Absent(setting, "accuracy", reason)
+        else:
+            yield from self._accuracy(setting, out)
+        if self.options.time:
+            yield from self._throughput(setting)
+        else:
+            yield records.Absent(setting, "throughput", "not asked for (--no-throughput)")
+
+    def _accuracy(self, setting: records.Setting, out: Path) -> Iterator[records.Record]:
+        options = self.options
+        planner = self.planner(*options.policies)
+        source = backend(options.backend)(self.data, planner, self.config(self.views.total))
+        try:
+            reference.check(source, self.data, planner, self.rows[:CHECKED_IMAGES])
+            labels = self.data.table["label"].to_numpy(np.int64)
+            with tqdm(total=len(self.rows), desc=f"accuracy {self.case.name}", unit="image") as bar:
+                predictions = accuracy.evaluate(
+                    source, self.network, self.rows, labels, self.views, options.policies, bar.update
+                )
+        finally:
+            source.close()
+        self.failed = predictions.failed
+        name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.case.name)
+        predictions.save(out / f"predictions-{name}.npz", self.data.names(predictions.rows))
+        if len(predictions.rows) == 0:
+            yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
+            return
+        unreadable = len(self.data.unreadable) + len(predictions.failed)
+        for policy in options.policies:
+            for level in predictions.levels:
+                counts = accuracy.counts(predictions, level, policy.name)
+                yield records.Accuracy(
+                    setting,
+                    policy=policy.name,
+                    n_views=policy.n_views,
+                    level=level,
+                    images=counts.images,
+                    unreadable=unreadable,
+                    top1_correct=counts.top1_correct,
+                    top5_correct=counts.top5_correct,
+                    nll_mean=counts.nll_mean,
+                    fixed=counts.fixed,
+                    broken=counts.broken,
+                )
+        if absent := self.classifier.feature_absent_reason:
+            yield records.Absent(setting, "accuracy at level feature", absent)
+
+    def _throughput(self, setting: records.Setting) -> Iterator[records.Record]:
+        options = self.options
+        bench = throughput.Bench(
+            backend(options.backend), self.data, len(self.rows), self.planner, self.config, self.network, options.crops
+        )
+        try:
+            errors = {
+                n: reference.check(source, self.data, bench.planners[n], self.rows[:CHECKED_IMAGES])
+                for n, source in bench.backends.items()
+            }
+            cells = len(bench.cells()) * options.rounds
+            with tqdm(total=cells, desc=f"throughput {self.case.name}", unit="round") as bar:
+                measured = throughput.measure(
+                    bench,
+                    rounds=options.rounds,
+                    seconds=options.round_seconds,
+                    warmup_items=options.num_warm_iter,
+                    progress=partial(_tick, bar),
+                )
+        finally:
+            bench.close()
+        for one in measured:
+            n = one.cell.crops
+            yield records.Throughput(
+                setting,
+                stage=one.cell.stage,
+                crops=n,
+                batch_images=self.config(n).batch_images if n else None,
+                counts=[s.count for s in one.segments],
+                durations_s=[s.duration_s for s in one.segments],
+                interval_ms=[round(ms, 3) for s in one.segments for ms in s.interval_ms],
+                peak_mem_bytes=one.peak_mem_bytes,
+                gpu_used_bytes=one.gpu_used_bytes or None,
+                frame_error_levels=max(errors.values()),
+            )
+
+
+def _tick(bar: tqdm, cell: throughput.Cell) -> None:
+    bar.set_postfix_str(f"{cell.stage} {cell.crops or ''}", refresh=False)
+    bar.update()
+
+
+def data_hash(data: Dataset) -> str:
+    """16 hexadecimal digits over names and labels: equal means the same images with the same labels."""
+    digest = hashlib.sha256()
+    for name, number in zip(data.table["name"], data.table["label"], strict=True):
+        digest.update(f"{name}\0{number}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""The command line of bench/run.py. Names are timm's where timm has one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from pathlib import Path
+from typing import Any
+
+from bench.cases import int_list
+from pipelines import BACKENDS
+from pipelines.crops import GRAMMAR
+from pipelines.inputspec import INTERPOLATIONS
+
+EXAMPLES = """examples:
+  python bench/run.py --family nfnet --crops 1,2,5,10,20
+      the demo network of the family on generated demo images: nothing is downloaded
+  python bench/run.py --family nfnet --crops 1,2,5,10,20 --data imagenet/val
+      the family's smallest published network on your images; --variants 0,3 or all for more
+  python bench/run.py --models resnet50.a1_in1k,torchvision:squeezenet1_0 --policies CC,10RC+10MRC --data imagenet/val
+      any timm or torchvision network
+"""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parsed and checked options; ``argv`` is kept as given. Exits with status 2 on a bad command line."""
+    import sys
+
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    if not args.crops and not args.policies:
+        args.crops = [1, 2, 5, 10, 20]
+    if args.amp and args.amp_dtype == "float32":
+        args.amp_dtype = "float16"
+    if args.no_accuracy and args.no_throughput:
+        parser.error("--no-accuracy and --no-throughput together leave nothing to do")
+    if args.data is None and (args.labels_file or args.class_map):
+        parser.error("--labels-file and --class-map go with --data DIR")
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags, by what they are about."""
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py",
+        description="Accuracy and images per second of an image classifier asked about several crops of each image.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _what(parser.add_argument_group("what to run"))
+    _models(parser.add_argument_group("networks"))
+    _data(parser.add_argument_group("data"))
+    _speed(parser.add_argument_group("speed"))
+    _run(parser.add_argument_group("the run"))
+    return parser
+
+
+def _what(group: Any) -> None:
+    group.add_argument("--family", help="resnet, mobilenet, efficientnet or nfnet")
+    group.add_argument(
+        "--variants",
+        metavar="LIST",
+        help="members of the family, such as 0,3 or ns:l2 or all (default: the smallest; the demo has one)",
+    )
+    group.add_argument("--models", "--model", "-m", metavar="NAMES", help="timm names or torchvision:NAME, by commas")
+    group.add_argument(
+        "--crops",
+        type=_ints,
+        metavar="LIST",
+        help="crop counts: throughput is timed at each; accuracy is scored for CC, nRC and CC+(n-1)RC at every n up to "
+        "the largest, which costs no more (default: 1,2,5,10,20 unless --policies is given)",
+    )
+    group.add_argument("--policies", metavar="LIST", help=GRAMMAR)
+    group.add_argument("--no-accuracy", action="store_true", help="measure speed only; needs no labels")
+    group.add_argument("--no-throughput", action="store_true", help="measure accuracy only")
+    group.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
+
+
+def _models(group: Any) -> None:
+    group.add_argument(
+        "--weights",
+        choices=("pretrained", "random", "demo"),
+        help="default: demo on the demo data with --family, else pretrained (downloaded once); random: speed only",
+    )
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights from a .safetensors, .pt or .pth file")
+    group.add_argument("--num-classes", type=int, metavar="N", help="default: the weights' own number")
+    group.add_argument("--model-kwargs", nargs="*", type=_pair, default=[], metavar="KEY=VALUE", help="for the network")
+    group.add_argument("--img-size", type=int, metavar="K", help="side of the square crop, pixels")
+    group.add_argument("--crop-pct", type=float, metavar="K/S", help="crop side over the resized image's short side")
+    group.add_argument(
+        "--crop-mode", choices=("center", "squash", "border"), help="center keeps the aspect ratio (default)"
+    )
+    group.add_argument("--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}")
+
+
+def _data(group: Any) -> None:
+    group.add_argument(
+        "--data", "--data-dir", type=Path, metavar="DIR", help="a folder of images (default: the demo set)"
+    )
+    group.add_argument("--labels-file", type=Path, metavar="FILE", help="labels of a flat folder: devkit, text or CSV")
+    group.add_argument("--class-map", type=Path, metavar="FILE", help="class names in the model's order, as in timm")
+    group.add_argument("--limit", type=int, metavar="N", help="only N images, chosen by --seed and their names")
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the random windows, of --limit, of random weights (default: 0)"
+    )
+    group.add_argument(
+        "--data-backend", default="auto", choices=("auto", *BACKENDS), help="default: the first of these that works"
+    )
+    group.add_argument("--workers", "-j", type=_positive, metavar="N", help="decoding threads (default: usable cores)")
+    group.add_argument(
+        "--batch-images", type=_positive, metavar="N", help="images per pipeline batch (default: by memory)"
+    )
+    group.add_argument(
+        "--hw-load", type=float, default=0.65, metavar="X", help="share of a batch for the GPU's JPEG engine (0.65)"
+    )
+
+
+def _speed(group: Any) -> None:
+    group.add_argument(
+        "--batch-size",
+        "-b",
+        type=_positive,
+        metavar="N",
+        help="crops per forward, the network's fixed chunk (default: by size)",
+    )
+    group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    group.add_argument("--amp", action="store_true", help="run the network under autocast")
+    group.add_argument(
+        "--amp-dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="implies --amp"
+    )
+    group.add_argument("--channels-last", action="store_true", help="NHWC memory format")
+    group.add_argument("--torchcompile", action="store_true", help="torch.compile the network")
+    group.add_argument(
+        "--rounds", type=_positive, default=5, metavar="N", help="repetitions of every timing (default: 5)"
+    )
+    group.add_argument(
+        "--round-seconds", type=float, default=1.0, metavar="S", help="length of a timed segment (default: 1.0)"
+    )
+    group.add_argument(
+        "--num-warm-iter", type=_positive, default=2, metavar="N", help="batches before each timed segment (default: 2)"
+    )
+
+
+def _run(group: Any) -> None:
+    group.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: runs/<name>-<time>)")
+    group.add_argument(
+        "--yes", action="store_true", help="go on although the run is expected to take over half an hour"
+    )
+    group.add_argument("--no-figures", action="store_true", help="write the numbers only")
+
+
+def _ints(text: str) -> list[int]:
+    try:
+        return int_list(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

@@ -1,0 +1,374 @@
+"""A run's folder: what is written, how it is read back, and when two results may be compared.
+
+    run.json             schema, command, configuration, environment, data set, models; written first
+    results.jsonl        one JSON line for each case as it finishes (`Accuracy`, `Throughput`, `Absent`)
+    summary.csv          one row for each line above with the derived figures: shares, intervals, tests, rates, ceilings
+    predictions-*.npz    for each model: every image's answers (see bench.accuracy.Predictions)
+    unreadable.csv       every image that could not be read: name, stage, reason
+    *.png                figures
+
+Raw counts and raw repetitions are stored; percentages, medians and intervals are computed on reading, from functions
+here, so that a better statistic needs no new run. A number that was not measured is an `Absent` line with its reason.
+
+History of the schema: 1, the first.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.stats import binomtest
+
+SCHEMA = 1
+CONFIDENCE = 0.95
+LOAD, MODEL, END_TO_END = "load", "model", "end_to_end"  # the stages of a throughput pass
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """All that a result depends on. Two results are comparable when these agree, but for what is being compared."""
+
+    model: str
+    family: str | None
+    variant: str | None
+    weights: str  # pretrained, random, demo, or a checkpoint's path
+    weight_hash: str
+    param_count: int
+    published_top1: float | None  # percent, ImageNet validation, centre crop; where: `published_in`
+    published_in: str | None
+    S: int
+    K: int
+    interpolation: str
+    crop_mode: str
+    data: str  # the folder's name
+    data_hash: str  # of names and labels, so that equal means the same images
+    is_demo: bool
+    backend: str
+    batch_size: int  # crops per forward: the fixed chunk
+    batch_images: int  # images per pipeline batch; with several crop counts the accuracy pass's
+    workers: int
+    device: str
+    machine_id: str
+    amp_dtype: str
+    channels_last: bool
+    torchcompile: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """One policy at one level."""
+
+    kind: ClassVar[str] = "accuracy"
+    setting: Setting
+    policy: str
+    n_views: int
+    level: str
+    images: int  # scored, with a label
+    unreadable: int
+    top1_correct: int
+    top5_correct: int
+    nll_mean: float | None  # nats
+    fixed: int  # wrong at the centre crop, right here
+    broken: int
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.top1_correct / self.images
+
+    @property
+    def top5(self) -> float:
+        return 100 * self.top5_correct / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of top-1, percent."""
+        return wilson(self.top1_correct, self.images)
+
+    @property
+    def p_value(self) -> float:
+        """Exact McNemar test against the centre crop: how likely so uneven a split of fixed and broken is by chance."""
+        return mcnemar(self.fixed, self.broken)
+
+    def derived(self) -> dict[str, Any]:
+        low, high = self.interval
+        gain_low, gain_high = self.gain_interval
+        return {
+            "top1": self.top1,
+            "top1_err": 100 - self.top1,
+            "top1_low": low,
+            "top1_high": high,
+            "top5": self.top5,
+            "gain": self.gain,
+            "gain_low": gain_low,
+            "gain_high": gain_high,
+            "p_value": self.p_value,
+        }
+
+    @property
+    def gain(self) -> float:
+        """Points of top-1 over the centre crop at the same level, on the same images."""
+        return 100 * (self.fixed - self.broken) / self.images
+
+    @property
+    def gain_interval(self) -> tuple[float, float]:
+        """95 % interval of the paired difference, points (Newcombe 1998, Statist. Med. 17, 2635, method 10)."""
+        return paired_difference(self.fixed, self.broken, self.top1_correct, self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """All rounds of one stage at one crop count. ``model`` is in crops, the other two are in images."""
+
+    kind: ClassVar[str] = "throughput"
+    setting: Setting
+    stage: str  # load, model, end_to_end
+    crops: int | None  # per image; None for `model`
+    batch_images: int | None  # images per pipeline batch in this case
+    counts: list[int]  # images (of `model`: crops) in each round
+    durations_s: list[float]
+    interval_ms: list[float]  # between successive batches (of `model`: chunks), all rounds
+    peak_mem_bytes: int  # this process and its children, sampled between rounds
+    gpu_used_bytes: int | None
+    frame_error_levels: float  # worst mean difference of a checked frame from the reference, grey levels (rule 7)
+
+    @property
+    def rates(self) -> list[float]:
+        """Per second, round by round."""
+        return [count / duration for count, duration in zip(self.counts, self.durations_s, strict=True)]
+
+    @property
+    def rate(self) -> float:
+        """Median over rounds, per second."""
+        return float(np.median(self.rates))
+
+    @property
+    def images_per_sec(self) -> float | None:
+        return self.rate if self.crops is not None else None
+
+    @property
+    def crops_per_sec(self) -> float:
+        return self.rate * (self.crops or 1)
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median over rounds."""
+        return (max(self.rates) - min(self.rates)) / self.rate
+
+    def derived(self) -> dict[str, Any]:
+        p50, p95 = np.percentile(self.interval_ms, [50, 95]) if self.interval_ms else (None, None)
+        return {
+            "images_per_sec": self.images_per_sec,
+            "crops_per_sec": self.crops_per_sec,
+            "rate_low": min(self.rates),
+            "rate_high": max(self.rates),
+            "spread": self.spread,
+            "interval_p50_ms": p50,
+            "interval_p95_ms": p95,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A number that was not measured, and why."""
+
+    kind: ClassVar[str] = "absent"
+    setting: Setting
+    what: str  # "accuracy", "accuracy at level feature", "throughput", ...
+    reason: str
+
+    def derived(self) -> dict[str, Any]:
+        return {}
+
+
+Record = Accuracy | Throughput | Absent
+KINDS: dict[str, type[Accuracy] | type[Throughput] | type[Absent]] = {c.kind: c for c in (Accuracy, Throughput, Absent)}
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, percent."""
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact two-sided McNemar test: a sign test over the images whose answer changed. 1.0 when none did."""
+    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
+
+
+def paired_difference(fixed: int, broken: int, correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired shares, in points: Newcombe (1998), method 10.
+
+    ``correct`` of ``n`` images are right with the policy; ``correct - fixed + broken`` were right with the baseline.
+    """
+    p1, p2 = correct / n, (correct - fixed + broken) / n
+    (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
+    a = correct - fixed  # right with both
+    d = n - a - fixed - broken  # wrong with both
+    margins = (a + fixed) * (broken + d) * (a + broken) * (fixed + d)
+    determinant = float(a * d - fixed * broken)
+    if determinant > 0:  # continuity correction, as the paper has it
+        determinant = max(determinant - n / 2, 0.0)
+    phi = determinant / margins**0.5 if margins else 0.0
+    delta = p1 - p2
+    low = ((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2) ** 0.5
+    high = ((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2) ** 0.5
+    return 100 * (delta - low), 100 * (delta + high)
+
+
+class Incomparable(ValueError):
+    """Two results differ in something that is not being compared."""
+
+
+def require_comparable(a: Setting, b: Setting, *, varying: Iterable[str] = ()) -> None:
+    """Raise Incomparable, naming the first field in which the settings differ, but for those in ``varying``."""
+    allowed = set(varying)
+    for field in fields(Setting):
+        mine, theirs = getattr(a, field.name), getattr(b, field.name)
+        if field.name not in allowed and mine != theirs:
+            raise Incomparable(
+                f"results cannot be compared: {field.name} is {mine!r} in one ({a.model}) and {theirs!r} in the other "
+                f"({b.model}); draw them apart, or run again with the same {field.name}"
+            )
+
+
+def ceiling_images_per_sec(pipeline: float, network_crops: float, crops: int, *, shared: bool) -> float:
+    """DESIGN rule 6: what end to end can reach, from P images/s and M crops/s.
+
+    ``shared`` is True where the pipeline and the network use the same cores: 1 / (1/P + N/M); else min(P, M/N).
+    """
+    if shared:
+        return 1 / (1 / pipeline + crops / network_crops)
+    return min(pipeline, network_crops / crops)
+
+
+def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
+    """For each crop count of one model: P, M, end to end, its ceiling (DESIGN rule 6) and the share reached."""
+    network = next((t for t in throughputs if t.stage == MODEL), None)
+    loads = {t.crops: t for t in throughputs if t.stage == LOAD}
+    rows = []
+    for t in throughputs:
+        if t.stage != END_TO_END or t.crops is None or network is None or t.crops not in loads:
+            continue
+        pipeline = loads[t.crops].rate
+        ceiling = ceiling_images_per_sec(pipeline, network.rate, t.crops, shared=t.setting.device == "cpu")
+        binds = "pipeline" if pipeline * t.crops < network.rate else "network"
+        rows.append(
+            {
+                "crops": t.crops,
+                "pipeline_images_per_sec": pipeline,
+                "network_crops_per_sec": network.rate,
+                "images_per_sec": t.rate,
+                "crops_per_sec": t.crops_per_sec,
+                "rates": t.rates,
+                "pipeline_rates": loads[t.crops].rates,
+                "ceiling_images_per_sec": ceiling,
+                "efficiency": t.rate / ceiling,
+                "binds": binds,
+                "spread": t.spread,
+                "record": t,
+            }
+        )
+    return rows
+
+
+def to_line(record: Record) -> str:
+    """One JSON line; never NaN or Infinity, which are no JSON."""
+    return json.dumps({"schema": SCHEMA, "kind": record.kind, **asdict(record)}, allow_nan=False)
+
+
+def from_line(line: str) -> Record:
+    """Read ``to_line``'s line. Raises ValueError for another schema or missing fields, naming them."""
+    values = json.loads(line)
+    schema, kind = values.pop("schema", None), values.pop("kind", None)
+    if schema != SCHEMA or kind not in KINDS:
+        raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
+    values["setting"] = Setting(**_checked(Setting, values.get("setting", {})))
+    return KINDS[kind](**_checked(KINDS[kind], values))
+
+
+def _checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    required = {f.name for f in fields(cls) if f.default is MISSING}
+    if unknown := set(values) - names:
+        raise ValueError(f"unknown fields in a {cls.__name__}: {', '.join(sorted(unknown))}")
+    if missing := required - set(values):
+        raise ValueError(f"missing fields in a {cls.__name__}: {', '.join(sorted(missing))}")
+    return values
+
+
+def append(folder: Path, record: Record) -> None:
+    """Add one line to results.jsonl, and see it to the disk."""
+    with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(to_line(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder, read back."""
+
+    folder: Path
+    info: dict[str, Any]  # run.json
+    records: list[Record]
+
+    @property
+    def accuracies(self) -> list[Accuracy]:
+        return [r for r in self.records if isinstance(r, Accuracy)]
+
+    @property
+    def throughputs(self) -> list[Throughput]:
+        return [r for r in self.records if isinstance(r, Throughput)]
+
+    @property
+    def absents(self) -> list[Absent]:
+        return [r for r in self.records if isinstance(r, Absent)]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder. Raises ValueError, naming the file and line, for what is no run or is damaged."""
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is no run: it has no run.json. Give a folder that bench/run.py wrote")
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    records = []
+    results = folder / "results.jsonl"
+    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(from_line(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{results}, line {number}: {error}") from error
+    return Run(folder, info, records)
+
+
+def write_summary(folder: Path, records: list[Record]) -> Path:
+    """summary.csv: every record's plain fields and derived figures, one row each; an absent figure is an empty cell."""
+    rows = []
+    for record in records:
+        plain = {k: v for k, v in asdict(record).items() if k != "setting" and not isinstance(v, list)}
+        rows.append({"kind": record.kind, **asdict(record.setting), **plain, **record.derived()})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    path = folder / "summary.csv"
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+    return path

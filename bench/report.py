@@ -1,0 +1,129 @@
+"""The records as a person reads them on a screen, and the headline figures for the last line of output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.records import Absent, Accuracy, Record, Throughput, rate_rows
+
+SHOWN_CURVE = (1, 2, 3, 5, 10, 20, 40)  # of the curve's policies, those that the table shows; summary.csv has all
+
+
+def text(records: Sequence[Record]) -> str:
+    """One section for each network."""
+    models = list(dict.fromkeys(record.setting.model for record in records))
+    return "\n\n".join(_section(model, [r for r in records if r.setting.model == model]) for model in models)
+
+
+def _section(model: str, records: list[Record]) -> str:
+    setting = records[0].setting
+    demo = "  DEMO DATA: says nothing about ImageNet" if setting.is_demo else ""
+    lines = [
+        f"{model}  ({setting.weights} weights, {setting.K} from {setting.S} pixels, {setting.backend}, "
+        f"{setting.device}, {setting.amp_dtype}, chunks of {setting.batch_size}){demo}"
+    ]
+    accuracies = [r for r in records if isinstance(r, Accuracy)]
+    if accuracies:
+        lines += ["", *_accuracy_table(accuracies)]
+    throughputs = [r for r in records if isinstance(r, Throughput)]
+    if throughputs:
+        lines += ["", *_throughput_table(throughputs)]
+    lines += [f"not measured: {r.what}: {r.reason}" for r in records if isinstance(r, Absent)]
+    return "\n".join(lines)
+
+
+def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
+    first = accuracies[0]
+    what = "top-1 %, demo" if first.setting.is_demo else "top-1 %"
+    shares = f"{first.images} images, {first.unreadable} unreadable"
+    rows = [["policy", "level", "top-1", "95 % interval", "gain", "fixed", "broken", "p", "top-5", "NLL"]]
+    for record in accuracies:
+        if not _is_shown(record.policy, record.n_views):
+            continue
+        low, high = record.interval
+        rows.append(
+            [
+                record.policy,
+                record.level,
+                f"{record.top1:.2f}",
+                f"{low:.2f}..{high:.2f}",
+                f"{record.gain:+.2f}" if record.policy != "CC" else "",
+                str(record.fixed),
+                str(record.broken),
+                f"{record.p_value:.2g}" if record.policy != "CC" else "",
+                f"{record.top5:.2f}",
+                f"{record.nll_mean:.3f}" if record.nll_mean is not None else "",
+            ]
+        )
+    note = "fixed, broken, p (exact McNemar): against CC; every n of the curves is in summary.csv"
+    return [f"{what} ({shares})", *aligned(rows), note]
+
+
+def _is_shown(policy: str, n_views: int) -> bool:
+    plain_curve = policy == f"{n_views}RC" or policy == f"CC+{n_views - 1}RC"
+    return not plain_curve or n_views in SHOWN_CURVE
+
+
+def _throughput_table(throughputs: list[Throughput]) -> list[str]:
+    rows = [
+    rounds = len(throughputs[0].durations_s)
+         "p50 ms", "p95 ms", "peak GB"]
+    ]  # fmt: skip
+    found = rate_rows(throughputs)
+    for row in found:
+        derived = row["record"].derived()
+        rows.append(
+            [
+                str(row["crops"]),
+                f"{row['images_per_sec']:.1f}",
+                f"{row['crops_per_sec']:.0f}",
+                f"{100 * row['spread']:.0f} %",
+                f"{row['pipeline_images_per_sec']:.1f} im/s",
+                f"{row['network_crops_per_sec']:.0f} crops/s",
+                f"{row['ceiling_images_per_sec']:.1f}",
+                f"{100 * row['efficiency']:.0f} %",
+                row["binds"],
+                f"{derived['interval_p50_ms']:.0f}",
+                f"{derived['interval_p95_ms']:.0f}",
+                f"{row['record'].peak_mem_bytes / 1e9:.1f}",
+            ]
+        )
+    rounds = len(throughputs[0].durations_s)
+    lines = [f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median"]
+    lines += aligned(rows)
+    shaky = [str(row["crops"]) for row in found if row["spread"] > 0.2]
+    if shaky:
+        lines.append(
+            f"the rounds differ by more than 20 % at {', '.join(shaky)} crops: close other programs, or use "
+            "--rounds 15 --round-seconds 3"
+        )
+    return lines
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Columns padded to one width; the first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Per network, for the JSON line: centre-crop top-1, the best policy, images/s by crop count. Absent is None."""
+    out = []
+    for model in dict.fromkeys(record.setting.model for record in records):
+        mine = [r for r in records if r.setting.model == model]
+        accuracies = [r for r in mine if isinstance(r, Accuracy)]
+        baseline = next((r for r in accuracies if r.policy == "CC" and r.level == "softmax"), None)
+        best = max(accuracies, key=lambda r: (r.top1, -r.n_views), default=None)
+        rows = rate_rows([r for r in mine if isinstance(r, Throughput)])
+        out.append(
+            {
+                "model": model,
+                "demo": mine[0].setting.is_demo,
+                "top1_centre_crop": baseline and round(baseline.top1, 3),
+                "best_policy": best and {"policy": best.policy, "level": best.level, "top1": round(best.top1, 3)},
+                "images_per_sec": {str(row["crops"]): round(row["images_per_sec"], 2) for row in rows} or None,
+                "not_measured": {r.what: r.reason for r in mine if isinstance(r, Absent)},
+            }
+        )
+    return out
