@@ -1,30 +1,54 @@
-"""What a command line means: which models, which policies, on which data."""
+"""What a command line means: which networks at which sizes, and which policies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 from models import families
 from pipelines.crops import Policy, curve_policies, parse_policy, unique
 
+# The rows of the MID paper's tables, as policies: `--policies table1`. A test compares them with the published CSV.
+POLICY_SETS: dict[str, str] = {
+    "table1": "CC,10RC,20RC,5RC+5MRC,10RC+10MRC,15RC+15MRC,20RC+20MRC,5FC,5FC+5MFC",
+    "table8": "CC,5FC,5FC+5MFC,5FC+5RC,5FC+10RC,5FC+15RC,5FC+20RC,5FC+5MFC+5RC+5MRC,5FC+5MFC+10RC+10MRC,"
+    "5FC+5MFC+15RC+15MRC,5FC+5MFC+20RC+20MRC",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCase:
-    """One network to run."""
+    """One network at one size. ``img_size`` and ``crop_pct`` are None for the network's own."""
 
     name: str  # as `models.classifier.load` takes it
-    family: str | None
-    variant: str | None
+    family: str | None = None
+    variant: str | None = None
+    img_size: int | None = None
+    crop_pct: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and size, for a person and for file names."""
+        size = f" img-size {self.img_size}" if self.img_size else ""
+        return self.name + size + (f" crop-pct {self.crop_pct:g}" if self.crop_pct else "")
 
 
-def model_cases(*, family: str | None, models: str | None, variants: str | None, demo: bool) -> list[ModelCase]:
-    """``--family``, ``--variants`` and ``--models`` -> the networks, in order, each once.
+def model_cases(args: argparse.Namespace, *, demo: bool) -> list[ModelCase]:
+    """``--family``, ``--variants``, ``--models``, ``--img-size``, ``--crop-pct`` -> the cases, in order, each once.
 
     With demo weights a family is its demo network. Else it is its smallest member, or the ``variants``.
     Raises ValueError for unknown names and combinations that mean nothing.
     """
+    networks = _networks(args.family, args.models, args.variants, demo)
+    sizes = product(networks, args.img_size or [None], args.crop_pct or [None])
+    return [replace(case, img_size=img_size, crop_pct=crop_pct) for case, img_size, crop_pct in sizes]
+
+
+def _networks(family: str | None, models: str | None, variants: str | None, demo: bool) -> list[ModelCase]:
     if bool(family) == bool(models):
-        raise ValueError("name either --family (resnet, mobilenet, efficientnet, nfnet) or --models NAME,...")
+        raise ValueError(f"name either --family ({', '.join(families.FAMILIES)}) or --models NAME,...")
     if models:
         if variants:
             raise ValueError("--variants goes with --family, not with --models")
@@ -46,8 +70,8 @@ def _named(name: str) -> ModelCase:
     member = families.find(name)
     if member:
         return ModelCase(member.key, member.family, member.variant)
-    family, colon, variant = name.partition(":")
-    return ModelCase(name, family if colon and variant == "demo" else None, "demo" if variant == "demo" else None)
+    family, _, variant = name.partition(":")
+    return ModelCase(name, family, "demo") if variant == "demo" else ModelCase(name)
 
 
 def policies(*, crops: list[int] | None, named: str | None) -> list[Policy]:
@@ -57,8 +81,14 @@ def policies(*, crops: list[int] | None, named: str | None) -> list[Policy]:
     prefix for nothing. ``named``: the policies of ``--policies`` outright. Both: the union.
     """
     curve = curve_policies(range(1, max(crops) + 1)) if crops else []
-    outright = [parse_policy(text) for text in named.split(",")] if named else []
+    texts = [POLICY_SETS.get(text.strip().lower(), text) for text in named.split(",")] if named else []
+    outright = [parse_policy(text) for texts_of_set in texts for text in texts_of_set.split(",")]
     return unique([parse_policy("CC"), *curve, *outright])
+
+
+def crop_counts(crops: list[int] | None, scored: Sequence[Policy]) -> list[int]:
+    """Where throughput is timed: ``--crops``, or else the numbers of views of the policies."""
+    return crops or sorted({policy.n_views for policy in scored})
 
 
 def int_list(text: str) -> list[int]:
@@ -68,5 +98,5 @@ def int_list(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"{text!r} is no list of whole numbers such as 1,2,5,10,20") from None
     if numbers[0] < 1:
-        raise ValueError(f"{text!r}: a number of crops is at least 1")
+        raise ValueError(f"{text!r}: a number of crops or pixels is at least 1")
     return numbers

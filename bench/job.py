@@ -19,7 +19,7 @@ from models import classifier as classifiers
 from models.classifier import Classifier
 from models.predict import Network
 from pipelines import backend, reference
-from pipelines.batch import Failure, LoadConfig, default_batch_images
+from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images
 from pipelines.crops import Planner, Policy, union
 from pipelines.dataset import Dataset, DatasetError, Scan
 from pipelines.labels import label, unlabelled
@@ -39,6 +39,7 @@ class Options:
     load_arguments: dict[str, Any]  # for models.classifier.load
     labels_file: Path | None
     class_map: Path | None
+    synsets_file: Path | None
     limit: int | None
     seed: int
     backend: str
@@ -84,6 +85,8 @@ class Job:
             weights=options.weights,
             checkpoint=options.checkpoint,
             seed=options.seed,
+            img_size=self.case.img_size,
+            crop_pct=self.case.crop_pct,
             **options.load_arguments,
         )
 
@@ -95,6 +98,7 @@ class Job:
                 num_classes=self.classifier.num_classes,
                 labels_file=options.labels_file,
                 class_map=options.class_map,
+                synsets_file=options.synsets_file,
             )
         except DatasetError as error:
             if self.why_no_accuracy is None:
@@ -141,6 +145,9 @@ class Job:
             hw_decoder_load=options.hw_load,
         )
 
+    def make_backend(self, name: str, planner: Planner, config: LoadConfig) -> Backend:
+        return backend(name)(self.data, planner, config)
+
     def describe(self) -> dict[str, Any]:
         """For run.json."""
         data, network = self.data, self.classifier
@@ -183,7 +190,7 @@ class Job:
     def _pipeline_rate(self) -> float:
         """Images per second of the pipeline, roughly: a second or three batches, whichever is longer."""
         config = self.config(self.views.total)
-        source = backend(self.options.backend)(self.data, self.planner(*self.options.policies), config)
+        source = self.make_backend(self.options.backend, self.planner(*self.options.policies), config)
         rows = np.resize(self.rows, config.batch_images * 40)
         start, images, last = None, 0, 0.0
         for i, batch in enumerate(source.batches(rows)):
@@ -245,18 +252,18 @@ class Job:
     def _accuracy(self, setting: records.Setting, out: Path) -> Iterator[records.Record]:
         options = self.options
         planner = self.planner(*options.policies)
-        source = backend(options.backend)(self.data, planner, self.config(self.views.total))
+        source = self.make_backend(options.backend, planner, self.config(self.views.total))
         try:
             reference.check(source, self.data, planner, self.rows[:CHECKED_IMAGES])
             labels = self.data.table["label"].to_numpy(np.int64)
-            with tqdm(total=len(self.rows), desc=f"accuracy {self.case.name}", unit="image") as bar:
+            with tqdm(total=len(self.rows), desc=f"accuracy {self.case.label}", unit="image") as bar:
                 predictions = accuracy.evaluate(
                     source, self.network, self.rows, labels, self.views, options.policies, bar.update
                 )
         finally:
             source.close()
         self.failed = predictions.failed
-        name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.case.name)
+        name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.case.label)
         predictions.save(out / f"predictions-{name}.npz", self.data.names(predictions.rows))
         if len(predictions.rows) == 0:
             yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
@@ -292,7 +299,7 @@ class Job:
                 for n, source in bench.backends.items()
             }
             cells = len(bench.cells()) * options.rounds
-            with tqdm(total=cells, desc=f"throughput {self.case.name}", unit="round") as bar:
+            with tqdm(total=cells, desc=f"throughput {self.case.label}", unit="round") as bar:
                 measured = throughput.measure(
                     bench,
                     rounds=options.rounds,

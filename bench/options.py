@@ -35,8 +35,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.amp_dtype = "float16"
     if args.no_accuracy and args.no_throughput:
         parser.error("--no-accuracy and --no-throughput together leave nothing to do")
-    if args.data is None and (args.labels_file or args.class_map):
-        parser.error("--labels-file and --class-map go with --data DIR")
+    if args.data is None and (args.labels_file or args.class_map or args.synsets_file):
+        parser.error("--labels-file, --synsets-file and --class-map go with --data DIR")
     return args
 
 
@@ -71,7 +71,9 @@ def _what(group: Any) -> None:
         help="crop counts: throughput is timed at each; accuracy is scored for CC, nRC and CC+(n-1)RC at every n up to "
         "the largest, which costs no more (default: 1,2,5,10,20 unless --policies is given)",
     )
-    group.add_argument("--policies", metavar="LIST", help=GRAMMAR)
+    group.add_argument(
+        "--policies", metavar="LIST", help=f"{GRAMMAR}; table1 and table8: all rows of that table of the MID paper"
+    )
     group.add_argument("--no-accuracy", action="store_true", help="measure speed only; needs no labels")
     group.add_argument("--no-throughput", action="store_true", help="measure accuracy only")
     group.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
@@ -86,8 +88,15 @@ def _models(group: Any) -> None:
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights from a .safetensors, .pt or .pth file")
     group.add_argument("--num-classes", type=int, metavar="N", help="default: the weights' own number")
     group.add_argument("--model-kwargs", nargs="*", type=_pair, default=[], metavar="KEY=VALUE", help="for the network")
-    group.add_argument("--img-size", type=int, metavar="K", help="side of the square crop, pixels")
-    group.add_argument("--crop-pct", type=float, metavar="K/S", help="crop side over the resized image's short side")
+    group.add_argument(
+        "--img-size",
+        type=_ints,
+        metavar="K,...",
+        help="side of the square crop, pixels; several: each is a case of its own",
+    )
+    group.add_argument(
+        "--crop-pct", type=_ratios, metavar="K/S,...", help="crop side over the resized short side; several: likewise"
+    )
     group.add_argument(
         "--crop-mode", choices=("center", "squash", "border"), help="center keeps the aspect ratio (default)"
     )
@@ -99,6 +108,7 @@ def _data(group: Any) -> None:
         "--data", "--data-dir", type=Path, metavar="DIR", help="a folder of images (default: the demo set)"
     )
     group.add_argument("--labels-file", type=Path, metavar="FILE", help="labels of a flat folder: devkit, text or CSV")
+    group.add_argument("--synsets-file", type=Path, metavar="FILE", help="the devkit's wnids in the devkit's order")
     group.add_argument("--class-map", type=Path, metavar="FILE", help="class names in the model's order, as in timm")
     group.add_argument("--limit", type=int, metavar="N", help="only N images, chosen by --seed and their names")
     group.add_argument(
@@ -155,6 +165,16 @@ def _ints(text: str) -> list[int]:
         return int_list(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ratios such as 0.8,0.875") from None
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise argparse.ArgumentTypeError(f"{text!r}: a crop ratio is above 0 and at most 1")
+    return ratios
 
 
 def _positive(text: str) -> int:

@@ -18,25 +18,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench import cases
 from bench.options import parse
+from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
+from pipelines.crops import Policy, union
 
 if TYPE_CHECKING:
-    from bench.job import Job, Options
+    from bench.job import Job
     from bench.records import Record
     from pipelines.dataset import Scan
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK_ABOVE_S = 30 * 60
-
-
-class UserError(Exception):
-    """Something that the user can mend; the message says how."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,15 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Expand, load, estimate; then for each network score, time and write."""
     started = time.monotonic()
-    weights = args.weights or default_weights(args)
-    model_cases = cases.model_cases(
-        family=args.family, models=args.models, variants=args.variants, demo=weights == "demo"
-    )
+    weights = default_weights(args)
+    model_cases = cases.model_cases(args, demo=weights == "demo")
     policies = cases.policies(crops=args.crops, named=args.policies)
     if args.dry_run:
-        for case in model_cases:
-            print(f"{case.name}: accuracy of {', '.join(p.name for p in policies)}; throughput at {args.crops} crops")
-        return 0
+        return dry_run(args, model_cases, policies)
     out = new_folder(args)
     say("loading torch, timm and the data backend ...")
     options = make_options(args, weights, policies)
@@ -78,18 +72,16 @@ def run(args: argparse.Namespace) -> int:
     return finish(out, written, args, started)
 
 
-def say(text: str) -> None:
-    """A line for the person who waits; standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def default_weights(args: argparse.Namespace) -> str:
-    """demo, where a family is asked for on the demo data; else pretrained."""
-    from pipelines import demo
-
-    on_demo = args.data is None or demo.is_demo(args.data)
-    named_demo = bool(args.models) and all(name.strip().endswith(":demo") for name in args.models.split(","))
-    return "demo" if on_demo and (args.family or named_demo) and not args.checkpoint else "pretrained"
+def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
+    """Print the cases and stop."""
+    crops = cases.crop_counts(args.crops, policies)
+    for case in model_cases:
+        print(case.label)
+        if not args.no_accuracy:
+            print(f"  accuracy, in one pass of {union(policies).total} views: {', '.join(p.name for p in policies)}")
+        if not args.no_throughput:
+            print(f"  throughput at {', '.join(map(str, crops))} crops")
+    return 0
 
 
 def new_folder(args: argparse.Namespace) -> Path:
@@ -106,82 +98,6 @@ def new_folder(args: argparse.Namespace) -> Path:
         folder = Path("runs") / f"{stem}-{stamp}-{number}"
         number += 1
     return folder
-
-
-def make_options(args: argparse.Namespace, weights: str, policies: list[Any]) -> Options:
-    """Settle what depends on the machine: device, backend, workers."""
-    import torch
-
-    import pipelines
-    from bench.job import Options
-    from bench.machine import usable_cores
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch finds no NVIDIA GPU with a working driver; use --device cpu")
-        device = device if ":" in device else "cuda:0"
-    elif device != "cpu":
-        raise UserError(f"--device {device} is not supported: cpu or cuda")
-    try:
-        backend, why = pipelines.choose(args.data_backend, device=device)
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
-    say(why)
-    return Options(
-        policies=policies,
-        crops=args.crops or sorted({policy.n_views for policy in policies}),
-        weights=weights,
-        checkpoint=args.checkpoint,
-        load_arguments={
-            "num_classes": args.num_classes,
-            "model_kwargs": dict(args.model_kwargs),
-            "img_size": args.img_size,
-            "crop_pct": args.crop_pct,
-            "crop_mode": args.crop_mode,
-            "interpolation": args.interpolation,
-        },
-        labels_file=args.labels_file,
-        class_map=args.class_map,
-        limit=args.limit,
-        seed=args.seed,
-        backend=backend,
-        workers=args.workers or usable_cores(),
-        batch_images=args.batch_images,
-        hw_load=args.hw_load,
-        batch_size=args.batch_size,
-        device=device,
-        amp_dtype=args.amp_dtype,
-        channels_last=args.channels_last,
-        torchcompile=args.torchcompile,
-        score=not args.no_accuracy,
-        time=not args.no_throughput,
-        rounds=args.rounds,
-        round_seconds=args.round_seconds,
-        num_warm_iter=args.num_warm_iter,
-    )
-
-
-def find_images(args: argparse.Namespace, workers: int) -> Scan:
-    """Scan ``--data``, or make the demo images and scan those."""
-    from pipelines import dataset, demo
-
-    root = args.data if args.data is not None else demo.ensure("val")
-    scan = dataset.scan(root, workers=workers)
-    if len(scan.unreadable):
-        say(f"{len(scan.unreadable)} files are no readable image and are left out; unreadable.csv will list them")
-    return scan
-
-
-def make_job(case: cases.ModelCase, scan: Scan, options: Options) -> Job:
-    """Load a network and match the labels."""
-    from bench.job import Job
-    from models.classifier import WeightsError
-
-    try:
-        return Job(case, scan, options)
-    except WeightsError as error:
-        raise UserError(str(error)) from error
 
 
 def ask_about(expected_s: float, args: argparse.Namespace, scan: Scan) -> None:
@@ -206,7 +122,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def write_info(out: Path, args: argparse.Namespace, policies: list[Any], jobs: list[Job], expected_s: float) -> None:
+def write_info(out: Path, args: argparse.Namespace, policies: list[Policy], jobs: list[Job], expected_s: float) -> None:
     """run.json."""
     from bench import machine, records
 

@@ -1,0 +1,113 @@
+"""From the command line to networks and images: what every program of this room begins with.
+
+Heavy imports (torch, timm, DALI) happen inside the functions, so that ``--help`` and errors come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from bench import cases
+
+if TYPE_CHECKING:
+    from bench.job import Job, Options
+    from pipelines.crops import Policy
+    from pipelines.dataset import Scan
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says how."""
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def default_weights(args: argparse.Namespace) -> str:
+    """``--weights``; unless given, demo where a family is asked for on the demo data, else pretrained."""
+    from pipelines import demo
+
+    if args.weights:
+        return args.weights
+
+    on_demo = args.data is None or demo.is_demo(args.data)
+    named_demo = bool(args.models) and all(name.strip().endswith(":demo") for name in args.models.split(","))
+    return "demo" if on_demo and (args.family or named_demo) and not args.checkpoint else "pretrained"
+
+
+def make_options(args: argparse.Namespace, weights: str, policies: list[Policy]) -> Options:
+    """Settle what depends on the machine: device, backend, workers."""
+    import torch
+
+    import pipelines
+    from bench.job import Options
+    from bench.machine import usable_cores
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device}: torch finds no NVIDIA GPU with a working driver; use --device cpu")
+        device = device if ":" in device else "cuda:0"
+    elif device != "cpu":
+        raise UserError(f"--device {device} is not supported: cpu or cuda")
+    try:
+        backend, why = pipelines.choose(args.data_backend, device=device)
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+    say(why)
+    return Options(
+        policies=policies,
+        crops=cases.crop_counts(args.crops, policies),
+        weights=weights,
+        checkpoint=args.checkpoint,
+        load_arguments={
+            "num_classes": args.num_classes,
+            "model_kwargs": dict(args.model_kwargs),
+            "crop_mode": args.crop_mode,
+            "interpolation": args.interpolation,
+        },
+        labels_file=args.labels_file,
+        class_map=args.class_map,
+        synsets_file=args.synsets_file,
+        limit=args.limit,
+        seed=args.seed,
+        backend=backend,
+        workers=args.workers or usable_cores(),
+        batch_images=args.batch_images,
+        hw_load=args.hw_load,
+        batch_size=args.batch_size,
+        device=device,
+        amp_dtype=args.amp_dtype,
+        channels_last=args.channels_last,
+        torchcompile=args.torchcompile,
+        score=not args.no_accuracy,
+        time=not args.no_throughput,
+        rounds=args.rounds,
+        round_seconds=args.round_seconds,
+        num_warm_iter=args.num_warm_iter,
+    )
+
+
+def find_images(args: argparse.Namespace, workers: int) -> Scan:
+    """Scan ``--data``, or make the demo images and scan those."""
+    from pipelines import dataset, demo
+
+    root = args.data if args.data is not None else demo.ensure("val")
+    scan = dataset.scan(root, workers=workers)
+    if len(scan.unreadable):
+        say(f"{len(scan.unreadable)} files are no readable image and are left out; unreadable.csv will list them")
+    return scan
+
+
+def make_job(case: cases.ModelCase, scan: Scan, options: Options) -> Job:
+    """Load a network and match the labels."""
+    from bench.job import Job
+    from models.classifier import WeightsError
+
+    try:
+        return Job(case, scan, options)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
