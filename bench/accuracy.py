@@ -31,7 +31,7 @@ class Predictions:
     top1: np.ndarray  # int32 [l, p, b]: the predicted class, -1 where the network gave NaN
     in_top5: np.ndarray  # bool [l, p, b]
     nll: np.ndarray  # float32 [l, p, b], nats
-    view_top1: np.ndarray  # int32 [b, v]: what each view alone says
+    view_top1: np.ndarray  # int32 [b, v]: what each view alone says; -1 where it was not evaluated
     failed: list[Failure]
 
     def save(self, path: Path, names: list[str]) -> None:
@@ -60,9 +60,12 @@ def evaluate(
     labels: np.ndarray,
     views: Views,
     policies: Sequence[Policy],
+    left_out: Callable[[np.ndarray], np.ndarray],
     progress: Callable[[int], None] = lambda images: None,
 ) -> Predictions:
     """Score ``rows`` (with ``labels`` of the whole table, int64). ``progress`` is told the images done.
+
+    ``left_out``: rows [b] -> int64 [b, 2], for policies that depend on the images' sizes (``Planner.left_out``).
 
     Raises RuntimeError when images were lost or came twice: every row is scored or failed, exactly once.
     """
@@ -71,17 +74,19 @@ def evaluate(
     scores: list[list[Scores]] = []  # [batch][level]
     views_said: list[np.ndarray] = []
     failed: list[Failure] = []
-    for predicted in predict(backend.batches(rows), network, views.total):
+    for predicted in predict(backend.batches(rows), network, views):
         failed += predicted.failed
         if predicted.outputs is not None and len(predicted.rows):
             own = torch.from_numpy(labels[predicted.rows])
+            shapes = left_out(predicted.rows)
             scores.append([])
             for level in levels:
-                log_p = log_probabilities(level, predicted.outputs, views, policies, network.head)
+                log_p = log_probabilities(level, predicted.outputs, views, policies, network.head, shapes)
                 assert log_p is not None
                 scores[-1].append(score(log_p, own))
             done.append(predicted.rows)
-            views_said.append(predicted.outputs.logits.argmax(-1).int().cpu().numpy())
+            said = predicted.outputs.logits.argmax(-1).int().cpu().numpy()
+            views_said.append(np.where(views.needed(shapes), said, -1))
         progress(len(predicted.rows) + len(predicted.failed))
     scored = np.concatenate(done) if done else np.zeros(0, np.int64)
     _check_ledger(rows, scored, failed)

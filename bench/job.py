@@ -148,6 +148,16 @@ class Job:
     def make_backend(self, name: str, planner: Planner, config: LoadConfig) -> Backend:
         return backend(name)(self.data, planner, config)
 
+    def left_out(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [b, 2]: what the centre crop leaves out of each image, for policies that depend on it."""
+        return self.planner(*self.options.policies).left_out(self.data.sizes(rows))
+
+    def mean_views(self, policy: Policy, rows: np.ndarray) -> float:
+        """Views per image, averaged over ``rows``."""
+        if not policy.adaptive:
+            return float(policy.n_views)
+        return float(sum(count for _, count in policy.view_counts(self.left_out(rows))).mean())  # type: ignore[union-attr]
+
     def describe(self) -> dict[str, Any]:
         """For run.json."""
         data, network = self.data, self.classifier
@@ -258,7 +268,7 @@ class Job:
             labels = self.data.table["label"].to_numpy(np.int64)
             with tqdm(total=len(self.rows), desc=f"accuracy {self.case.label}", unit="image") as bar:
                 predictions = accuracy.evaluate(
-                    source, self.network, self.rows, labels, self.views, options.policies, bar.update
+                    source, self.network, self.rows, labels, self.views, options.policies, self.left_out, bar.update
                 )
         finally:
             source.close()
@@ -284,6 +294,7 @@ class Job:
                     nll_mean=counts.nll_mean,
                     fixed=counts.fixed,
                     broken=counts.broken,
+                    mean_views=self.mean_views(policy, predictions.rows),
                 )
         if absent := self.classifier.feature_absent_reason:
             yield records.Absent(setting, "accuracy at level feature", absent)

@@ -86,7 +86,7 @@ def seconds(job: Job, policies: list[Policy], rows: np.ndarray) -> float:
         pass
     labels = job.data.table["label"].to_numpy(np.int64)
     start = time.perf_counter()
-    accuracy.evaluate(source, job.network, rows, labels, views, policies)
+    accuracy.evaluate(source, job.network, rows, labels, views, policies, job.left_out)
     took = time.perf_counter() - start
     source.close()
     return took

@@ -115,7 +115,9 @@ def compare_answers(job: Job, sources: dict) -> dict[str, dict[str, float]]:
     answers = {}
     for name, source in sources.items():
         say(f"{name}: predictions ...")
-        predictions = accuracy.evaluate(source, job.network, job.rows, labels, job.views, job.options.policies)
+        predictions = accuracy.evaluate(
+            source, job.network, job.rows, labels, job.views, job.options.policies, job.left_out
+        )
         softmax = predictions.top1[predictions.levels.index("softmax")]
         answers[name] = {row: softmax[:, i] for i, row in enumerate(predictions.rows.tolist())}
     shares: dict[str, dict[str, float]] = {}

@@ -78,6 +78,7 @@ class Accuracy:
     nll_mean: float | None  # nats
     fixed: int  # wrong at the centre crop, right here
     broken: int
+    mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
 
     @property
     def top1(self) -> float:

@@ -89,7 +89,7 @@ class Bench:
     def _answers(self, n: int) -> Iterator[int]:
         views = union([self.policies[n]])
         kept: list[torch.Tensor] = []  # answers stay on the device, as a server's would until it sends them
-        for predicted in predict(self.backends[n].batches(self.rows), self.network, views.total):
+        for predicted in predict(self.backends[n].batches(self.rows), self.network, views):
             if predicted.outputs is not None:
                 log_p = log_probabilities("softmax", predicted.outputs, views, [self.policies[n]], self.network.head)
                 assert log_p is not None

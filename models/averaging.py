@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,19 +56,37 @@ LEVELS: dict[str, Level] = {
 }
 
 
-def policy_means(values: Tensor, views: Views, policies: Sequence[Policy]) -> Iterator[Tensor]:
-    """For each policy the mean of its views: float [b, v, d] -> float64 [b, d]."""
+def policy_means(
+    values: Tensor, views: Views, policies: Sequence[Policy], left_out: np.ndarray | None = None
+) -> Iterator[Tensor]:
+    """For each policy the mean of its views: float [b, v, d] -> float64 [b, d].
+
+    ``left_out`` int64 [b, 2] (``Planner.left_out``) says how many views an adaptive policy takes of each image.
+    """
     sums = {stream: prefix_sums(values, views.columns[stream]) for stream in views.counts}
+    images = torch.arange(len(values), device=values.device)
     for policy in policies:
-        total = torch.zeros_like(values[:, 0], dtype=torch.float64)
-        for stream, n in policy.terms:
-            total = total + sums[stream][n]
-        yield total / policy.n_views
+        if not policy.adaptive:
+            yield sum((sums[stream][n] for stream, n in policy.terms), start=sums_of_none(values)) / policy.n_views
+            continue
+        if left_out is None:
+            raise ValueError(f"policy {policy} depends on the images' sizes, and left_out is not given")
+        total, taken = sums_of_none(values), torch.zeros(len(values), 1, device=values.device)
+        for stream, count in policy.view_counts(left_out):
+            n = torch.from_numpy(count).to(values.device)
+            total = total + torch.stack(sums[stream])[n, images]
+            taken = taken + n[:, None]
+        yield total / taken
+
+
+def sums_of_none(values: Tensor) -> Tensor:
+    """float64 zeros [b, d] for [b, v, d]."""
+    return torch.zeros_like(values[:, 0], dtype=torch.float64)
 
 
 def prefix_sums(values: Tensor, columns: Sequence[int]) -> list[Tensor]:
     """Sum of the first 0, 1, ... of these columns of [b, v, d], float64 [b, d] each, added one after the other."""
-    total = torch.zeros_like(values[:, 0], dtype=torch.float64)
+    total = sums_of_none(values)
     sums = [total]
     for column in columns:
         total = total + values[:, column]
@@ -81,6 +100,7 @@ def log_probabilities(
     views: Views,
     policies: Sequence[Policy],
     head: Callable[[Tensor], Tensor],
+    left_out: np.ndarray | None = None,
 ) -> Tensor | None:
     """float64 [p, b, n]: the averaged prediction of every policy, or None where the network has no such level.
 
@@ -89,7 +109,7 @@ def log_probabilities(
     values = LEVELS[level].of(outputs)
     if values is None:
         return None
-    means = torch.stack(list(policy_means(values, views, policies)))
+    means = torch.stack(list(policy_means(values, views, policies, left_out)))
     return LEVELS[level].finish(means.flatten(0, 1), head).unflatten(0, means.shape[:2])
 
 

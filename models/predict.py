@@ -18,6 +18,7 @@ from torch import Tensor
 from models.averaging import ViewOutputs
 from models.classifier import Classifier
 from pipelines.batch import CropBatch, Failure, Group
+from pipelines.crops import Views
 
 AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -91,8 +92,9 @@ class Predicted:
     failed: list[Failure]
 
 
-def predict(batches: Iterable[CropBatch], network: Network, n_views: int) -> Iterator[Predicted]:
-    """Run all crops of the batches, ``n_views`` of each image; yields each batch as soon as its last crop is through.
+def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Iterator[Predicted]:
+    """Run all crops of the batches; yields each batch as soon as its last crop is through. Views that an image does not
+    need (adaptive policies) have outputs of zero, which no policy reads.
 
     Chunks fill across batches, so that only the run's very last one is padded.
     """
@@ -111,7 +113,7 @@ def predict(batches: Iterable[CropBatch], network: Network, n_views: int) -> Ite
         used = 0
 
     for batch in batches:
-        pending = _pending(batch, n_views)
+        pending = _pending(batch, views)
         waiting.append(pending)
         for group, places in zip(batch.groups, pending.positions, strict=True):
             for start, stop in _runs(places):
@@ -130,13 +132,16 @@ def predict(batches: Iterable[CropBatch], network: Network, n_views: int) -> Ite
         yield _done(pending)
 
 
-def _pending(batch: CropBatch, n_views: int) -> _Pending:
+def _pending(batch: CropBatch, views: Views) -> _Pending:
     order = {row: i for i, row in enumerate(batch.rows.tolist())}
-    positions = [_positions(group, order, n_views) for group in batch.groups]
+    positions = [_positions(group, order, views.total) for group in batch.groups]
     missing = sum(int((places >= 0).sum()) for places in positions)
-    if missing != len(batch.rows) * n_views:
-        raise ValueError(f"a batch of {len(batch.rows)} images came with {missing} crops, not {n_views} for each image")
-    return _Pending(batch, positions, n_views, missing)
+    fewest = len(batch.rows) * max(views.total - sum(views.counts[s] for s in views.adaptive), 1)
+    if not fewest <= missing <= len(batch.rows) * views.total:
+        raise ValueError(
+            f"a batch of {len(batch.rows)} images came with {missing} crops, not {views.total} for each image"
+        )
+    return _Pending(batch, positions, views.total, missing)
 
 
 def _positions(group: Group, order: dict[int, int], n_views: int) -> np.ndarray:

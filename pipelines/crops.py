@@ -8,6 +8,10 @@ A **policy** is a sum of terms, ``5FC+5MFC+15RC+15MRC``; a **view** is one crop 
     RC   random windows                        (any number)
     MRC  random windows, mirrored, drawn independently of RC's
 
+A term ``20ARC`` or ``20AMRC`` takes from RC or MRC as many views as the image's shape asks for: of the area that the
+centre crop leaves out, the 20th part for each view beyond the first (MID, Section I: "an adaptive strategy where the
+number of random crops are pre-determined as function of input resolution").
+
 Streams nest: the first n views of a stream are the n-crop policy, so one pass over the longest serves all of them.
 The fifth fixed crop *is* the centre crop; it is evaluated once when both are asked for.
 
@@ -47,6 +51,8 @@ STREAMS: dict[str, Stream] = {
     "RC": Stream(None, False, True, "random crops"),
     "MRC": Stream(None, True, True, "random crops, mirrored"),
 }
+ADAPTIVE = {"ARC": "RC", "AMRC": "MRC"}  # a term whose number of views depends on the image -> the stream it takes from
+TERMS = ("CC", "FC", "MFC", "RC", "ARC", "MRC", "AMRC")  # canonical order
 # Of the room (y, x), the share that each corner takes: torchvision's five_crop order.
 CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int64)
 MAX_VIEWS = 1000  # of one stream: a typing error of a few zeros would plan terabytes
@@ -55,7 +61,7 @@ COMES_IN = {1: "ones, as CC", 5: "fives, as 5FC or 5MFC"}
 GRAMMAR = (
     "a policy is a sum of terms such as CC, 20RC, 10RC+10MRC, CC+4RC or 5FC+5MFC+15RC+15MRC, where CC is the centre "
     "crop, 5FC the four corners and the centre, 5MFC their mirror images, nRC and nMRC n random crops, plain and "
-    f"mirrored (n from 1 to {MAX_VIEWS}); each stream at most once"
+    f"mirrored (n from 1 to {MAX_VIEWS}), nARC and nAMRC up to n, the more the centre crop leaves out; each stream once"
 )
 
 
@@ -74,13 +80,22 @@ class Policy:
 
     @property
     def n_views(self) -> int:
-        """Views per image. A centre that is in both CC and FC counts twice: it has twice the weight."""
+        """Views per image, the most. A centre that is in both CC and FC counts twice: it has twice the weight."""
         return sum(n for _, n in self.terms)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the number of views depends on the image."""
+        return any(term in ADAPTIVE for term, _ in self.terms)
+
+    def view_counts(self, left_out: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """(stream, number of its views int64 [b]) for each term, for images with these ``left_out`` areas [b, 2]."""
+        return [(ADAPTIVE.get(term, term), view_count(term, n, left_out)) for term, n in self.terms]
 
     @property
     def name(self) -> str:
         """The canonical text: ``CC+4RC``."""
-        return "+".join(stream if stream == "CC" else f"{n}{stream}" for stream, n in self.terms)
+        return "+".join(term if term == "CC" else f"{n}{term}" for term, n in self.terms)
 
     def __str__(self) -> str:
         return self.name
@@ -92,18 +107,31 @@ def parse_policy(text: str) -> Policy:
     for raw in text.split("+"):
         term = raw.strip().upper()
         match = re.fullmatch(r"(\d*)([A-Z]+)", term)
-        if not match or match[2] not in STREAMS:
+        if not match or match[2] not in TERMS:
             raise PolicyError(text, f"{raw.strip()!r} is no term" if term else "a term is empty")
         name, n = match[2], int(match[1] or 1)
-        stream = STREAMS[name]
-        if name in counts:
-            raise PolicyError(text, f"{name} is named twice")
+        stream = STREAMS[ADAPTIVE.get(name, name)]
+        if any(ADAPTIVE.get(name, name) == ADAPTIVE.get(other, other) for other in counts):
+            raise PolicyError(text, f"{ADAPTIVE.get(name, name)} is named twice")
         if stream.count is not None and n != stream.count:
             raise PolicyError(text, f"{term} is no term: {name} comes in {COMES_IN[stream.count]}")
         if not 1 <= n <= MAX_VIEWS:
             raise PolicyError(text, f"{term} asks for {n} views")
         counts[name] = n
-    return Policy(tuple((name, counts[name]) for name in STREAMS if name in counts))
+    return Policy(tuple((name, counts[name]) for name in TERMS if name in counts))
+
+
+def left_out_area(resized: Sizes, K: int) -> np.ndarray:
+    """int64 [b, 2]: pixels that the centre crop leaves out, and all pixels, of frames with these sizes [b, 2]."""
+    whole = np.asarray(resized, dtype=np.int64).prod(axis=1)
+    return np.stack([whole - K * K, whole], axis=1)
+
+
+def view_count(term: str, n: int, left_out: np.ndarray) -> np.ndarray:
+    """int64 [b]: how many views a term takes of images with these ``left_out_area`` [b, 2]; integers throughout."""
+    if term not in ADAPTIVE:
+        return np.full(len(left_out), n, dtype=np.int64)
+    return np.minimum(1 + n * left_out[:, 0] // left_out[:, 1], n)
 
 
 def curve_policies(crops: Iterable[int]) -> list[Policy]:
@@ -132,25 +160,37 @@ class Views:
     order; FC's fifth view shares CC's column.
     """
 
-    counts: dict[str, int]
+    counts: dict[str, int]  # of each stream, the most that any image needs
+    always: dict[str, int]  # of each stream, what every image needs; beyond it, `adaptive` says
+    adaptive: dict[str, int]  # of a stream, the largest adaptive term
     columns: dict[str, tuple[int, ...]]
     total: int
     mirrored: bool
 
     def take(self, policy: Policy) -> list[int]:
-        """Columns of a policy's views, in the order in which they are summed."""
-        return [column for stream, n in policy.terms for column in self.columns[stream][:n]]
+        """Columns of a policy's views, the most that it may take, in the order in which they are summed."""
+        return [column for term, n in policy.terms for column in self.columns[ADAPTIVE.get(term, term)][:n]]
+
+    def needed(self, left_out: np.ndarray) -> np.ndarray:
+        """bool [b, total]: which views images with these ``left_out_area`` [b, 2] need."""
+        out = np.ones((len(left_out), self.total), dtype=bool)
+        for stream, n in self.adaptive.items():
+            most = np.maximum(self.always.get(stream, 0), view_count(f"A{stream}", n, left_out))
+            out[:, list(self.columns[stream])] = np.arange(self.counts[stream]) < most[:, None]
+        return out
 
 
 def union(policies: Sequence[Policy]) -> Views:
     """The views that serve all policies: of each stream, as many as the largest asks for."""
     if not policies:
         raise ValueError("no policy was given: name at least one, such as CC")
-    counts = {
-        stream: most
-        for stream in STREAMS
-        if (most := max((n for policy in policies for s, n in policy.terms if s == stream), default=0))
-    }
+
+    def most(term: str) -> int:
+        return max((n for policy in policies for name, n in policy.terms if name == term), default=0)
+
+    always = {stream: n for stream in STREAMS if (n := most(stream))}
+    adaptive = {stream: n for term, stream in ADAPTIVE.items() if (n := most(term))}
+    counts = {s: max(always.get(s, 0), adaptive.get(s, 0)) for s in STREAMS if s in always or s in adaptive}
     columns: dict[str, tuple[int, ...]] = {}
     total = 0
     for stream, n in counts.items():
@@ -159,7 +199,7 @@ def union(policies: Sequence[Policy]) -> Views:
             own = n - 1
         columns[stream] = tuple(range(total, total + own)) + (columns["CC"] if own < n else ())
         total += own
-    return Views(counts, columns, total, any(STREAMS[s].mirror for s in counts))
+    return Views(counts, always, adaptive, columns, total, any(STREAMS[s].mirror for s in counts))
 
 
 def resized_sizes(sizes: Sizes, spec: InputSpec) -> Sizes:
@@ -231,6 +271,10 @@ class Planner:
             out[:, columns, 2] = STREAMS[stream].mirror
         return out
 
+    def left_out(self, sizes: Sizes) -> np.ndarray:
+        """``left_out_area`` int64 [b, 2] of images with these stored heights and widths [b, 2]."""
+        return left_out_area(resized_sizes(sizes, self.spec), self.spec.K)
+
     def _offsets(self, stream: str, n: int, names: Sequence[str], room: np.ndarray) -> np.ndarray:
         """(y, x) int64 [b, n, 2] (or [b, 1, 2]) of a stream's first n views; ``room`` [b, 1, 2]."""
         if STREAMS[stream].random:
@@ -244,14 +288,9 @@ class Planner:
         """Plan one batch. ``rows`` int [b], ``names`` of length b, ``sizes`` stored height and width [b, 2]."""
         sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
         resized = resized_sizes(sizes, self.spec)
-        v = self.views.total
-        group = GroupPlan(
-            K=self.spec.K,
-            sizes=resized,
-            image=np.repeat(np.arange(len(sizes)), v),
-            view=np.tile(np.arange(v, dtype=np.int32), len(sizes)),
-            windows=self.windows(names, resized).reshape(-1, 3),
-        )
+        image, view = np.nonzero(self.views.needed(left_out_area(resized, self.spec.K)))
+        windows = self.windows(names, resized)[image, view]
+        group = GroupPlan(self.spec.K, resized, image, view.astype(np.int32), windows)
         return Plan(np.asarray(rows, dtype=np.int64), sizes, (group,))
 
 
