@@ -301,8 +301,9 @@ class Job:
 
     def _throughput(self, setting: records.Setting) -> Iterator[records.Record]:
         options = self.options
+        readable = np.setdiff1d(self.rows, [failure.row for failure in self.failed])
         bench = throughput.Bench(
-            backend(options.backend), self.data, len(self.rows), self.planner, self.config, self.network, options.crops
+            backend(options.backend), self.data, readable, self.planner, self.config, self.network, options.crops
         )
         try:
             errors = {

@@ -28,7 +28,8 @@ from scipy.stats import binomtest
 
 SCHEMA = 1
 CONFIDENCE = 0.95
-LOAD, MODEL, END_TO_END = "load", "model", "end_to_end"  # the stages of a throughput pass
+# The stages of a throughput pass. `read`, `decode` and `resize` (each with those before it) do not depend on the crops.
+READ, DECODE, RESIZE, LOAD, MODEL, END_TO_END = "read", "decode", "resize", "load", "model", "end_to_end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,12 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """All rounds of one stage at one crop count. ``model`` is in crops, the other two are in images."""
+    """All rounds of one stage at one crop count. ``model`` is in crops, the others are in images."""
 
     kind: ClassVar[str] = "throughput"
     setting: Setting
-    stage: str  # load, model, end_to_end
-    crops: int | None  # per image; None for `model`
+    stage: str  # read, decode, resize, load, model, end_to_end
+    crops: int | None  # per image; None where the stage does not depend on it
     batch_images: int | None  # images per pipeline batch in this case
     counts: list[int]  # images (of `model`: crops) in each round
     durations_s: list[float]
@@ -153,11 +154,13 @@ class Throughput:
 
     @property
     def images_per_sec(self) -> float | None:
-        return self.rate if self.crops is not None else None
+        return None if self.stage == MODEL else self.rate
 
     @property
-    def crops_per_sec(self) -> float:
-        return self.rate * (self.crops or 1)
+    def crops_per_sec(self) -> float | None:
+        if self.stage == MODEL:
+            return self.rate
+        return None if self.crops is None else self.rate * self.crops
 
     @property
     def spread(self) -> float:
@@ -279,6 +282,35 @@ def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """The number of crops above which the network, not the pipeline, is the slower part."""
+
+    predicted: float  # from the ceilings: where 1/P = N/M
+    observed: float | None  # from the end-to-end rates; None with fewer than two crop counts
+
+
+def crossover(throughputs: Sequence[Throughput]) -> Crossover | None:
+    """Predicted and observed crossover of one model's throughput; None without its ceilings.
+
+    Seconds per image, end to end, are ``1/P + N/M`` on shared cores: a straight line in N, observed at intercept /
+    slope of the least-squares line. With a GPU of its own for the network they are ``max(1/P, N/M)``: observed where
+    the level of the fewest crops meets the line through the origin and the most crops.
+    """
+    rows = rate_rows(throughputs)
+    if not rows:
+        return None
+    predicted = rows[0]["network_crops_per_sec"] / rows[0]["pipeline_images_per_sec"]
+    n = np.array([row["crops"] for row in rows], dtype=float)
+    seconds = np.array([1 / row["images_per_sec"] for row in rows])
+    if len(rows) < 2:
+        return Crossover(predicted, None)
+    if rows[0]["record"].setting.device != "cpu":
+        return Crossover(predicted, float(seconds[0] * n[-1] / seconds[-1]))
+    slope, intercept = np.polyfit(n, seconds, 1, w=1 / seconds)  # relative errors are alike at all crop counts
+    return Crossover(predicted, float(intercept / slope) if slope > 0 else None)
 
 
 def to_line(record: Record) -> str:

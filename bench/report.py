@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.records import Absent, Accuracy, Record, Throughput, rate_rows
+from bench.records import DECODE, READ, RESIZE, Absent, Accuracy, Record, Throughput, crossover, rate_rows
 
 SHOWN_CURVE = (1, 2, 3, 5, 10, 20, 40)  # of the curve's policies, those that the table shows; summary.csv has all
 
@@ -95,12 +95,24 @@ def _throughput_table(throughputs: list[Throughput]) -> list[str]:
     rounds = len(throughputs[0].durations_s)
     lines = [f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median"]
     lines += aligned(rows)
+    lines += _stages(throughputs)
     shaky = [str(row["crops"]) for row in found if row["spread"] > 0.2]
     if shaky:
         lines.append(
             f"the rounds differ by more than 20 % at {', '.join(shaky)} crops: close other programs, or use "
             "--rounds 15 --round-seconds 3"
         )
+    return lines
+
+
+def _stages(throughputs: list[Throughput]) -> list[str]:
+    """One line for what does not depend on the crops, one for the crossover."""
+    stages = [f"{t.stage} {t.rate:.0f}" for t in throughputs if t.stage in (READ, DECODE, RESIZE)]
+    lines = [f"of the pipeline alone, images/s, each with those before it: {', '.join(stages)}"] if stages else []
+    found = crossover(throughputs)
+    if found:
+        seen = "" if found.observed is None else f", observed end to end at {found.observed:.1f}"
+        lines.append(f"network and pipeline take equal time at {found.predicted:.1f} crops (from the ceilings){seen}")
     return lines
 
 

@@ -1,5 +1,8 @@
 """Images per second: the pipeline alone, the network alone, and both together, at each number of crops.
 
+    read        files -> bytes                          images/s
+    decode      files -> pixels                         images/s
+    resize      files -> resized frames                 images/s
     load        files -> uint8 crops, no network        images/s  (P, for each crop count)
     model       resident crops -> outputs, no pipeline  crops/s   (M)
     end_to_end  files -> each image's averaged answer   images/s
@@ -22,7 +25,7 @@ from bench.machine import PeakMemory
 from bench.records import END_TO_END, LOAD, MODEL
 from models.averaging import log_probabilities
 from models.predict import Network, predict
-from pipelines.batch import Backend, LoadConfig, Source
+from pipelines.batch import STAGES, Backend, LoadConfig, Source
 from pipelines.crops import Planner, Policy, parse_policy, union
 
 MAX_IMAGES = 1_000_000  # of one stream; a segment ends long before
@@ -30,7 +33,7 @@ MAX_IMAGES = 1_000_000  # of one stream; a segment ends long before
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One thing to time. ``crops`` is None for the network alone, which does not depend on it."""
+    """One thing to time. ``crops`` is None for what does not depend on it."""
 
     stage: str
     crops: int | None
@@ -53,14 +56,14 @@ class Bench:
         self,
         backend_class: type[Backend],
         source: Source,
-        n_images: int,
+        rows: np.ndarray,
         make_planner: Callable[[Policy], Planner],
         make_config: Callable[[int], LoadConfig],
         network: Network,
         crops: list[int],
     ) -> None:
         self.network = network
-        self.rows = np.resize(np.arange(n_images), max(n_images, MAX_IMAGES // n_images * n_images))
+        self.rows = np.resize(rows, max(len(rows), MAX_IMAGES))
         self.policies = {n: parse_policy(f"{n}RC") for n in crops}
         self.planners = {n: make_planner(policy) for n, policy in self.policies.items()}
         self.backends = {n: backend_class(source, self.planners[n], make_config(n)) for n in crops}
@@ -68,12 +71,14 @@ class Bench:
     def cells(self) -> list[Cell]:
         """In the order of a round."""
         loads = [Cell(stage, n) for n in self.policies for stage in (LOAD, END_TO_END)]
-        return [Cell(MODEL, None), *loads]
+        return [*(Cell(stage, None) for stage in STAGES), Cell(MODEL, None), *loads]
 
     def stream(self, cell: Cell) -> Iterator[int]:
         """An endless run of the cell's work; each item says how many images (of MODEL: crops) it was."""
         if cell.stage == MODEL:
             return self._forwards()
+        if cell.stage in STAGES:
+            return self.backends[min(self.backends)].stage(cell.stage, self.rows)
         assert cell.crops is not None
         return self._loads(cell.crops) if cell.stage == LOAD else self._answers(cell.crops)
 

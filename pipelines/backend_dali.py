@@ -74,11 +74,9 @@ class _Dali:
                 yield row, np.array(frames.at(i))
 
     def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
-        """Run the graph only as far as ``what`` (``read``, ``decode``, ``resize``); yields the images done so far."""
+        """Run the graph only as far as ``what`` (``read``, ``decode``, ``resize``); yields images, batch by batch."""
         for plan, outputs in self._stream(what, rows):
-            if isinstance(outputs, Exception):
-                raise RuntimeError(f"a batch could not be {what}: {_short(outputs)}")
-            yield len(plan.rows)
+            yield 0 if isinstance(outputs, Exception) else len(plan.rows)
 
     def close(self) -> None:
         """Free DALI's threads and memory."""

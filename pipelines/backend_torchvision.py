@@ -29,7 +29,7 @@ from torchvision.transforms.v2.functional import resize
 
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
 from pipelines.crops import Plan, Planner, cut
-from pipelines.decode import changed, decode
+from pipelines.decode import changed, complaint, decode
 
 
 class Torchvision:
@@ -64,13 +64,20 @@ class Torchvision:
             for i, frame in zip(loaded.good, loaded.frames(plan, 0), strict=True):
                 yield int(plan.rows[i]), frame
 
+    def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
+        """The workers' work only as far as ``what`` (``read``, ``decode``, ``resize``); yields images, by batch."""
+        for _, loaded in self._load(rows, ship_frames=None, until=what):
+            yield len(loaded.good)
+
     def close(self) -> None:
         """Stop the workers."""
         self._loader = None
 
-    def _load(self, rows: np.ndarray, *, ship_frames: bool | None) -> Iterator[tuple[Plan, _Loaded]]:
+    def _load(
+        self, rows: np.ndarray, *, ship_frames: bool | None, until: str = "crops"
+    ) -> Iterator[tuple[Plan, _Loaded]]:
         self._upcoming.pieces = split(rows, self.config.batch_images)
-        self._upcoming.ship_frames = ship_frames
+        self._upcoming.ship_frames, self._upcoming.until = ship_frames, until
         if self._loader is None:
             workers = self.config.workers
             self._loader = DataLoader(
@@ -124,6 +131,7 @@ class _Upcoming(Sampler):
         self.source = source
         self.pieces: list[np.ndarray] = []
         self.ship_frames: bool | None = None
+        self.until = "crops"
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -131,7 +139,8 @@ class _Upcoming(Sampler):
     def __iter__(self) -> Iterator[_Order]:
         for rows in self.pieces:
             source = self.source
-            yield _Order(rows, source.names(rows), source.paths(rows), source.sizes(rows), self.ship_frames)
+            names, paths, sizes = source.names(rows), source.paths(rows), source.sizes(rows)
+            yield _Order(rows, names, paths, sizes, self.ship_frames, self.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,7 @@ class _Order:
     paths: list[str]
     sizes: np.ndarray
     ship_frames: bool | None
+    until: str  # "crops", or the stage at which to stop
 
 
 class _Batches(Dataset):
@@ -158,16 +168,23 @@ class _Batches(Dataset):
         mode = InterpolationMode(self.planner.spec.interpolation)
         for k, path in enumerate(order.paths):
             try:
-                image = read_rgb(path)
+                data = Path(path).read_bytes()
+                if order.until == "read":
+                    continue
+                image = decode_rgb(data)
             except Exception as error:  # whatever a decoder raises, the image costs itself only
-                failed.append((k, f"{type(error).__name__}: {error}".strip()[:300]))
+                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {complaint(path)}"))
                 continue
             if reason := changed(plan.source_sizes[k], np.array(image.shape[1:])):
                 failed.append((k, reason))
                 continue
+            if order.until == "decode":
+                continue
             for group, done in zip(plan.groups, frames, strict=True):
                 done[k] = resize(image, group.sizes[k].tolist(), mode, antialias=True).permute(1, 2, 0).numpy()
         good = np.setdiff1d(np.arange(len(order.rows)), [k for k, _ in failed])
+        if order.until != "crops":
+            return plan, _Loaded(good, failed, [], [])
         if order.ship_frames or frames_are_smaller(plan):
             pixels = [
                 torch.from_numpy(np.concatenate([f.ravel() for f in done.values()] or [EMPTY])) for done in frames
@@ -186,9 +203,8 @@ def frames_are_smaller(plan: Plan) -> bool:
 EMPTY = np.zeros(0, np.uint8)
 
 
-def read_rgb(path: str) -> torch.Tensor:
+def decode_rgb(data: bytes) -> torch.Tensor:
     """uint8 [3, H, W] (channels last in memory): plain JPEGs through torchvision, all else through PIL; same pixels."""
-    data = Path(path).read_bytes()
     with Image.open(io.BytesIO(data)) as header:
         plain = header.format == "JPEG" and header.mode in ("RGB", "L")
     if plain:

@@ -66,6 +66,9 @@ class LoadConfig:
     hw_decoder_load: float = 0.65  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
 
 
+STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it
+
+
 class Backend(Protocol):
     """Obeys the plan, decodes each image once, draws no numbers of its own.
 
@@ -79,6 +82,13 @@ class Backend(Protocol):
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None: ...
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]: ...
+
+    def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
+        """Do only the work up to ``what``, one of STAGES; yields the images done, batch by batch. For ceilings.
+
+        A batch with an unreadable image may count as none.
+        """
+        ...
 
     def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(row, resized frame uint8 [H, W, 3]) of each readable image: what the crops are cut from, for checks."""
