@@ -53,7 +53,7 @@ class _Dali:
         """One CropBatch for each ``batch_images`` rows, in order."""
         for plan, outputs in self._stream("crops", rows):
             if isinstance(outputs, Exception):
-                yield self._one_by_one(plan)
+                yield self._one_by_one(plan, outputs)
             else:
                 yield self._batch(plan, outputs)
 
@@ -113,8 +113,11 @@ class _Dali:
         failed = [Failure(int(plan.rows[i]), _changed(plan, i, outputs[0]) or "") for i in changed]
         return CropBatch(groups, np.delete(plan.rows, changed), failed)
 
-    def _one_by_one(self, plan: Plan) -> CropBatch:
-        """A batch that DALI refused because of one image: each image alone, in a pipeline of its own."""
+    def _one_by_one(self, plan: Plan, refusal: Exception) -> CropBatch:
+        """A batch that DALI refused because of one image: each image alone, in a pipeline of its own.
+
+        When each of them is good alone, no image was the cause: the refusal is raised, not hidden behind a slow path.
+        """
         done: list[CropBatch] = []
         failed: list[Failure] = []
         for single, outputs in self._pipe("crops", alone=True).run(self._plan(rows) for rows in split(plan.rows, 1)):
@@ -125,6 +128,8 @@ class _Dali:
                 batch = self._batch(single, outputs)
                 done.append(batch)
                 failed += batch.failed
+        if not failed:
+            raise RuntimeError("DALI refused a batch whose images are all good alone") from refusal
         groups = [
             Group(
                 torch.cat([b.groups[g].crops for b in done]),
@@ -227,7 +232,8 @@ class _Fed:
         paths = [
             np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8) for path in self.source.paths(plan.rows)
         ]
-        sizes = [group.sizes.astype(np.float32) for group in plan.groups if self.what in RESIZES]
+        # In C order: DALI refuses arrays whose rows are not dense.
+        sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
         windows = [paste_arguments(group, len(paths)) for group in plan.groups if self.what == "crops"]
         return (paths, *sizes, *(x for arguments in windows for x in arguments))
 

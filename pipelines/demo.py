@@ -348,10 +348,10 @@ def render(one: Plan) -> np.ndarray[Any, np.dtype[np.uint8]]:
     detail = fractal(rng, one.height, one.width, exponent=rng.uniform(0.85, 1.35))
     canvas = _background(rng, x, y, detail)
     scene = _Scene(canvas, x, y, detail, float(np.cos(light)), float(np.sin(light)))
-    _paint_clutter(rng, scene, one)
+    _paint_clutter(rng, scene)
     _paint_decoys(rng, scene, one)
     _paint_textured(rng, scene, one.solid, TEXTURES[one.label % len(TEXTURES)], blur=rng.uniform(0.003, 0.008))
-    _paint_occluders(rng, scene, one)
+    _paint_occluders(rng, scene)
     return _develop(rng, canvas, x, y, one)
 
 
@@ -534,26 +534,19 @@ def _two_tones(rng: np.random.Generator) -> tuple[Float, Float]:
     return tones[0], tones[1]
 
 
-def _place(rng: np.random.Generator, scene: _Scene, size: float, aspect: float, radius_at: Float | None) -> Solid:
-    """A solid anywhere in the picture, its origin inside."""
+def _pose(rng: np.random.Generator, scene: _Scene, size: float) -> tuple[float, float, float, float, float]:
+    """Where a solid of this size may lie, its origin in the picture: Solid's fields up to the rotation."""
     half_width, half_height = -float(scene.x[0, 0]), -float(scene.y[0, 0])
-    return Solid(
-        float(rng.uniform(-half_width, half_width)),
-        float(rng.uniform(-half_height, half_height)),
-        size,
-        size,
-        float(rng.uniform(-np.pi, np.pi)),
-        _lump(rng, aspect) if radius_at is None else radius_at,
-    )
+    x, y = float(rng.uniform(-half_width, half_width)), float(rng.uniform(-half_height, half_height))
+    return x, y, size, size, float(rng.uniform(-np.pi, np.pi))
 
 
-def _paint_clutter(rng: np.random.Generator, scene: _Scene, one: Plan) -> None:
+def _paint_clutter(rng: np.random.Generator, scene: _Scene) -> None:
     """Untextured lumps and rods behind the object, in and out of focus."""
     blur = rng.uniform(0.004, 0.06)
     for _ in range(rng.integers(3, 15)):
-        size = float(np.exp(rng.uniform(np.log(0.03), np.log(0.35))))
-        solid = _place(rng, scene, size, aspect=rng.uniform(0.08, 1.0), radius_at=None)
-        _paint_plain(rng, scene, solid, blur)
+        size, aspect = float(np.exp(rng.uniform(np.log(0.03), np.log(0.35)))), rng.uniform(0.08, 1.0)
+        _paint_plain(rng, scene, Solid(*_pose(rng, scene, size), _lump(rng, aspect)), blur)
 
 
 def _paint_decoys(rng: np.random.Generator, scene: _Scene, one: Plan) -> None:
@@ -561,16 +554,17 @@ def _paint_decoys(rng: np.random.Generator, scene: _Scene, one: Plan) -> None:
     largest = 0.4 * min(one.solid.scale_x, one.solid.scale_y)
     for _ in range(rng.integers(0, 3)):
         radius_at = _outline(rng, SHAPES[rng.integers(len(SHAPES))])
-        solid = _place(rng, scene, float(rng.uniform(0.4, 1.0)) * largest, 1.0, radius_at)
+        solid = Solid(*_pose(rng, scene, float(rng.uniform(0.4, 1.0)) * largest), radius_at)
         _paint_textured(rng, scene, solid, TEXTURES[rng.integers(len(TEXTURES))], blur=0.01)
 
 
-def _paint_occluders(rng: np.random.Generator, scene: _Scene, one: Plan) -> None:
+def _paint_occluders(rng: np.random.Generator, scene: _Scene) -> None:
     """In three images of ten one or two things stand before the object, mostly out of focus."""
     if rng.random() > 0.3:
         return
     for _ in range(rng.integers(1, 3)):
-        solid = _place(rng, scene, float(rng.uniform(0.06, 0.25)), rng.uniform(0.1, 1.0), radius_at=None)
+        size, aspect = float(rng.uniform(0.06, 0.25)), rng.uniform(0.1, 1.0)
+        solid = Solid(*_pose(rng, scene, size), _lump(rng, aspect))
         _paint_plain(rng, scene, solid, blur=rng.uniform(0.01, 0.08))
 
 
