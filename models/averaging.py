@@ -25,6 +25,39 @@ class ViewOutputs:
     logits: Tensor  # float [b, v, n]
 
 
+# torch's CPU kernels for exp and log use another formula for the elements that do not fill a vector register, so that a
+# row's last bit depends on how many rows there are. NumPy's do not (tests/models/test_averaging.py), nor do CUDA's.
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last axis; float64."""
+    if x.is_cuda:
+        return x.softmax(-1)
+    e = np.exp(_shifted(x))
+    return torch.from_numpy(e / e.sum(-1, keepdims=True))
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Over the last axis; float64."""
+    if x.is_cuda:
+        return x.log_softmax(-1)
+    shifted = _shifted(x)
+    return torch.from_numpy(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def log(x: Tensor) -> Tensor:
+    """float64; -inf for 0."""
+    if x.is_cuda:
+        return x.log()
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.log(x.numpy()))
+
+
+def _shifted(x: Tensor) -> np.ndarray:
+    values = np.ascontiguousarray(x.numpy())
+    return values - values.max(-1, keepdims=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """The mean over v is taken ``of`` the views' outputs; ``finish`` turns the means into log-probabilities.
@@ -40,17 +73,17 @@ class Level:
 LEVELS: dict[str, Level] = {
     "feature": Level(
         lambda out: out.features,
-        lambda mean, head: head(mean.float()).double().log_softmax(-1),
+        lambda mean, head: log_softmax(head(mean.float()).double()),
         "mean over views of the pooled features, then the head",
     ),
     "logit": Level(
         lambda out: out.logits,
-        lambda mean, head: mean.log_softmax(-1),
+        lambda mean, head: log_softmax(mean),
         "mean over views of the logits",
     ),
     "softmax": Level(
-        lambda out: out.logits.double().softmax(-1),
-        lambda mean, head: mean.log(),
+        lambda out: softmax(out.logits.double()),
+        lambda mean, head: log(mean),
         "mean over views of the softmax scores",
     ),
 }

@@ -33,7 +33,7 @@ def unusable(name: str) -> str | None:
     try:
         return backend(name).probe()  # type: ignore[attr-defined]
     except (ImportError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def choose(name: str = "auto", *, device: str = "cpu") -> tuple[str, str]:

@@ -177,6 +177,7 @@ class _Fed:
         self.source, self.what = source, what
         self.plans: Iterator[Plan] = iter(())
         self.in_flight: deque[Plan] = deque()
+        self.running = False  # a pass was begun and its end not reached
         self.mirrored = planner.views.mirrored
         self.stream = torch.cuda.current_stream(config.device_id) if mixed else None
         self.pipe = Pipeline(
@@ -239,9 +240,9 @@ class _Fed:
 
     def run(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Any]]:
         """(plan, outputs, or the RuntimeError with which DALI refused the batch). Later batches come all the same."""
-        if self.in_flight:  # an earlier run was left in the middle
+        if self.running:
             self._drain()
-        self.plans = iter(plans)
+        self.running, self.plans = True, iter(plans)
         outputs: Any
         while True:
             try:
@@ -254,6 +255,7 @@ class _Fed:
                 outputs = error
             yield self.in_flight.popleft(), outputs
         self.pipe.reset()
+        self.running = False
 
     def _drain(self) -> None:
         self.plans = iter(())

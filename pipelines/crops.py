@@ -168,7 +168,12 @@ class Views:
     mirrored: bool
 
     def take(self, policy: Policy) -> list[int]:
-        """Columns of a policy's views, the most that it may take, in the order in which they are summed."""
+        """Columns of a policy's views, the most that it may take, in the order in which they are summed.
+
+        Raises ValueError for a policy that needs views which are not here.
+        """
+        if any(n > self.counts.get(ADAPTIVE.get(term, term), 0) for term, n in policy.terms):
+            raise ValueError(f"policy {policy} needs views that were not evaluated: name it among the run's policies")
         return [column for term, n in policy.terms for column in self.columns[ADAPTIVE.get(term, term)][:n]]
 
     def needed(self, left_out: np.ndarray) -> np.ndarray:

@@ -60,10 +60,14 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
                 f"levels in the mean; at most {most} is allowed"
             )
         worst = max(worst, difference)
-    for batch in backend.batches(np.array(list(frames), dtype=np.int64)):
+    seen: list[int] = []
+    failed: list[int] = []
+    for batch in backend.batches(rows):
+        seen += batch.rows.tolist()
+        failed += [failure.row for failure in batch.failed]
         for group in batch.groups:
             crops = group.crops.cpu().numpy()
-            for row in batch.rows.tolist():
+            for row in set(batch.rows.tolist()) & set(frames):
                 sizes = source.sizes(np.array([row]))
                 plan = planner.plan(np.array([row]), source.names(np.array([row])), sizes).groups[0]
                 mine = group.image == row
@@ -72,4 +76,9 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
                     raise WrongPixels(
                         f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"
                     )
+    if sorted(seen + failed) != sorted(rows.tolist()) or set(seen) != set(frames):
+        raise WrongPixels(
+            f"{backend.name}: of {len(rows)} images {len(seen)} came as crops, {len(frames)} as frames and "
+            f"{len(failed)} as unreadable: some were lost or came twice"
+        )
     return worst

@@ -1,0 +1,321 @@
+"""predict and Network against the same network run on each crop by itself, in a chunk of noise.
+
+An image's outputs must be bit for bit the same whatever else is in the chunk, the batch and the run: that is what makes
+two runs comparable image by image. Tried on small networks of every family with random weights; crops are noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.classifier import load
+from models.predict import Network, Predicted, predict
+from pipelines.batch import CropBatch, Failure, Group
+from pipelines.crops import Views, parse_policy, union
+
+MODELS = ["test_resnet", "test_efficientnet", "test_nfnet", "mobilenetv3_small_050", "torchvision:squeezenet1_0"]
+K, CHUNK, IMAGES = 64, 8, 7
+VIEWS = union([parse_policy("CC+2RC")])
+
+
+def network_of(model: str, **arguments: Any) -> Network:
+    classifier = load(model, weights="random", num_classes=11, img_size=K, crop_pct=0.875, seed=3)
+    return Network(classifier, **{"chunk": CHUNK, **arguments})
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def network(request: pytest.FixtureRequest) -> Network:
+    return network_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Network:
+    return network_of("test_resnet")
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+CROPS = noise(IMAGES, VIEWS.total, K, K, 3)  # [b, v, K, K, 3]: what a backend would have cut; row b is image b
+
+
+def batch_of(rows: list[int], views: Views = VIEWS, padding: int = 0, failed: list[Failure] | None = None) -> CropBatch:
+    """A backend's batch: image-major, then ``padding`` crops that count for nothing."""
+    image = np.repeat(np.array(rows, dtype=np.int64), views.total)
+    view = np.tile(np.arange(views.total, dtype=np.int32), len(rows))
+    crops = torch.cat([CROPS[image, view], noise(padding, K, K, 3, seed=9)])
+    pad = np.full(padding, -1)
+    group = Group(crops, np.concatenate([image, pad]), np.concatenate([view, pad]).astype(np.int32))
+    return CropBatch([group], np.array(rows, dtype=np.int64), failed or [])
+
+
+def one_by_one(network: Network) -> tuple[Tensor | None, Tensor]:
+    """Features [b, v, f] and logits [b, v, n], each crop at another place of a chunk of noise."""
+    features, logits = [], []
+    for i, crop in enumerate(CROPS.flatten(0, 1)):
+        place = (5 * i + 3) % network.chunk
+        network.buffer.copy_(noise(*network.buffer.shape, seed=100 + i))
+        network.buffer[place] = crop
+        of_features, of_logits = network.forward()
+        logits.append(of_logits[place].clone())
+        if of_features is not None:
+            features.append(of_features[place].clone())
+    shape = (IMAGES, VIEWS.total)
+    return torch.stack(features).unflatten(0, shape) if features else None, torch.stack(logits).unflatten(0, shape)
+
+
+def gathered(network: Network, batches: list[CropBatch]) -> tuple[Tensor | None, Tensor]:
+    """Features and logits [b, v, ...] of a pass, by image; every image must have come once."""
+    features: dict[int, Tensor] = {}
+    logits: dict[int, Tensor] = {}
+    for predicted in predict(iter(batches), network, VIEWS):
+        assert predicted.outputs is not None
+        assert predicted.outputs.logits.shape[:2] == (len(predicted.rows), VIEWS.total)
+        for i, row in enumerate(predicted.rows.tolist()):
+            assert row not in logits
+            logits[row] = predicted.outputs.logits[i]
+            if predicted.outputs.features is not None:
+                features[row] = predicted.outputs.features[i]
+    assert sorted(logits) == list(range(IMAGES))
+    together = torch.stack([features[row] for row in range(IMAGES)]) if features else None
+    return together, torch.stack([logits[row] for row in range(IMAGES)])
+
+
+def equal(a: tuple[Tensor | None, Tensor], b: tuple[Tensor | None, Tensor]) -> bool:
+    if a[0] is None or b[0] is None:
+        return a[0] is b[0] and torch.equal(a[1], b[1])
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+# ------------------------------------------------------------------------------------------------- the same bits always
+
+
+def test_outputs_do_not_depend_on_the_company(network: Network) -> None:
+    """Batch split, order of images, padding in a batch, what lay in the buffer before, how full the last chunk is."""
+    expected = one_by_one(network)
+    assert len(expected[1].flatten(0, 1).unique(dim=0)) == IMAGES * VIEWS.total  # else equality would say little
+    assert (expected[0] is None) == (not network.classifier.has_feature_level)
+    for split in ([7], [1] * 7, [3, 3, 1], [2, 5]):
+        for order in (list(range(IMAGES)), [4, 0, 6, 5, 1, 3, 2]):
+            stops = np.cumsum(split).tolist()
+            pieces = [order[stop - size : stop] for size, stop in zip(split, stops, strict=True)]
+            network.buffer.fill_(stops[0])
+            assert equal(gathered(network, [batch_of(rows) for rows in pieces]), expected)
+            padded = [batch_of(rows, padding=i % 3) for i, rows in enumerate(pieces, start=1)]
+            assert equal(gathered(network, padded), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 21, 50])
+def test_any_chunk_size_serves_every_crop(chunk: int) -> None:
+    """A chunk that divides the crops, one that does not, and one larger than the run."""
+    network = network_of("test_efficientnet", chunk=chunk)
+    assert equal(gathered(network, [batch_of([0, 1, 2]), batch_of([3, 4, 5]), batch_of([6])]), one_by_one(network))
+
+
+@pytest.mark.parametrize("amp_dtype", ["bfloat16"])
+def test_reduced_precision_keeps_rows_apart(amp_dtype: str) -> None:
+    network = network_of("test_resnet", amp_dtype=amp_dtype, channels_last=True)
+    expected = one_by_one(network)
+    assert equal(gathered(network, [batch_of([5, 2]), batch_of([0, 1, 3, 4, 6])]), expected)
+    exact = one_by_one(network_of("test_resnet"))[1]
+    assert expected[1].dtype == torch.float32
+    assert 0 < (expected[1] - exact).abs().max() < 0.1 * exact.abs().max()  # autocast did run
+
+
+def test_padding_and_views_may_lie_anywhere_in_a_batch(resnet: Network) -> None:
+    """A backend that loses an image leaves a hole in the middle; two groups may share an image's views."""
+    expected = one_by_one(resnet)
+    whole = batch_of(list(range(IMAGES)), padding=4)
+    shuffled = np.random.default_rng(0).permutation(len(whole.groups[0].image))
+    group = whole.groups[0]
+    mixed = Group(group.crops[shuffled], group.image[shuffled], group.view[shuffled])
+    assert equal(gathered(resnet, [CropBatch([mixed], whole.rows)]), expected)
+    parts = [Group(mixed.crops[part], mixed.image[part], mixed.view[part]) for part in (slice(0, 9), slice(9, None))]
+    assert equal(gathered(resnet, [CropBatch(parts, whole.rows)]), expected)
+
+
+def test_the_crops_of_the_caller_are_left_alone(resnet: Network) -> None:
+    batch = batch_of([0, 1, 2], padding=2)
+    before = batch.groups[0].crops.clone()
+    list(predict([batch], resnet, VIEWS))
+    assert torch.equal(batch.groups[0].crops, before)
+
+
+def test_outputs_handed_over_stay_as_they_are(resnet: Network) -> None:
+    """Some compiled networks reuse their output buffers; the first batch's outputs must survive the second's."""
+    expected = one_by_one(resnet)[1]
+    done = list(predict([batch_of([row]) for row in range(IMAGES)], resnet, VIEWS))
+    for row, predicted in enumerate(done):
+        assert predicted.outputs is not None
+        assert torch.equal(predicted.outputs.logits[0], expected[row])
+
+
+# ------------------------------------------------------------------------------------------------------------- the head
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if "squeezenet" not in model])
+def test_the_heads_rows_do_not_depend_on_their_number(model: str) -> None:
+    network = network_of(model)
+    assert network.classifier.feature_dim is not None
+    features = torch.randn(3 * CHUNK + 5, network.classifier.feature_dim, generator=torch.Generator().manual_seed(1))
+    everything = network.head(features)
+    assert everything.shape == (len(features), 11)
+    assert len(everything.unique(dim=0)) == len(features)
+    for m in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK):
+        assert torch.equal(network.head(features[:m]), everything[:m])
+        assert torch.equal(network.head(features[-m:]), everything[-m:])
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(network.head(features[order]), everything[order])
+    np.testing.assert_allclose(everything.numpy(), network.classifier.head(features).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if "squeezenet" not in model])
+def test_the_head_of_a_views_features_is_its_logits(model: str) -> None:
+    """So that one view averaged at the feature level is that view's own answer."""
+    network = network_of(model)
+    features, logits = one_by_one(network)
+    assert features is not None
+    np.testing.assert_allclose(
+        network.head(features.flatten(0, 1)).numpy(), logits.flatten(0, 1).numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_failures_pass_through_in_order(resnet: Network) -> None:
+    failures = [[Failure(70, "truncated")], [], [Failure(71, "empty"), Failure(72, "text")]]
+    batches = [batch_of(rows, failed=failed) for rows, failed in zip([[0, 1], [2], [3]], failures, strict=True)]
+    done = list(predict(batches, resnet, VIEWS))
+    assert [predicted.failed for predicted in done] == failures
+    assert [predicted.rows.tolist() for predicted in done] == [[0, 1], [2], [3]]
+
+
+def nothing_readable(groups: bool) -> CropBatch:
+    pad = np.full(4, -1)
+    padding = Group(noise(4, K, K, 3), pad, pad.astype(np.int32))
+    return CropBatch([padding] if groups else [], np.zeros(0, np.int64), [Failure(50, "empty"), Failure(51, "text")])
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["no group", "padding only"])
+def test_a_batch_without_a_readable_image_passes_through(resnet: Network, groups: bool) -> None:
+    """First, last, between others, and alone: in its place, with its failures, without outputs."""
+    expected = one_by_one(resnet)[1]
+    batches = [
+        nothing_readable(groups),
+        batch_of([0, 1]),
+        nothing_readable(groups),
+        batch_of([2]),
+        nothing_readable(groups),
+    ]
+    done = list(predict(batches, resnet, VIEWS))
+    assert [predicted.rows.tolist() for predicted in done] == [[], [0, 1], [], [2], []]
+    assert [len(predicted.failed) for predicted in done] == [2, 0, 2, 0, 2]
+    assert [predicted.outputs is None for predicted in done] == [True, False, True, False, True]
+    assert done[3].outputs is not None and torch.equal(done[3].outputs.logits[0], expected[2])
+    (alone,) = predict([nothing_readable(groups)], resnet, VIEWS)
+    assert alone.outputs is None and len(alone.failed) == 2
+
+
+def test_an_empty_run_is_empty(resnet: Network) -> None:
+    assert list(predict([], resnet, VIEWS)) == []
+
+
+def with_rows(batch: CropBatch, keep: np.ndarray) -> CropBatch:
+    group = batch.groups[0]
+    return CropBatch([Group(group.crops[keep], group.image[keep], group.view[keep])], batch.rows)
+
+
+@pytest.mark.parametrize("keep", [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 0]], ids=["one too few", "one too many"])
+def test_a_wrong_number_of_crops_is_an_error(resnet: Network, keep: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"2 images came with {len(keep)} crops, not 3"):
+        list(predict([with_rows(batch_of([0, 1]), np.array(keep))], resnet, VIEWS))
+
+
+@pytest.mark.xfail(strict=True, reason="predict counts the crops of a batch, not which they are: zeros fill the gap")
+def test_a_view_twice_and_another_missing_is_an_error(resnet: Network) -> None:
+    with pytest.raises(ValueError):
+        list(predict([with_rows(batch_of([0, 1]), np.array([0, 1, 1, 3, 4, 5]))], resnet, VIEWS))
+
+
+@pytest.mark.xfail(strict=True, reason="a crop of an image that is not in the batch's rows counts as padding")
+def test_a_crop_of_no_image_of_the_batch_is_an_error(resnet: Network) -> None:
+    stray = batch_of([0, 1, 2])
+    with pytest.raises(ValueError):
+        list(predict([CropBatch(stray.groups, stray.rows[:2])], resnet, VIEWS))
+
+
+@pytest.mark.xfail(strict=True, reason="only the whole batch's number of crops is bounded when a policy is adaptive")
+def test_an_adaptive_run_misses_no_view_that_every_image_needs(resnet: Network) -> None:
+    """The centre crop of the second image is lost; the first has more random crops than the fewest."""
+    views = union([parse_policy("CC"), parse_policy("2ARC")])
+    assert views.columns == VIEWS.columns
+    with pytest.raises(ValueError):
+        list(predict([with_rows(batch_of([0, 1]), np.array([0, 1, 2, 4, 5]))], resnet, views))
+
+
+def test_views_that_an_image_does_not_need_are_zero(resnet: Network) -> None:
+    """Adaptive policies: the second image takes one random crop of two."""
+    views = union([parse_policy("CC"), parse_policy("2ARC")])
+    expected = one_by_one(resnet)[1]
+    (done,) = predict([with_rows(batch_of([0, 1]), np.array([0, 1, 2, 3, 4]))], resnet, views)
+    assert done.outputs is not None
+    assert torch.equal(done.outputs.logits[0], expected[0])
+    assert torch.equal(done.outputs.logits[1, :2], expected[1, :2])
+    assert not done.outputs.logits[1, 2].any()
+
+
+# --------------------------------------------------------------------------------------------------------------- the run
+
+
+def test_a_batch_is_handed_over_as_soon_as_it_is_through(resnet: Network) -> None:
+    """Not at the end of the run: 1.3 million images' outputs would be waiting."""
+    taken: list[int] = []
+
+    def coming() -> Iterator[CropBatch]:
+        for row in range(IMAGES):
+            taken.append(row)
+            yield batch_of([row])
+
+    # Image 0's three crops wait for the chunk of eight, which image 2's second crop completes.
+    first = next(predict(coming(), resnet, VIEWS))
+    assert first.rows.tolist() == [0]
+    assert taken == [0, 1, 2]
+
+
+def test_chunks_fill_across_batches(resnet: Network) -> None:
+    """21 crops in chunks of 8 are three forwards, however they were batched."""
+    forwards = 0
+
+    class Counting:
+        chunk, buffer = resnet.chunk, resnet.buffer
+
+        def forward(self) -> tuple[Tensor | None, Tensor]:
+            nonlocal forwards
+            forwards += 1
+            return resnet.forward()
+
+    counting: Any = Counting()
+    done: list[Predicted] = list(predict([batch_of([row], padding=2) for row in range(IMAGES)], counting, VIEWS))
+    assert len(done) == IMAGES
+    assert forwards == 3
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_an_empty_chunk_is_refused(chunk: int) -> None:
+    with pytest.raises(ValueError, match=f"--batch-size {chunk}"):
+        network_of("test_resnet", chunk=chunk)
+
+
+def test_nothing_remembers_gradients(resnet: Network) -> None:
+    features, logits = resnet.forward()
+    assert features is not None
+    assert not logits.requires_grad and not features.requires_grad
+    assert not resnet.head(features).requires_grad
