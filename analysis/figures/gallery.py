@@ -1,0 +1,210 @@
+"""Images where averaging random crops repairs the centre crop's answer, and where it spoils it (MID Figures 1 and 2).
+
+Windows are planned again from the run's seed and sizes, which is exact; the pixels are PIL's, for looking at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from analysis import style
+from analysis.runs import (
+    NotDrawable,
+    Part,
+    Predictions,
+    Source,
+    accuracies,
+    attempts,
+    best_curve_policy,
+    display_name,
+    endings,
+    images,
+    of_part,
+    predictions,
+    provenance,
+    resized_picture,
+    rows_of,
+    scored_parts,
+    spec_of,
+)
+from pipelines.crops import Planner, parse_policy, union
+
+EACH = 4  # pictures of either kind
+MOST_WINDOWS = 20  # drawn on a picture
+RIGHT, WRONG = style.SKY, style.RED
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image. ``windows``: int64 [v, 2], (y, x) of the random crops; ``centre``: the centre crop's."""
+
+    pixels: np.ndarray
+    K: int
+    centre: tuple[int, int]
+    windows: np.ndarray
+    right: np.ndarray  # bool [v]
+    label: str
+    centre_said: str
+    averaged_said: str
+    said: list[tuple[str, int]]  # the views' answers, the most frequent first
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Repaired and spoiled images of one network."""
+
+    name: str
+    policy: str
+    repaired: list[Picture]
+    spoiled: list[Picture]
+    notes: list[str]
+
+
+def parts(source: Source) -> dict[str, Data | NotDrawable]:
+    """One picture for each network whose per-image answers and images are there."""
+    found = scored_parts(source.runs, beyond_centre=True)
+    frame = accuracies(source.runs)
+    return attempts(
+        {
+            ending: partial(_data, source, part, of_part(frame, part))
+            for ending, part in zip(endings(found), found, strict=True)
+        }
+    )
+
+
+def _data(source: Source, part: Part, frame: pd.DataFrame) -> Data:
+    policy = best_curve_policy(frame, MOST_WINDOWS)
+    answers = predictions(part)
+    scan = images(source, part[0])
+    table = rows_of(answers.names, scan)
+    repaired, spoiled = choose(answers, policy)
+    if not repaired and not spoiled:
+        raise NotDrawable(f"{policy} and the centre crop are right on the same images: there is nothing to show")
+    names = class_names(table, answers.labels)
+
+    def pictures(rows: list[int]) -> list[Picture]:
+        return [picture(answers, row, policy, part, names, scan.root) for row in rows]
+
+    notes = [
+        f"Of {(answers.labels >= 0).sum():,} images {policy} (softmax) repairs {repaired_count(answers, policy)} and "
+        f"spoils {repaired_count(answers, policy, spoiled=True)}; shown are those on which the views agree most. "
+        "Below each: the answer at the centre, the averaged answer, the answers of the single random crops.",
+        *provenance([part]),
+    ]
+    return Data(display_name(part[1]), policy, pictures(repaired), pictures(spoiled), notes)
+
+
+def repaired_count(answers: Predictions, policy: str, *, spoiled: bool = False) -> int:
+    """Images right with the policy and wrong at the centre crop; ``spoiled``: the other way round."""
+    return int((_changes(answers, policy) == (-1 if spoiled else 1)).sum())
+
+
+def _changes(answers: Predictions, policy: str) -> np.ndarray:
+    """int [b]: +1 repaired, -1 spoiled, 0 neither (or no label)."""
+    change = answers.of(policy).astype(int) - answers.of("CC")
+    return np.where(answers.labels >= 0, change, 0)
+
+
+def choose(answers: Predictions, policy: str, each: int = EACH) -> tuple[list[int], list[int]]:
+    """Rows of repaired and of spoiled images: first those where most (of the spoiled, fewest) views are right."""
+    columns = union([parse_policy(p) for p in answers.policies]).take(parse_policy(policy))
+    share = (answers.view_top1[:, columns] == answers.labels[:, None]).mean(axis=1)
+    change = _changes(answers, policy)
+
+    def ordered(kind: int) -> list[int]:
+        rows = np.flatnonzero(change == kind).tolist()
+        return sorted(rows, key=lambda row: (-kind * share[row], answers.names[row]))[:each]
+
+    return ordered(1), ordered(-1)
+
+
+def class_names(table: pd.DataFrame, labels: np.ndarray) -> dict[int, str]:
+    """Label -> name: the demo's class, or the folder's where every image of a label lies in one."""
+    texts = table["class"] if "class" in table else table["name"].str.partition("/")[0]
+    out: dict[int, str] = {}
+    for label, own in texts.groupby(labels):
+        if own.nunique() == 1 and not own.iloc[0].lower().endswith((".jpg", ".jpeg", ".png")):
+            out[int(label)] = str(own.iloc[0])  # type: ignore[call-overload]
+    return out
+
+
+def picture(answers: Predictions, row: int, policy: str, part: Part, names: dict[int, str], root: Path) -> Picture:
+    """Plan one image's windows again, and read it."""
+    setting = part[1]
+    views = union([parse_policy(p) for p in answers.policies])
+    planner = Planner(spec_of(setting), union([parse_policy("CC"), parse_policy(policy)]), setting.seed)
+    pixels = resized_picture(root / answers.names[row], setting)
+    windows = planner.windows([answers.names[row]], np.array([pixels.shape[:2]]))[0]
+    own = planner.views
+    said = answers.view_top1[row, views.take(parse_policy(policy))].tolist()
+    label = int(answers.labels[row])
+    p, level = answers.policies.index, answers.levels.index("softmax")
+
+    def name(number: int) -> str:
+        return names.get(number, f"class {number}")
+
+    return Picture(
+        pixels=pixels,
+        K=setting.K,
+        centre=tuple(windows[own.columns["CC"][0], :2].tolist()),
+        windows=windows[own.take(parse_policy(policy)), :2],
+        right=np.array(said) == label,
+        label=name(label),
+        centre_said=name(int(answers.top1[level, p("CC"), row])),
+        averaged_said=name(int(answers.top1[level, p(policy), row])),
+        said=[(name(number), count) for number, count in Counter(said).most_common()],
+    )
+
+
+def draw(data: Data) -> Figure:
+    rows = [
+        (words, pictures) for words, pictures in (("repaired", data.repaired), ("spoiled", data.spoiled)) if pictures
+    ]
+    figure, axes = style.canvas(len(rows), EACH, height=2.75 * len(rows) + 0.9, gridspec_kw={"wspace": 0.02})
+    for i, (words, pictures) in enumerate(rows):
+        for j in range(EACH):
+            panel = axes[i * EACH + j]
+            panel.set_axis_off()
+            if j < len(pictures):
+                _picture(panel, pictures[j], f"{words}: {pictures[j].label}", data.policy)
+    handles = [
+        Line2D([], [], color=RIGHT, label=f"random crop of {data.policy}, right"),
+        Line2D([], [], color=WRONG, label="random crop, wrong"),
+        Line2D([], [], color="black", linestyle="--", linewidth=2, label="centre crop"),
+    ]
+    title = f"{data.name}: what averaging {data.policy} repairs and spoils"
+    return style.finish(figure, title=title, notes=data.notes, handles=handles)
+
+
+def _picture(axes: Axes, one: Picture, title: str, policy: str) -> None:
+    height, width = one.pixels.shape[:2]
+    side = max(height, width)  # square panels of one size, whatever the image's shape: the layout is then exact
+    axes.imshow(one.pixels)
+    axes.set(xlim=((width - side) / 2 - 0.5, (width + side) / 2 - 0.5), ylim=(side - 0.5, -0.5))
+    for (y, x), right in zip(one.windows.tolist(), one.right.tolist(), strict=True):
+        axes.add_patch(
+            Rectangle(
+                (x, y), one.K - 1, one.K - 1, fill=False, edgecolor=RIGHT if right else WRONG, linewidth=0.9, alpha=0.85
+            )
+        )
+    y, x = one.centre
+    for colour, width in (("white", 3.2), ("black", 1.8)):
+        axes.add_patch(
+            Rectangle((x, y), one.K - 1, one.K - 1, fill=False, edgecolor=colour, linestyle="--", linewidth=width)
+        )
+    axes.set_title(title, fontsize=style.SMALL, fontweight="bold", pad=3)
+    tally = "\n".join(f"{count} × {name}" for name, count in one.said[:3])
+    text = f"centre: {one.centre_said}\naveraged: {one.averaged_said}\n{tally}"
+    axes.annotate(
+        text, (0, height), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7.5, annotation_clip=False
+    )

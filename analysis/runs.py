@@ -1,0 +1,398 @@
+"""Runs, images and published tables as plain data for the figures. What they read, is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis.published import load
+from bench.records import Incomparable, Run, Setting, read_run, require_comparable
+from pipelines.crops import parse_policy, resized_sizes
+from pipelines.dataset import DatasetError, Scan, scan
+from pipelines.decode import decode
+from pipelines.inputspec import InputSpec
+
+# Terms of a policy -> the curve it is a point of. ARC: as many random crops as the image's shape asks for.
+CURVES = {("CC",): "CC", ("RC",): "RC", ("CC", "RC"): "CC+RC", ("ARC",): "ARC"}
+
+# What may differ between two networks whose accuracies are shown beside each other: what a network is and how it wants
+# to be fed, and what does not change an answer. Data, seed, backend, device and number format must agree.
+NETWORK_FIELDS = (
+    "model", "family", "variant", "weights", "weight_hash", "param_count", "published_top1", "published_in",
+    "S", "K", "interpolation", "batch_size", "batch_images", "workers", "machine_id",
+)  # fmt: skip
+PAPER_TABLES = {
+    f"MID Table {roman}": f"mid_table{i}" for i, roman in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)
+}
+
+
+class NotDrawable(ValueError):
+    """What was given does not hold what a figure needs. The message says what would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the figures may draw from: runs (perhaps none), and a folder of images (perhaps none)."""
+
+    runs: tuple[Run, ...] = ()
+    data: Path | None = None
+
+
+Part = tuple[Run, Setting]  # one network on one data set, and the run that measured it
+
+
+def read(folders: Iterable[Path]) -> tuple[Run, ...]:
+    """Read runs. Raises ValueError for a folder that is no run, a damaged run and one with no results."""
+    runs = tuple(read_run(Path(folder)) for folder in folders)
+    for run in runs:
+        if not run.records:
+            raise ValueError(f"{run.folder} holds no results: its results.jsonl is missing or empty. Run it again")
+    return runs
+
+
+# ---- records
+
+
+def accuracies(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row for each scored policy and level of all runs.
+
+    Columns: run (its folder), setting, name (for people), images, policy, curve (CC, RC, CC+RC, ARC or other), n_views,
+    views (the mean over images, which is less where the number depends on the image), level, top1 and its Wilson
+    interval (percent), gain and its paired interval (points), p_value.
+    """
+    rows = [
+        {
+            "run": run.folder,
+            "setting": record.setting,
+            "name": display_name(record.setting),
+            "images": record.images,
+            "policy": record.policy,
+            "curve": curve(record.policy),
+            "n_views": record.n_views,
+            "views": record.n_views if record.mean_views is None else record.mean_views,
+            "level": record.level,
+            **record.derived(),
+        }
+        for run in runs
+        for record in run.accuracies
+    ]
+    return pd.DataFrame(rows)
+
+
+def of_part(frame: pd.DataFrame, part: Part) -> pd.DataFrame:
+    """The rows of ``accuracies`` that belong to one network of one run."""
+    run, setting = part
+    return frame[(frame["run"] == run.folder) & (frame["setting"] == setting)].reset_index(drop=True)
+
+
+def curve(policy: str) -> str:
+    """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other."""
+    return CURVES.get(tuple(term for term, _ in parse_policy(policy).terms), "other")
+
+
+def scored_parts(runs: Sequence[Run], *, beyond_centre: bool = False) -> list[Part]:
+    """Networks that were scored, in order; ``beyond_centre``: at more than the centre crop.
+
+    Raises NotDrawable, with the runs' own reasons, when there is none.
+    """
+    if not runs:
+        raise NotDrawable("needs a run: give a folder that bench/run.py wrote")
+    found = {
+        (run.folder, record.setting): (run, record.setting)
+        for run in runs
+        for record in run.accuracies
+        if not beyond_centre or record.policy != "CC"
+    }
+    if not found:
+        if any(run.accuracies for run in runs):
+            raise NotDrawable("needs policies with several crops: run with --crops 1,2,5,10,20")
+        raise NotDrawable(f"needs a run with an accuracy pass{_reasons(runs, 'accuracy')}")
+    return list(found.values())
+
+
+def settings(runs: Sequence[Run]) -> list[Setting]:
+    """Every setting of the runs, in order, once."""
+    return list(dict.fromkeys(record.setting for run in runs for record in run.records))
+
+
+def timed_parts(runs: Sequence[Run]) -> list[Part]:
+    """Networks that were timed, in order. Raises NotDrawable, with the runs' own reasons, when there is none."""
+    if not runs:
+        raise NotDrawable("needs a run: give a folder that bench/run.py wrote")
+    found = {(run.folder, t.setting): (run, t.setting) for run in runs for t in run.throughputs}
+    if not found:
+        raise NotDrawable(f"needs a run with a throughput pass{_reasons(runs, 'throughput')}")
+    return list(found.values())
+
+
+def _reasons(runs: Sequence[Run], what: str) -> str:
+    found = dict.fromkeys(r.reason for run in runs for r in run.absents if r.what == what)
+    return f"; the run says: {'; '.join(found)}" if found else ""
+
+
+def require_all_comparable(parts: Sequence[Part], varying: Iterable[str] = NETWORK_FIELDS) -> None:
+    """Raise bench.records.Incomparable, naming the field, when two networks may not stand beside each other."""
+    allowed = tuple(varying)
+    for _, setting in parts[1:]:
+        require_comparable(parts[0][1], setting, varying=allowed)
+
+
+def best_curve_policy(frame: pd.DataFrame, most: int = 20) -> str:
+    """Of the policies nRC of one network, the one with the most crops, ``most`` at most (the papers' 20)."""
+    curves = frame[(frame["curve"] == "RC") & (frame["n_views"] <= most)]
+    if curves.empty:
+        raise NotDrawable("needs random crops alone (20RC): run with --crops 1,2,5,10,20")
+    return str(curves.sort_values("n_views")["policy"].iloc[-1])
+
+
+T = TypeVar("T")
+
+
+def attempts(makers: dict[str, Callable[[], T]]) -> dict[str, T | NotDrawable]:
+    """Each part's data, or why it has none: one network that cannot be shown does not hide the others.
+
+    Raises NotDrawable when no part has any.
+    """
+    out: dict[str, T | NotDrawable] = {}
+    for ending, make in makers.items():
+        try:
+            out[ending] = make()
+        except (NotDrawable, Incomparable) as reason:
+            out[ending] = NotDrawable(str(reason))
+    reasons = [str(one) for one in out.values() if isinstance(one, NotDrawable)]
+    if len(reasons) == len(out):
+        raise NotDrawable("; ".join(dict.fromkeys(reasons)))
+    return out
+
+
+def endings(parts: Sequence[Part]) -> list[str]:
+    """File name endings that tell the parts apart: "" for one alone, else the model, with S or the run where needed."""
+    if len(parts) == 1:
+        return [""]
+    texts = _distinct(
+        parts,
+        lambda run, setting: setting.model,
+        lambda run, setting: f"{setting.model}-S{setting.S}",
+        lambda run, setting: f"{setting.model}-S{setting.S}-{run.folder.name}",
+    )
+    return [slug(text) for text in texts]
+
+
+def line_names(parts: Sequence[Part]) -> list[str]:
+    """Legend texts that tell the parts apart: the network; with its sizes, its machine or its run where needed."""
+
+    def machine(run: Run, setting: Setting) -> str:
+        environment = run.info.get("environment", {})
+        return f"{member_name(setting)}, {machine_text(environment, setting)}, {setting.backend}, {setting.amp_dtype}"
+
+    return _distinct(
+        parts,
+        lambda run, setting: member_name(setting),
+        lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}",
+        machine,
+        lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}, {run.folder.name}",
+    )
+
+
+def _distinct(parts: Sequence[Part], *makers: Callable[[Run, Setting], str]) -> list[str]:
+    """The first maker's texts that are all different; or the last's, numbered."""
+    for make in makers:
+        texts = [make(run, setting) for run, setting in parts]
+        if len(set(texts)) == len(texts):
+            return texts
+    return [f"{text} {i}" for i, text in enumerate(texts, 1)]
+
+
+def slug(text: str) -> str:
+    """For a file name: letters, digits, ``.-_``; all else becomes a hyphen. Also how bench names its .npz files."""
+    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in text)
+
+
+# ---- words
+
+
+def display_name(setting: Setting) -> str:
+    """What a title or legend can hold: ``resnet (demo network)``, ``mobilenet_v2.IMAGENET1K_V1``."""
+    if setting.variant == "demo":
+        return f"{setting.family} (demo network)"
+    return setting.model.removeprefix("torchvision:")
+
+
+def member_name(setting: Setting) -> str:
+    """The same, shorter, for legends: ``resnet 18``, ``efficientnet ap:b0``."""
+    if setting.variant and setting.family:
+        return f"{setting.family} {setting.variant}"
+    return display_name(setting)
+
+
+def provenance(parts: Sequence[Part], images: int | None = None) -> list[str]:
+    """The small print: images, weights, sizes, machine, backend, versions; what differs between parts with slashes."""
+    settings = [setting for _, setting in parts]
+    environments = [run.info.get("environment", {}) for run, _ in parts]
+    sizes = [f"{s.K} from {s.S} pixels, {s.interpolation}" for s in settings]
+    what = [
+        (f"{images:,} images of " if images is not None else "on ") + _either(data_text(s) for s in settings),
+        _either(weights_text(s) for s in settings),
+        f"crops of {_either(sizes)}" if len(set(sizes)) <= 3 else "crops of several sizes",
+        f"seed {_either(s.seed for s in settings)}",
+    ]
+    how = [
+        _either(machine_text(e, s) for e, s in zip(environments, settings, strict=True)),
+        f"{_either(s.backend for s in settings)}, network on {_either(s.device for s in settings)}, "
+        f"{_either(s.amp_dtype for s in settings)}, chunks of {_either(s.batch_size for s in settings)} crops",
+        _either(versions_text(e) for e in environments),
+    ]
+    return ["; ".join(what), "; ".join(how)]
+
+
+def _either(values: Iterable[object]) -> str:
+    return " / ".join(dict.fromkeys(str(value) for value in values))
+
+
+def data_text(setting: Setting) -> str:
+    return "the generated DEMO DATA (says nothing about ImageNet)" if setting.is_demo else setting.data
+
+
+def weights_text(setting: Setting) -> str:
+    kind = setting.weights if setting.weights in ("pretrained", "random", "demo") else Path(setting.weights).name
+    return f"{kind} weights"
+
+
+def machine_text(environment: dict, setting: Setting) -> str:
+    """The GPU's name, or the CPU's with its cores, or the machine's digits."""
+    cores = f", {environment['cores_usable']} cores" if environment.get("cores_usable") else ""
+    return f"{environment.get('gpu') or environment.get('cpu') or setting.machine_id}{cores}"
+
+
+def versions_text(environment: dict) -> str:
+    packages = environment.get("packages", {})
+    named = (("torch", "torch"), ("timm", "timm"), ("nvidia-dali-cuda120", "DALI"))
+    return ", ".join(f"{short} {packages[name]}" for name, short in named if packages.get(name)) or "versions unknown"
+
+
+# ---- per-image predictions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's predictions-*.npz; [l, p, b] = level, policy, image (bench.accuracy.Predictions wrote it)."""
+
+    names: list[str]
+    labels: np.ndarray  # int64 [b], -1 = none
+    policies: list[str]
+    levels: list[str]
+    top1: np.ndarray  # int32 [l, p, b]
+    view_top1: np.ndarray  # int32 [b, v], columns of pipelines.crops.union(policies)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """bool [l, p, b]."""
+        return self.top1 == self.labels
+
+    def of(self, policy: str, level: str = "softmax") -> np.ndarray:
+        """bool [b]: which images the policy gets right."""
+        return self.right[self.levels.index(level), self.policies.index(policy)]
+
+
+def predictions(part: Part) -> Predictions:
+    """The per-image answers of one network of a run. Raises NotDrawable when the run's folder does not hold them."""
+    run, setting = part
+    stored = {path: _read_predictions(path) for path in sorted(run.folder.glob("predictions-*.npz"))}
+    for scored in dict.fromkeys(record.setting for record in run.accuracies):
+        path = next((path for path, answers in stored.items() if _belongs(answers, run, scored)), None)
+        if scored == setting and path is not None:
+            return stored[path]
+        stored.pop(path, None)  # type: ignore[arg-type]
+    raise NotDrawable(
+        f"needs the per-image answers of {setting.model}: {run.folder} has no predictions-*.npz that fits its records; "
+        "run it again"
+    )
+
+
+def _read_predictions(path: Path) -> Predictions:
+    with np.load(path, allow_pickle=False) as file:
+        return Predictions(
+            names=file["names"].tolist(),
+            labels=file["labels"],
+            policies=file["policies"].tolist(),
+            levels=file["levels"].tolist(),
+            top1=file["top1"],
+            view_top1=file["view_top1"],
+        )
+
+
+def _belongs(answers: Predictions, run: Run, setting: Setting) -> bool:
+    """Whether the answers give the very counts of the setting's records: a file's name does not say enough."""
+    return all(
+        record.policy in answers.policies
+        and record.level in answers.levels
+        and int(answers.of(record.policy, record.level).sum()) == record.top1_correct
+        for record in run.accuracies
+        if record.setting == setting
+    )
+
+
+# ---- images
+
+
+def images(source: Source, run: Run | None = None) -> Scan:
+    """The images of a run, or of ``--data``. Raises NotDrawable when they are no longer there."""
+    folder = source.data or (Path(run.info["data"]) if run and run.info.get("data") else None)
+    if folder is None:
+        raise NotDrawable("needs images: give a run, or --data DIR")
+    try:
+        return scan(folder, workers=2, progress=False)
+    except DatasetError as error:
+        raise NotDrawable(
+            f"needs the images of the run: {error}. If they have moved, name their folder: --data DIR"
+        ) from error
+
+
+def rows_of(names: Sequence[str], found: Scan) -> pd.DataFrame:
+    """The scan's rows of these images, in this order. Raises NotDrawable when some are missing."""
+    table = found.table.set_index("name")
+    missing = [name for name in names if name not in table.index]
+    if missing:
+        raise NotDrawable(
+            f"{len(missing)} images of the run are not in {found.root}, such as {missing[0]}: name their folder with "
+            "--data DIR"
+        )
+    return table.loc[list(names)].reset_index()
+
+
+def spec_of(setting: Setting) -> InputSpec:
+    """How the run's images were resized and cropped (the normalisation plays no part in it)."""
+    return InputSpec(setting.S, setting.K, setting.interpolation, setting.crop_mode)
+
+
+def resized_picture(path: Path, setting: Setting) -> np.ndarray:
+    """The image as the crops were cut from it, uint8 [H, W, 3], by PIL: for looking at, not for measuring."""
+    from PIL import Image
+
+    stored = decode(path)
+    height, width = resized_sizes(np.array([stored.shape[:2]]), spec_of(setting))[0].tolist()
+    return np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# ---- published
+
+
+def published_rows(setting: Setting) -> pd.DataFrame:
+    """The paper's own rows for this network (``analysis.published``), empty where there are none.
+
+    Only published weights on images that are not the demo's, with the aspect ratio kept, stand beside the paper's.
+    """
+    table = PAPER_TABLES.get(setting.published_in or "")
+    if table is None or setting.is_demo or setting.weights != "pretrained" or setting.crop_mode != "center":
+        return load("mid_table1").iloc[:0]
+    frame = load(table)
+    architecture = setting.model.removeprefix("torchvision:").partition(".")[0]
+    columns = frame["model"].str.removesuffix("_ap").str.removesuffix("_ns")
+    same = (columns == architecture) & (frame["K"] == setting.K) & (frame["S"] == setting.S)
+    return frame[same.fillna(False)].reset_index(drop=True)
