@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # seaborn's "colorblind" palette, its values and not the dependency.
@@ -108,20 +109,25 @@ def finish(
     figure.text(0.012, 0.006, text, fontsize=SMALLER, color="#555555", va="bottom", linespacing=1.3)
     legend_height = 0.0
     if handles:
-        legend = figure.legend(
-            handles=list(handles),
-            loc="lower center",
-            bbox_to_anchor=(0.5, print_height),
-            ncols=columns,
-            borderaxespad=0,
-        )
-        legend.set_in_layout(False)
-        legend_height = legend.get_window_extent().height / figure.bbox.height + 0.012
+        box = _legend(figure, handles, columns, print_height).get_window_extent()
+        legend_height = box.height / figure.bbox.height + 0.012
     bottom = print_height + legend_height
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.set(rect=(0.005, bottom, 0.99, 1 - bottom))  # type: ignore[call-arg]
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Any], columns: int, bottom: float) -> Legend:
+    """At most ``columns``, and as many fewer as make it fit into the figure's width."""
+    legend = figure.legend(
+        handles=list(handles), loc="lower center", bbox_to_anchor=(0.5, bottom), ncols=columns, borderaxespad=0
+    )
+    legend.set_in_layout(False)
+    if columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        return _legend(figure, handles, columns - 1, bottom)
+    return legend
 
 
 def plain_log_axis(axis: Any, ticks: Sequence[float] = ()) -> None:

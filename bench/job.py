@@ -25,7 +25,7 @@ from pipelines.dataset import Dataset, DatasetError, Scan
 from pipelines.labels import label, unlabelled
 
 CHECKED_IMAGES = 4  # compared with the reference before anything is timed
-BATCH_SECONDS = 2.0  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
+BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
 
 @dataclass(frozen=True, slots=True)

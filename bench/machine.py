@@ -40,6 +40,7 @@ def environment() -> dict[str, Any]:
         "gpu_driver": gpu_driver(),
         "cuda_of_torch": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

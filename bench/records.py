@@ -213,6 +213,8 @@ def paired_difference(fixed: int, broken: int, correct: int, n: int) -> tuple[fl
 
     ``correct`` of ``n`` images are right with the policy; ``correct - fixed + broken`` were right with the baseline.
     """
+    if fixed == broken == 0:
+        return 0.0, 0.0  # the same answers, as of the baseline with itself: nothing was sampled
     p1, p2 = correct / n, (correct - fixed + broken) / n
     (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
     a = correct - fixed  # right with both

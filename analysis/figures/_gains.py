@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -64,18 +65,20 @@ def trend(x: Sequence[float], y: Sequence[float]) -> Trend | None:
     if len(x) < FEWEST_FOR_TREND or len(set(x)) < 2:
         return None
     line, rank = linregress(x, y), spearmanr(x, y)
-    p_value = float(rank.pvalue)
-    if len(x) <= MOST_FOR_EXACT:
-        ranks = rankdata(y)
-
-        def spearman(some: np.ndarray, axis: int = -1) -> np.ndarray:
-            return pearsonr(some, np.broadcast_to(ranks, some.shape), axis=axis).statistic
-
-        exact = permutation_test(
-            (rankdata(x),), spearman, permutation_type="pairings", n_resamples=np.inf, vectorized=True
-        )
-        p_value = float(exact.pvalue)
+    p_value = _exact_p(rankdata(x), rankdata(y)) if len(x) <= MOST_FOR_EXACT else float(rank.pvalue)
     return Trend(float(line.slope), float(line.intercept), float(rank.statistic), p_value, len(x))
+
+
+def _exact_p(x: np.ndarray, y: np.ndarray) -> float:
+    """Two-sided, of the correlation of two rankings [n], over all n! pairings."""
+
+    def correlation(some: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(pearsonr(some, np.broadcast_to(y, some.shape), axis=axis).statistic)
+
+    found = permutation_test(
+        [x], correlation, permutation_type="pairings", n_resamples=factorial(len(x)), vectorized=True
+    )
+    return float(found.pvalue)
 
 
 def published_gains(level: str = LEVEL, policy: str = POLICY) -> pd.DataFrame:

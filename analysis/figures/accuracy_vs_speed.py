@@ -120,5 +120,4 @@ def draw(data: Data) -> Figure:
     style.plain_log_axis(axes.xaxis, style.nice_ticks(*axes.get_xlim()))
     axes.set_xlabel(f"{style.label('images_per_sec')}, end to end (numbers: crops per image)")
     axes.set_ylabel(style.label("top1", demo=data.demo))
-    columns = 3 if max(len(str(handle.get_label())) for handle in handles) < 35 else 1
-    return style.finish(figure, title="Accuracy against speed", notes=data.notes, handles=handles, columns=columns)
+    return style.finish(figure, title="Accuracy against speed", notes=data.notes, handles=handles, columns=3)

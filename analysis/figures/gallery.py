@@ -170,7 +170,7 @@ def draw(data: Data) -> Figure:
     rows = [
         (words, pictures) for words, pictures in (("repaired", data.repaired), ("spoiled", data.spoiled)) if pictures
     ]
-    figure, axes = style.canvas(len(rows), EACH, height=2.75 * len(rows) + 0.9, gridspec_kw={"wspace": 0.02})
+    figure, axes = style.canvas(len(rows), EACH, height=3.0 * len(rows) + 0.9, gridspec_kw={"wspace": 0.02})
     for i, (words, pictures) in enumerate(rows):
         for j in range(EACH):
             panel = axes[i * EACH + j]
@@ -190,6 +190,7 @@ def _picture(axes: Axes, one: Picture, title: str, policy: str) -> None:
     height, width = one.pixels.shape[:2]
     side = max(height, width)  # square panels of one size, whatever the image's shape: the layout is then exact
     axes.imshow(one.pixels)
+    axes.set_anchor("N")
     axes.set(xlim=((width - side) / 2 - 0.5, (width + side) / 2 - 0.5), ylim=(side - 0.5, -0.5))
     for (y, x), right in zip(one.windows.tolist(), one.right.tolist(), strict=True):
         axes.add_patch(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from analysis import style
@@ -41,32 +43,30 @@ def pairs() -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-LOOKS = {  # (kind, method) -> words, colour, marker
-    ("AdvProp", "baseline"): ("EfficientNet AdvProp", style.BLUE, "o"),
-    ("AdvProp", "fixres"): ("FixEfficientNet AdvProp", style.BLUE, "^"),
-    ("NoisyStudent", "baseline"): ("EfficientNet NoisyStudent", style.ORANGE, "o"),
-    ("NoisyStudent", "fixres"): ("FixEfficientNet NoisyStudent", style.ORANGE, "^"),
+LOOKS: dict[str, tuple[str, Any, str, tuple[int, int]]] = {  # method -> words, line, marker, where the names stand
+    "baseline": ("EfficientNet", "--", "o", (9, -11)),
+    "fixres": ("FixEfficientNet (fine-tuned)", "-", "^", (-9, 7)),
 }
-
-TEXT_OFFSETS = {("AdvProp", "fixres"): (8, -12), ("NoisyStudent", "fixres"): (-8, 8)}  # points; networks named once
 
 
 def draw(data: Data) -> Figure:
-    figure, (axes,) = style.canvas(height=5.0)
-    handles = []
-    for (kind, method), (words, colour, marker) in LOOKS.items():
-        frame = data.frame[(data.frame["kind"] == kind) & (data.frame["method"] == method)]
-        (line,) = axes.plot(
-            frame["imagenet"], frame["imagenet_v2"], color=colour, marker=marker, markerfacecolor="white",
-            linewidth=1, linestyle="-" if method == "fixres" else "--", label=words, gid=words,
-        )  # fmt: skip
-        handles.append(line)
-        side = TEXT_OFFSETS.get((kind, method))
-        for x, y, text in zip(frame["imagenet"], frame["imagenet_v2"], frame["variant"], strict=True):
-            if side:
-                look: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": colour}
-                axes.annotate(text, (x, y), xytext=side, textcoords="offset points", **look)
-    axes.set_xlabel("top-1 accuracy on ImageNet, %")
-    axes.set_ylabel("top-1 accuracy on ImageNet-V2, %")
+    figure, panels = style.canvas(1, 2, height=4.8, sharex=True, sharey=True)
+    handles: list[Artist] = []
+    for axes, (kind, rows) in zip(panels, data.frame.groupby("kind"), strict=True):
+        for i, (method, (words, line, marker, where)) in enumerate(LOOKS.items()):
+            frame = rows[rows["method"] == method]
+            handles += axes.plot(
+                frame["imagenet"], frame["imagenet_v2"], color=style.colour(i), marker=marker, markerfacecolor="white",
+                linewidth=1, linestyle=line, label=words, gid=f"{kind} {method}",
+            )  # fmt: skip
+            look: dict[str, Any] = {"ha": "center", "fontsize": 7.5, "color": style.colour(i)}
+            for j, (x, y, text) in enumerate(
+                zip(*(frame[c] for c in ("imagenet", "imagenet_v2", "variant")), strict=True)
+            ):
+                away = (1 + 0.6 * (j % 2)) * np.array(where)  # near and far in turn: the largest lie close together
+                axes.annotate(text, (x, y), xytext=tuple(away.tolist()), textcoords="offset points", **look)
+        axes.set_title(str(kind))
+        axes.set_xlabel("top-1 accuracy on ImageNet, %")
+    panels[0].set_ylabel("top-1 accuracy on ImageNet-V2, %")
     title = "ImageNet-V2 against ImageNet (FixEfficientNet Figure 2)"
-    return style.finish(figure, title=title, notes=data.notes, handles=handles, columns=2)
+    return style.finish(figure, title=title, notes=data.notes, handles=handles[: len(LOOKS)])
