@@ -81,7 +81,7 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         batch_size=args.batch_size,
         device=device,
         amp_dtype=args.amp_dtype,
-        channels_last=args.channels_last,
+        channels_last=device == "cpu" if args.channels_last is None else args.channels_last,
         torchcompile=args.torchcompile,
         score=not args.no_accuracy,
         time=not args.no_throughput,
