@@ -2,6 +2,10 @@
 
 An image's outputs must be bit for bit the same whatever else is in the chunk, the batch and the run: that is what makes
 two runs comparable image by image. Tried on small networks of every family with random weights; crops are noise.
+
+On a CPU this takes a chunk that is a multiple of 16. Otherwise the last few numbers of a tensor may go through scalar
+code where the others go through vectors (SiLU of test_efficientnet in chunks of 3), or rows through different matrix
+kernels (SqueezeNet's 11 classes in chunks of 8), and the place in the chunk shows in the last bit.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views, parse_policy, union
 
 MODELS = ["test_resnet", "test_efficientnet", "test_nfnet", "mobilenetv3_small_050", "torchvision:squeezenet1_0"]
-K, CHUNK, IMAGES = 64, 8, 7
+K, CHUNK, IMAGES = 48, 16, 7
 VIEWS = union([parse_policy("CC+2RC")])
 
 
@@ -103,28 +107,30 @@ def test_outputs_do_not_depend_on_the_company(network: Network) -> None:
     assert len(expected[1].flatten(0, 1).unique(dim=0)) == IMAGES * VIEWS.total  # else equality would say little
     assert (expected[0] is None) == (not network.classifier.has_feature_level)
     for split in ([7], [1] * 7, [3, 3, 1], [2, 5]):
-        for order in (list(range(IMAGES)), [4, 0, 6, 5, 1, 3, 2]):
-            stops = np.cumsum(split).tolist()
+        stops = np.cumsum(split).tolist()
+        for order, padding in ((list(range(IMAGES)), 0), ([4, 0, 6, 5, 1, 3, 2], 2)):
             pieces = [order[stop - size : stop] for size, stop in zip(split, stops, strict=True)]
             network.buffer.fill_(stops[0])
-            assert equal(gathered(network, [batch_of(rows) for rows in pieces]), expected)
-            padded = [batch_of(rows, padding=i % 3) for i, rows in enumerate(pieces, start=1)]
-            assert equal(gathered(network, padded), expected)
+            got = gathered(network, [batch_of(rows, padding=padding * (i % 3)) for i, rows in enumerate(pieces, 1)])
+            assert equal(got, expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 21, 50])
+@pytest.mark.parametrize("chunk", [1, 3, 21, 25])
 def test_any_chunk_size_serves_every_crop(chunk: int) -> None:
-    """A chunk that divides the crops, one that does not, and one larger than the run."""
+    """A chunk that divides the crops, one that does not, and one larger than the run; equal but for the last bits."""
     network = network_of("test_efficientnet", chunk=chunk)
-    assert equal(gathered(network, [batch_of([0, 1, 2]), batch_of([3, 4, 5]), batch_of([6])]), one_by_one(network))
+    expected = one_by_one(network)[1]
+    got = gathered(network, [batch_of([0, 1, 2]), batch_of([3, 4, 5]), batch_of([6])])[1]
+    apart = (expected[:, None] - expected[None]).abs().amax((2, 3)) + torch.eye(IMAGES)
+    assert (got - expected).abs().max() < 1e-5 * apart.min()
 
 
 @pytest.mark.parametrize("amp_dtype", ["bfloat16"])
 def test_reduced_precision_keeps_rows_apart(amp_dtype: str) -> None:
-    network = network_of("test_resnet", amp_dtype=amp_dtype, channels_last=True)
+    network = network_of("test_efficientnet", amp_dtype=amp_dtype, channels_last=True)
     expected = one_by_one(network)
     assert equal(gathered(network, [batch_of([5, 2]), batch_of([0, 1, 3, 4, 6])]), expected)
-    exact = one_by_one(network_of("test_resnet"))[1]
+    exact = one_by_one(network_of("test_efficientnet"))[1]
     assert expected[1].dtype == torch.float32
     assert 0 < (expected[1] - exact).abs().max() < 0.1 * exact.abs().max()  # autocast did run
 
@@ -187,7 +193,7 @@ def test_the_head_of_a_views_features_is_its_logits(model: str) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- what is missing
+# ------------------------------------------------------------------------------------------------------ what is missing
 
 
 def test_failures_pass_through_in_order(resnet: Network) -> None:
@@ -272,10 +278,10 @@ def test_views_that_an_image_does_not_need_are_zero(resnet: Network) -> None:
     assert not done.outputs.logits[1, 2].any()
 
 
-# --------------------------------------------------------------------------------------------------------------- the run
+# -------------------------------------------------------------------------------------------------------------- the run
 
 
-def test_a_batch_is_handed_over_as_soon_as_it_is_through(resnet: Network) -> None:
+def test_a_batch_is_handed_over_as_soon_as_it_is_through() -> None:
     """Not at the end of the run: 1.3 million images' outputs would be waiting."""
     taken: list[int] = []
 
@@ -285,22 +291,22 @@ def test_a_batch_is_handed_over_as_soon_as_it_is_through(resnet: Network) -> Non
             yield batch_of([row])
 
     # Image 0's three crops wait for the chunk of eight, which image 2's second crop completes.
-    first = next(predict(coming(), resnet, VIEWS))
+    first = next(predict(coming(), network_of("test_resnet", chunk=8), VIEWS))
     assert first.rows.tolist() == [0]
     assert taken == [0, 1, 2]
 
 
-def test_chunks_fill_across_batches(resnet: Network) -> None:
+def test_chunks_fill_across_batches() -> None:
     """21 crops in chunks of 8 are three forwards, however they were batched."""
-    forwards = 0
+    network, forwards = network_of("test_resnet", chunk=8), 0
 
     class Counting:
-        chunk, buffer = resnet.chunk, resnet.buffer
+        chunk, buffer = network.chunk, network.buffer
 
         def forward(self) -> tuple[Tensor | None, Tensor]:
             nonlocal forwards
             forwards += 1
-            return resnet.forward()
+            return network.forward()
 
     counting: Any = Counting()
     done: list[Predicted] = list(predict([batch_of([row], padding=2) for row in range(IMAGES)], counting, VIEWS))

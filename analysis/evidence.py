@@ -1,0 +1,208 @@
+"""What runs measured on the same images, read back for paired tests: answers image by image, and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.tables import distinct_names
+from bench.records import Run, Setting, Throughput
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One network's answers to the labelled images of a run."""
+
+    names: np.ndarray  # str [b]
+    labels: np.ndarray  # int64 [b]
+    levels: tuple[str, ...]
+    top1: dict[str, np.ndarray]  # policy -> int32 [l, b]: the predicted class
+
+    def has(self, policy: str, level: str) -> bool:
+        return policy in self.top1 and level in self.levels
+
+    def said(self, policy: str, level: str) -> np.ndarray:
+        """int32 [b]: the predicted class."""
+        return self.top1[policy][self.levels.index(level)]
+
+    def right(self, policy: str, level: str) -> np.ndarray:
+        """bool [b]."""
+        return self.said(policy, level) == self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One network as it was fed, with its answers."""
+
+    name: str
+    setting: Setting
+    answers: Answers
+    reasons: dict[str, str]  # level -> why the network has none
+    mean_views: dict[str, float]  # policy -> views per image, where these depend on the image
+
+    @property
+    def slack(self) -> float:
+        return 1 - self.setting.K / self.setting.S
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One network as it was run, with its rates."""
+
+    name: str
+    setting: Setting
+    throughputs: tuple[Throughput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was measured on the same images."""
+
+    data: str
+    is_demo: bool
+    scored: tuple[Scored, ...]
+    timed: tuple[Timed, ...]
+    why_unscored: tuple[str, ...]  # one sentence for each network without answers
+    why_untimed: tuple[str, ...]
+
+
+def read_answers(path: Path) -> Answers:
+    """A predictions-*.npz, without the images that have no label."""
+    with np.load(path, allow_pickle=False) as stored:
+        known = stored["labels"] >= 0
+        top1 = stored["top1"][:, :, known]
+        return Answers(
+            names=stored["names"][known],
+            labels=stored["labels"][known],
+            levels=tuple(stored["levels"].tolist()),
+            top1={policy: top1[:, p] for p, policy in enumerate(stored["policies"].tolist())},
+        )
+
+
+def _belongs(answers: Answers, run: Run, setting: Setting) -> bool:
+    """Whether the answers give the very counts of the setting's records: a file's name does not say enough."""
+    records = [r for r in run.accuracies if r.setting == setting]
+    return bool(records) and all(
+        answers.has(r.policy, r.level)
+        and len(answers.labels) == r.images
+        and int(answers.right(r.policy, r.level).sum()) == r.top1_correct
+        for r in records
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one run has of one network."""
+
+    run: str
+    setting: Setting
+    answers: Answers | None
+    absent: dict[str, str]  # what -> reason
+    throughputs: tuple[Throughput, ...]
+    mean_views: dict[str, float]
+
+
+def _parts(run: Run) -> list[_Part]:
+    stored = {path.name: read_answers(path) for path in sorted(run.folder.glob("predictions-*.npz"))}
+    out = []
+    for setting in dict.fromkeys(record.setting for record in run.records):
+        absent = {r.what: r.reason for r in run.absents if r.setting == setting}
+        file = next((file for file, answers in stored.items() if _belongs(answers, run, setting)), None)
+        if file is None and any(r.setting == setting for r in run.accuracies):
+            absent["accuracy"] = f"{run.folder.name} has no predictions-*.npz that fits its records: run it again"
+        throughputs = tuple(r for r in run.throughputs if r.setting == setting)
+        views = {r.policy: r.mean_views for r in run.accuracies if r.setting == setting and r.mean_views is not None}
+        answers = stored.pop(file) if file else None
+        out.append(_Part(run.folder.name, setting, answers, absent, throughputs, views))
+    return out
+
+
+def _merged(one: Answers, other: Answers) -> Answers | None:
+    """The policies of both, or None where they are not of the same images and levels."""
+    if one.levels != other.levels or not np.array_equal(one.names, other.names):
+        return None
+    return replace(one, top1={**other.top1, **one.top1})
+
+
+def _accuracy_key(setting: Setting) -> Setting:
+    """Without what the answers do not depend on, so that two runs of one network are known as such."""
+    return replace(setting, batch_images=0, workers=0, machine_id="")
+
+
+def _scored(parts: Sequence[_Part]) -> tuple[Scored, ...]:
+    """One for each network, its runs put together: counted twice, it would weigh twice."""
+    found: list[tuple[_Part, Answers]] = []
+    for part in parts:
+        if part.answers is None:
+            continue
+        for i, (earlier, answers) in enumerate(found):
+            if _accuracy_key(earlier.setting) == _accuracy_key(part.setting):
+                both = _merged(answers, part.answers)
+                if both is not None:
+                    views = {**part.mean_views, **earlier.mean_views}
+                    found[i] = (replace(earlier, mean_views=views), both)
+                    break
+        else:
+            found.append((part, part.answers))
+    names = distinct_names([(part.run, part.setting) for part, _ in found])
+    return tuple(
+        Scored(name, part.setting, answers, _level_reasons(part), part.mean_views)
+        for name, (part, answers) in zip(names, found, strict=True)
+    )
+
+
+def _level_reasons(part: _Part) -> dict[str, str]:
+    prefix = "accuracy at level "
+    return {what.removeprefix(prefix): why for what, why in part.absent.items() if what.startswith(prefix)}
+
+
+def _timed(parts: Sequence[_Part]) -> tuple[Timed, ...]:
+    found = [part for part in parts if part.throughputs]
+    names = distinct_names([(part.run, part.setting) for part in found])
+    return tuple(Timed(name, part.setting, part.throughputs) for name, part in zip(names, found, strict=True))
+
+
+def _why_not(parts: Sequence[_Part], what: str, is_there: Callable[[_Part], bool]) -> tuple[str, ...]:
+    reasons = [
+        part.absent.get(what, f"the {what} pass of {part.run} did not finish") for part in parts if not is_there(part)
+    ]
+    return tuple(dict.fromkeys(reasons))
+
+
+def evidence(runs: Sequence[Run]) -> list[Evidence]:
+    """The networks of all runs, those that saw the same images together."""
+    by_data: dict[tuple[str, bool], list[_Part]] = {}
+    for run in runs:
+        for part in _parts(run):
+            by_data.setdefault((part.setting.data_hash, part.setting.is_demo), []).append(part)
+    return [
+        Evidence(
+            parts[0].setting.data,
+            is_demo,
+            _scored(parts),
+            _timed(parts),
+            _why_not(parts, "accuracy", lambda part: part.answers is not None),
+            _why_not(parts, "throughput", lambda part: bool(part.throughputs)),
+        )
+        for (_, is_demo), parts in by_data.items()
+    ]
+
+
+def common(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Values [k, b] of the images that all columns (names [b], values [b]) have, in the order of the first's names."""
+    first = columns[0][0]
+    shared = np.ones(len(first), dtype=bool)
+    for names, _ in columns[1:]:
+        if not np.array_equal(names, first):
+            shared &= np.isin(first, names)
+    out = []
+    for names, values in columns:
+        if np.array_equal(names, first):
+            out.append(values[shared])
+        else:
+            order = np.argsort(names, kind="stable")
+            out.append(values[order[np.searchsorted(names, first[shared], sorter=order)]])
+    return np.array(out)

@@ -1,0 +1,600 @@
+"""The paper's tables, published and measured side by side.
+
+    python analysis/tables.py RUN... [--out DIR]        # default: RUN/tables, of the first run
+
+Writes ``mid_table1`` to ``mid_table8`` and, for runs on the demo data, ``demo``, each as Markdown and CSV in the shape
+of the print: a row for each approach, a column for each network. They are derived from the runs: written again, they
+replace what is there.
+
+A measured accuracy stands beside a published one only where network, weights, S, K, interpolation, policy and level
+agree, the aspect ratio was kept, and the images are not the demo's. A cell that was not measured is empty and says why.
+The demo's accuracies have a table of their own, because they say nothing about ImageNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python analysis/tables.py`: search the repo root, not analysis/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pandas as pd
+
+from analysis.published import TABLES, load
+from bench.records import Accuracy, Run, Setting, read_run, write_whole
+from pipelines.crops import parse_policy
+
+MID = {number: f"mid_table{number}" for number in range(1, 9)}
+HOME = {"VIII": "I"}  # Table VIII has Table I's networks, which the records file under Table I
+IMAGENET_IMAGES = 50_000  # the validation split: MID, Section IV.A
+INTERPOLATION = {  # MID, Section IV.B
+    "resnet": "bilinear",
+    "mobilenet": "bilinear",
+    "efficientnet": "bicubic",
+    "nfnet": "bicubic",
+}
+POLICY_TABLES = (1, 8)  # bench/run.py knows them as --policies table1 and table8
+SHOWN_COUNTS = (1, 2, 3, 5, 10, 20, 40)  # of a curve's crop counts, those that a table for people shows
+
+INTERVAL_NOTE = (
+    "Inside: the published value lies in Wilson's 95 % interval of the measured one. That interval is of images drawn "
+    "anew; the paper scored the same 50,000, so that a faithful reproduction comes closer than the interval is wide."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One network of a table."""
+
+    model: str  # as in analysis/published: tf_efficientnet_b0_ap
+    variant: str  # the printed heading: B0
+    family: str
+    S: int
+    K: int
+    slack: float
+    feature_dim: int
+    home: str  # the table that the records name: "MID Table I"
+
+    @property
+    def architecture(self) -> str:
+        """The name without the variant of the weights, which ``home`` says."""
+        return self.model.removesuffix("_ap").removesuffix("_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A measured accuracy, and the run it is of."""
+
+    run: str
+    record: Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of the print, the measurements of the same thing (perhaps none), and why there is none."""
+
+    published: str  # as printed; "" where the print has a dash
+    value: float | None
+    measured: tuple[Found, ...]
+    why_not: str  # "" where measured, and in rows that are other people's networks
+    test_res: int | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured less published, points."""
+        if not self.measured or self.value is None:
+            return None
+        return self.measured[0].record.top1 - self.value
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the published value lies in the measured 95 % interval."""
+        if not self.measured or self.value is None:
+            return None
+        low, high = self.measured[0].record.interval
+        return low <= self.value <= high
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a table. ``own`` rows are MID's averages; the others are rivals, whose networks no run has."""
+
+    approach: str  # as printed
+    policy: str
+    level: str
+    own: bool
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One of the paper's tables with what the runs measured."""
+
+    number: int
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        info = TABLES[MID[self.number]]
+        return f"MID Table {info.number}: {info.title}"
+
+    @property
+    def is_measured(self) -> bool:
+        return any(cell.measured for line in self.lines for cell in line.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table of text for people, as Markdown or HTML shows it."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+# ---- policies
+
+
+def table_policies(number: int) -> list[str]:
+    """The policies that MID's Table ``number`` (1 to 8) scores, in the order of the print, the centre crop first.
+
+    Raises ValueError for another number.
+    """
+    _require_table(number)
+    return list(dict.fromkeys(policy for _, policy, _, own in _print(number).rows if own))
+
+
+def _require_table(number: int) -> None:
+    if number not in MID:
+        raise ValueError(f"MID has no Table {number}: give a number from 1 to 8")
+
+
+# ---- matching
+
+
+def architecture(setting: Setting) -> str:
+    """``torchvision:mobilenet_v2.IMAGENET1K_V1`` -> ``mobilenet_v2``."""
+    return setting.model.removeprefix("torchvision:").partition(".")[0]
+
+
+def _other_weights(setting: Setting, column: Column) -> str:
+    if setting.weights != "pretrained":
+        return f"weights {setting.weights}, not pretrained"
+    if setting.published_in != column.home:
+        return f"{setting.model} is not the paper's choice of weights"
+    return ""
+
+
+def _other_data(setting: Setting, column: Column) -> str:
+    return "demo data, which says nothing about ImageNet" if setting.is_demo else ""
+
+
+def _other_sizes(setting: Setting, column: Column) -> str:
+    if (setting.S, setting.K) == (column.S, column.K):
+        return ""
+    return f"crops of {setting.K} from {setting.S} pixels, the paper's are of {column.K} from {column.S}"
+
+
+def _other_preparation(setting: Setting, column: Column) -> str:
+    if setting.crop_mode != "center":
+        return f"resized with crop mode {setting.crop_mode}, which does not keep the aspect ratio as the paper does"
+    wanted = INTERPOLATION[column.family]
+    return "" if setting.interpolation == wanted else f"resized {setting.interpolation}, the paper {wanted}"
+
+
+# Each says in what a setting differs from the paper's, or "". The first that differs is the reason given.
+DIFFERS: tuple[Callable[[Setting, Column], str], ...] = (_other_weights, _other_data, _other_sizes, _other_preparation)
+
+
+def difference_from(setting: Setting, column: Column) -> str:
+    """In what a run's setting differs from the paper's, or "" where its accuracies may stand beside the print."""
+    return next((why for differs in DIFFERS if (why := differs(setting, column))), "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A run's results of a column's network, whatever its weights and sizes."""
+
+    run: str
+    setting: Setting
+    accuracies: dict[tuple[str, str], Accuracy]  # (policy, level) ->
+    absent: dict[str, str]  # what -> reason
+
+
+def _candidates(runs: Sequence[Run], column: Column) -> list[_Candidate]:
+    found = []
+    for run in runs:
+        for setting in dict.fromkeys(record.setting for record in run.records):
+            if architecture(setting) != column.architecture or setting.published_in not in (None, column.home):
+                continue
+            accuracies = {(r.policy, r.level): r for r in run.accuracies if r.setting == setting}
+            absent = {r.what: r.reason for r in run.absents if r.setting == setting}
+            found.append(_Candidate(run.folder.name, setting, accuracies, absent))
+    return found
+
+
+def _why_not(candidate: _Candidate, column: Column, number: int, policy: str, level: str) -> str:
+    if why := difference_from(candidate.setting, column):
+        return why
+    if not candidate.accuracies:
+        return f"no accuracy: {candidate.absent.get('accuracy', 'the run did not finish')}"
+    if f"accuracy at level {level}" in candidate.absent:
+        return candidate.absent[f"accuracy at level {level}"]
+    record = candidate.accuracies.get((policy, level))
+    if record is None:
+        flags = f"--policies table{number}" if number in POLICY_TABLES else "--crops 10,20"
+        return f"policy or level not among those of the run; bench/run.py {flags} has the table's"
+    if record.images > IMAGENET_IMAGES:
+        return f"{record.images:,} images, more than the {IMAGENET_IMAGES:,} of ImageNet's validation set"
+    return ""
+
+
+def _cell(line: dict[Any, Any], column: Column, candidates: list[_Candidate], number: int, any_run: bool) -> Cell:
+    policy = line["policy"]
+    level = "softmax" if policy == "CC" else line["level"]  # one view is its own mean: every level's answer is the same
+    measured: list[Found] = []
+    reasons: list[str] = []
+    for candidate in candidates:
+        if why := _why_not(candidate, column, number, policy, level):
+            reasons.append(f"{candidate.run}: {why}")
+        else:
+            measured.append(Found(candidate.run, candidate.accuracies[policy, level]))
+    if not candidates:
+        reasons = [f"no run of {column.model}" if any_run else "no run was given"]
+    why_not = "" if measured else "; ".join(dict.fromkeys(reasons))
+    return Cell(line["printed"], line["value"], tuple(measured), why_not)
+
+
+@dataclass(frozen=True, slots=True)
+class _Print:
+    """A table of the paper as it is printed: (approach, policy, level, own) -> model -> line of the CSV."""
+
+    columns: tuple[Column, ...]
+    rows: dict[tuple[str, str, str, bool], dict[str, dict[Any, Any]]]
+
+
+@cache
+def _print(number: int) -> _Print:
+    home = TABLES[MID[number]].number
+    columns: dict[str, Column] = {}
+    rows: dict[tuple[str, str, str, bool], dict[str, dict[Any, Any]]] = {}
+    for line in load(MID[number]).to_dict("records"):
+        own = not pd.isna(line["K"])  # rivals have no K: their crops were not cut by MID
+        rows.setdefault((line["row"], line["policy"], line["level"], own), {})[line["model"]] = line
+        if own and line["model"] not in columns:
+            names = ("model", "variant", "family", "S", "K", "slack", "feature_dim")
+            values = {name: line[name] for name in names}
+            columns[line["model"]] = Column(**values, home=f"MID Table {HOME.get(home, home)}")
+    return _Print(tuple(columns.values()), rows)
+
+
+def table(number: int, runs: Sequence[Run]) -> Table:
+    """MID's Table ``number`` with what ``runs`` measured. Raises ValueError for a number that is not 1 to 8."""
+    _require_table(number)
+    printed = _print(number)
+    candidates = {column.model: _candidates(runs, column) for column in printed.columns}
+    lines = []
+    for (approach, policy, level, own), by_model in printed.rows.items():
+        cells = []
+        for column in printed.columns:
+            line = by_model.get(column.model)
+            if line is None:
+                cells.append(Cell("", None, (), ""))
+            elif own:
+                cells.append(_cell(line, column, candidates[column.model], number, bool(runs)))
+            else:
+                cells.append(Cell(line["printed"], line["value"], (), "", int(line["test_res"])))
+        lines.append(Line(approach, policy, level, own, tuple(cells)))
+    return Table(number, printed.columns, tuple(lines))
+
+
+def unmatched(runs: Sequence[Run]) -> list[str]:
+    """What was scored and stands in no table, demo or MID: one sentence for each network, with the reason."""
+    columns = [column for number in MID if number != 8 for column in _print(number).columns]
+    out = []
+    for run in runs:
+        for setting in dict.fromkeys(record.setting for record in run.accuracies):
+            if setting.is_demo:
+                continue
+            near = _near(columns, setting)
+            reasons = [difference_from(setting, column) for column in near]
+            if not near:
+                out.append(f"{run.folder.name}: {setting.model}: not a network of MID's tables")
+            elif all(reasons):
+                out.append(f"{run.folder.name}: {setting.model}: {reasons[0]}")
+    return out
+
+
+def _near(columns: list[Column], setting: Setting) -> list[Column]:
+    same = [column for column in columns if column.architecture == architecture(setting)]
+    return [column for column in same if column.home == setting.published_in] or same
+
+
+# ---- for people
+
+
+def grid(one: Table) -> Grid:
+    """The table in the shape of the print. Rows that could be measured take three lines where anything was."""
+    marks: dict[str, str] = {}
+    rows = [*_heads(one)]
+    for line in one.lines:
+        rows.append((line.approach, "published", *(_published(cell, column) for cell, column in _pairs(one, line))))
+        if line.own and one.is_measured:
+            rows.append(("", "measured", *(_measured(cell, marks) for cell in line.cells)))
+            rows.append(("", "difference", *(_difference(cell) for cell in line.cells)))
+    headings = ("Approach", "", *(column.variant for column in one.columns))
+    return Grid(one.title, headings, tuple(rows), tuple(_notes(one, marks)))
+
+
+def _pairs(one: Table, line: Line) -> list[tuple[Cell, Column]]:
+    return list(zip(line.cells, one.columns, strict=True))
+
+
+def _heads(one: Table) -> list[tuple[str, ...]]:
+    return [
+        ("Feature Dimension", "", *(str(column.feature_dim) for column in one.columns)),
+        ("Image Resized To", "", *(str(column.S) for column in one.columns)),
+        ("Input Crop Size", "", *(f"{column.K} × {column.K}" for column in one.columns)),
+        ("1.0 - (Crop to Image Ratio)", "", *(f"{column.slack:.3f}" for column in one.columns)),
+    ]
+
+
+def _published(cell: Cell, column: Column) -> str:
+    if cell.test_res is not None and cell.test_res != column.K:
+        return f"{cell.published} (at {cell.test_res})"
+    return cell.published
+
+
+def _measured(cell: Cell, marks: dict[str, str]) -> str:
+    if not cell.measured:
+        return f"[{marks.setdefault(cell.why_not, letters(len(marks)))}]" if cell.why_not else ""
+    record = cell.measured[0].record
+    low, high = record.interval
+    return f"{record.top1:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _difference(cell: Cell) -> str:
+    if cell.difference is None:
+        return ""
+    return f"{cell.difference:+.2f} {'inside' if cell.inside else 'outside'}"
+
+
+def letters(index: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa."""
+    head, last = divmod(index, 26)
+    return (letters(head - 1) if head else "") + chr(ord("a") + last)
+
+
+def _notes(one: Table, marks: dict[str, str]) -> list[str]:
+    if not one.is_measured:
+        reasons: dict[str, list[str]] = {}
+        for column, cell in zip(one.columns, one.lines[0].cells, strict=True):
+            reasons.setdefault(cell.why_not, []).append(column.variant)
+        return ["Nothing of this table was measured.", *(f"{', '.join(v)}: {why}." for why, v in reasons.items())]
+    notes = [INTERVAL_NOTE, *_image_notes(one), *_repetitions(one)]
+    return notes + [f"[{mark}] not measured: {why}." for why, mark in marks.items()]
+
+
+def _image_notes(one: Table) -> list[str]:
+    """How many images each measured column is of, and of which folder, where it is not the whole validation set."""
+    notes = {}
+    for line in one.lines:
+        for cell, column in _pairs(one, line):
+            for found in cell.measured[:1]:
+                record = found.record
+                if record.images < IMAGENET_IMAGES:
+                    notes[column.variant, found.run] = (
+                        f"{column.variant}: measured on {record.images:,} images of the folder {record.setting.data} "
+                        f"({record.unreadable} unreadable), not on ImageNet's {IMAGENET_IMAGES:,} ({found.run})."
+                    )
+    return list(notes.values())
+
+
+def _repetitions(one: Table) -> list[str]:
+    """Where several runs measured a cell: the first is shown, and the others are named."""
+    return [
+        f"{column.variant}, {line.policy}, {line.level}: shown is {cell.measured[0].run}; also "
+        + ", ".join(f"{found.record.top1:.2f} ({found.run})" for found in cell.measured[1:])
+        + "."
+        for line in one.lines
+        for cell, column in _pairs(one, line)
+        if len(cell.measured) > 1
+    ]
+
+
+def csv_text(one: Table) -> str:
+    """The table in the shape of the print, nine columns for each network."""
+    headings = ["approach", "policy", "level"]
+    for column in one.columns:
+        headings += [f"{column.variant} {name}" for name in CELL_COLUMNS]
+    rows = [
+        [line.approach, line.policy, line.level, *(value for cell in line.cells for value in _values(cell))]
+        for line in one.lines
+    ]
+    return _csv([headings, *rows])
+
+
+CELL_COLUMNS = ("published", "measured", "low", "high", "difference", "inside", "images", "run", "why_not")
+
+
+def _values(cell: Cell) -> list[object]:
+    if not cell.measured:
+        return [cell.published, "", "", "", "", "", "", "", cell.why_not]
+    found = cell.measured[0]
+    low, high = found.record.interval
+    assert cell.difference is not None
+    numbers = [f"{x:.4f}" for x in (found.record.top1, low, high, cell.difference)]
+    return [cell.published, *numbers, "yes" if cell.inside else "no", found.record.images, found.run, ""]
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+# ---- the demo's own table
+
+
+def demo_columns(runs: Sequence[Run]) -> dict[str, list[Accuracy]]:
+    """Heading -> accuracies, for each network that was scored on the demo data."""
+    found = []
+    for run in runs:
+        for setting in dict.fromkeys(r.setting for r in run.accuracies if r.setting.is_demo):
+            found.append((run.folder.name, setting, [r for r in run.accuracies if r.setting == setting]))
+    names = distinct_names([(run, setting) for run, setting, _ in found])
+    return dict(zip(names, (accuracies for _, _, accuracies in found), strict=True))
+
+
+# What a name may be followed by, in turn, where names are equal and this differs.
+DISTINCTIONS: tuple[Callable[[str, Setting], str], ...] = (
+    lambda run, setting: f"{setting.K} of {setting.S} px",
+    lambda run, setting: f"seed {setting.seed}",
+    lambda run, setting: run,
+)
+
+
+def distinct_names(settings: Sequence[tuple[str, Setting]]) -> list[str]:
+    """A name for each (run, setting): the model, with its sizes, seed and run where those tell it from another."""
+    names = [setting.model for _, setting in settings]
+    for word in DISTINCTIONS:
+        words = [word(run, setting) for run, setting in settings]
+        differ = [len({w for w, other in zip(words, names, strict=True) if other == name}) > 1 for name in names]
+        names = [f"{name}, {w}" if d else name for name, w, d in zip(names, words, differ, strict=True)]
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def is_shown(policy: str, n_views: int) -> bool:
+    """Whether a table for people shows it: of a curve nRC, CC+(n-1)RC only some n; every other policy."""
+    on_curve = policy in (f"{n_views}RC", f"CC+{n_views - 1}RC")
+    return not on_curve or n_views in SHOWN_COUNTS
+
+
+def demo_grid(runs: Sequence[Run]) -> Grid:
+    """Top-1 and gain of every demo network, policy by level; a curve's crop counts thinned out."""
+    columns = demo_columns(runs)
+    keys = list(dict.fromkeys((r.policy, r.level) for found in columns.values() for r in found))
+    by_key = {name: {(r.policy, r.level): r for r in found} for name, found in columns.items()}
+    rows = [
+        (policy, level, *(_demo_cell(by_key[name].get((policy, level))) for name in columns))
+        for policy, level in keys
+        if is_shown(policy, parse_policy(policy).n_views)
+    ]
+    notes = ["Top-1, percent, and the gain over the centre crop, points. The CSV has the intervals and every policy."]
+    notes += [
+        f"{name}: {found[0].images:,} images, {found[0].unreadable} unreadable." for name, found in columns.items()
+    ]
+    notes += [
+        f"{run.folder.name}: {r.setting.model}: {r.what} not measured: {r.reason}."
+        for run in runs
+        for r in run.absents
+        if r.setting.is_demo and r.what.startswith("accuracy")
+    ]
+    return Grid(
+        "DEMO DATA: says nothing about ImageNet",
+        ("Policy", "Level", *columns),
+        tuple(rows),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _demo_cell(record: Accuracy | None) -> str:
+    if record is None:
+        return ""
+    return f"{record.top1:.2f}" if record.policy == "CC" else f"{record.top1:.2f} ({record.gain:+.2f})"
+
+
+def demo_csv(runs: Sequence[Run]) -> str:
+    """As ``demo_grid``, with every policy, and six columns for each network."""
+    columns = demo_columns(runs)
+    by_key = {name: {(r.policy, r.level): r for r in found} for name, found in columns.items()}
+    names = ("top1", "top1_low", "top1_high", "gain", "gain_low", "gain_high")
+    rows: list[list[object]] = [["data", "policy", "level", *(f"{c} {name}" for c in columns for name in names)]]
+    for policy, level in dict.fromkeys((r.policy, r.level) for found in columns.values() for r in found):
+        cells: list[object] = []
+        for column in columns:
+            record = by_key[column].get((policy, level))
+            derived = record.derived() if record else {}
+            cells += [f"{derived[name]:.4f}" if record else "" for name in names]
+        rows.append(["demo", policy, level, *cells])
+    return _csv(rows)
+
+
+# ---- Markdown
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table. Signs that Markdown or HTML would read are spelled so that they show as they are."""
+    return [
+        _markdown_line(headings),
+        _markdown_line(["---"] * len(headings)),
+        *map(_markdown_line, rows),
+    ]
+
+
+def _markdown_line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """On one line, with ``&`` and ``<`` as entities: a name cannot become a tag."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def markdown(one: Grid) -> str:
+    notes = [f"- {markdown_text(note)}" for note in one.notes]
+    return "\n".join([f"# {one.title}", "", *markdown_table(one.headings, one.rows), "", *notes, ""])
+
+
+# ---- the program
+
+
+def write(runs: Sequence[Run], out: Path) -> list[Path]:
+    """All tables into ``out``, made if it is not there. Returns the paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {}
+    for number, name in MID.items():
+        one = table(number, runs)
+        texts[f"{name}.md"], texts[f"{name}.csv"] = markdown(grid(one)), csv_text(one)
+    if demo_columns(runs):
+        texts["demo.md"], texts["demo.csv"] = markdown(demo_grid(runs)), demo_csv(runs)
+    for name, text in texts.items():
+        write_whole(out / name, text)
+    return [(out / name).resolve() for name in texts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="analysis/tables.py", description="The paper's tables, published and measured side by side."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: tables, in the first run's folder")
+    args = parser.parse_args(argv)
+    try:
+        runs = [read_run(folder) for folder in args.runs]
+        paths = write(runs, args.out or args.runs[0] / "tables")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in paths:
+        print(path)
+    measured = [f"Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]
+    print(f"\nmeasured cells in: {', '.join(measured) or 'no table of the paper'}")
+    for reason in unmatched(runs):
+        print(f"in no table: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
