@@ -135,16 +135,23 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
 def _pending(batch: CropBatch, views: Views) -> _Pending:
     order = {row: i for i, row in enumerate(batch.rows.tolist())}
     positions = [_positions(group, order, views.total) for group in batch.groups]
-    missing = sum(int((places >= 0).sum()) for places in positions)
-    fewest = len(batch.rows) * max(views.total - sum(views.counts[s] for s in views.adaptive), 1)
-    if not fewest <= missing <= len(batch.rows) * views.total:
+    came = np.concatenate([places[places >= 0] for places in positions] or [np.zeros(0, np.int64)])
+    times = np.bincount(came, minlength=len(batch.rows) * views.total).reshape(len(batch.rows), views.total)
+    # No image needs fewer views than one whose centre crop leaves nothing out.
+    lacking = (times == 0) & views.needed(np.array([[0, 1]]))
+    if lacking.any() or (times > 1).any():
+        row = int(batch.rows[np.flatnonzero((lacking | (times > 1)).any(axis=1))[0]])
         raise ValueError(
-            f"a batch of {len(batch.rows)} images came with {missing} crops, not {views.total} for each image"
+            f"a batch of {len(batch.rows)} images came with {len(came)} crops, not {views.total} for each image: a view of "
+            f"image {row} is missing or came twice; the backend broke its plan"
         )
-    return _Pending(batch, positions, views.total, missing)
+    return _Pending(batch, positions, views.total, len(came))
 
 
 def _positions(group: Group, order: dict[int, int], n_views: int) -> np.ndarray:
+    stray = set(group.image[group.image >= 0].tolist()) - set(order)
+    if stray:
+        raise ValueError(f"crops came of images {sorted(stray)[:3]}, which are not among the batch's rows")
     image = np.array([order.get(row, -1) for row in group.image.tolist()], dtype=np.int64)
     return np.where(image < 0, -1, image * n_views + group.view)
 

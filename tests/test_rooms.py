@@ -30,7 +30,7 @@ HEAVY = ("torch", "torchvision", "timm", "nvidia")
 # Importing one of these imports none of HEAVY: --help, planning, and reading records answer at once.
 LIGHT = (
     "pipelines",
-    *(f"pipelines.{name}" for name in ("batch", "crops", "dataset", "decode", "demo", "inputspec", "labels", "rivals")),
+    *(f"pipelines.{name}" for name in ("batch", "crops", "dataset", "decode", "demo", "inputspec", "labels")),
     "models.families",
     *(f"bench.{name}" for name in ("cases", "options", "records", "report", "setup", "run")),
 )

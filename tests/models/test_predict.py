@@ -245,20 +245,17 @@ def test_a_wrong_number_of_crops_is_an_error(resnet: Network, keep: list[int]) -
         list(predict([with_rows(batch_of([0, 1]), np.array(keep))], resnet, VIEWS))
 
 
-@pytest.mark.xfail(strict=True, reason="predict counts the crops of a batch, not which they are: zeros fill the gap")
 def test_a_view_twice_and_another_missing_is_an_error(resnet: Network) -> None:
     with pytest.raises(ValueError):
         list(predict([with_rows(batch_of([0, 1]), np.array([0, 1, 1, 3, 4, 5]))], resnet, VIEWS))
 
 
-@pytest.mark.xfail(strict=True, reason="a crop of an image that is not in the batch's rows counts as padding")
 def test_a_crop_of_no_image_of_the_batch_is_an_error(resnet: Network) -> None:
     stray = batch_of([0, 1, 2])
     with pytest.raises(ValueError):
         list(predict([CropBatch(stray.groups, stray.rows[:2])], resnet, VIEWS))
 
 
-@pytest.mark.xfail(strict=True, reason="only the whole batch's number of crops is bounded when a policy is adaptive")
 def test_an_adaptive_run_misses_no_view_that_every_image_needs(resnet: Network) -> None:
     """The centre crop of the second image is lost; the first has more random crops than the fewest."""
     views = union([parse_policy("CC"), parse_policy("2ARC")])
