@@ -139,8 +139,10 @@ class Job:
         images = default_batch_images(n_views, self.classifier.spec.K, gpu=gpu)
         if np.isfinite(self.crops_per_sec):
             images = int(np.clip(BATCH_SECONDS * self.crops_per_sec / n_views, min(options.workers, images), images))
+        # Timing reads the rows again and again; a batch no longer than they are holds none of them twice.
+        readable = max(len(self.rows) - len(self.failed), 1)
         return LoadConfig(
-            batch_images=options.batch_images or images,
+            batch_images=min(options.batch_images or images, readable),
             workers=options.workers,
             hw_decoder_load=options.hw_load,
         )
