@@ -142,8 +142,8 @@ def _pending(batch: CropBatch, views: Views) -> _Pending:
     if lacking.any() or (times > 1).any():
         row = int(batch.rows[np.flatnonzero((lacking | (times > 1)).any(axis=1))[0]])
         raise ValueError(
-            f"a batch of {len(batch.rows)} images came with {len(came)} crops, not {views.total} for each image: a view "
-            f"of image {row} is missing or came twice; the backend broke its plan"
+            f"a batch of {len(batch.rows)} images came with {len(came)} crops, not {views.total} for each image: a "
+            f"view of image {row} is missing or came twice; the backend broke its plan"
         )
     return _Pending(batch, positions, views.total, len(came))
 
