@@ -448,7 +448,7 @@ def gain_with_slack_across(evidence: Evidence) -> Findings:
     slacks = [network.slack for network in networks]
     if len(networks) < 4 or len(set(slacks)) < 2:
         there = f"{_count(len(networks))} with {len(set(slacks))} ratio" + ("s" if len(set(slacks)) > 1 else "")
-        return Findings(absent(f"needs four networks or more with different crop ratios; there are {there}"))
+        return Findings(absent(f"needs four networks or more with different crop ratios, not {there}"))
     found = _gains(networks)
     if isinstance(found, str):
         return Findings(absent(found))

@@ -48,8 +48,9 @@ from analysis.evidence import Evidence, evidence
 from analysis.published import claims as counted_sentences
 from analysis.published import load_all
 from analysis.published.checks import MID_GAIN_TABLES, indexed, with_gains
+from analysis.runs import read
 from analysis.tables import markdown_table, markdown_text
-from bench.records import read_run, write_whole
+from bench.records import write_whole
 
 RULES = (
     "Two policies are compared on the same images. The effect is the difference of their top-1 accuracies, its p value "
@@ -405,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out or args.runs[0]
     try:
-        judged = [judge(one) for one in evidence([read_run(folder) for folder in args.runs])]
+        judged = [judge(one) for one in evidence(read(args.runs))]
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "claims.md", markdown(judged))
         write_whole(out / "claims.csv", csv_text(judged))

@@ -29,7 +29,8 @@ if not __package__:  # run as `python analysis/tables.py`: search the repo root,
 import pandas as pd
 
 from analysis.published import TABLES, load
-from bench.records import Accuracy, Run, Setting, read_run, write_whole
+from analysis.runs import read
+from bench.records import Accuracy, Run, Setting, write_whole
 from pipelines.crops import parse_policy
 
 MID = {number: f"mid_table{number}" for number in range(1, 9)}
@@ -582,7 +583,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: tables, in the first run's folder")
     args = parser.parse_args(argv)
     try:
-        runs = [read_run(folder) for folder in args.runs]
+        runs = read(args.runs)
         paths = write(runs, args.out or args.runs[0] / "tables")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -315,8 +315,8 @@ def test_feature_and_logit_averaging(scored):
 
 @pytest.mark.parametrize(
     ("more", "verdict"),
-    # Of 20,000 images: 0 or 20 more right (0.1 points, half-width about 0.05), 40 (0.2), 200 (1 point).
-    [(0, HOLDS), (20, HOLDS), (40, UNDECIDED), (200, DENIED)],
+    # Of 20,000 images so many more are right: 20 are 0.1 points, give or take 0.05; 36 are 0.18, 44 are 0.22.
+    [(0, HOLDS), (20, HOLDS), (36, UNDECIDED), (44, UNDECIDED), (200, DENIED)],
 )
 def test_saturation_has_a_margin(scored, more, verdict):
     b = 20_000
@@ -484,3 +484,8 @@ def test_the_program_writes_markdown_and_csv(scored, capsys):
 def test_the_program_names_what_is_no_run(tmp_path, capsys):
     assert claims.main([str(tmp_path)]) == 2
     assert "no run.json" in capsys.readouterr().err
+
+
+def test_the_program_names_a_run_without_results(maker, capsys):
+    assert claims.main([str(maker.run("empty", []).folder)]) == 2
+    assert "empty holds no results" in capsys.readouterr().err

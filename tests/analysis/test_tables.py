@@ -190,6 +190,12 @@ def test_reasons_for_an_empty_cell(make):
     assert "--no-accuracy" in cell(tables.table(1, [unscored]), "ResNet-18", "20RC", "softmax").why_not
 
 
+def test_another_tables_weights_are_no_run_of_a_network(make):
+    noisy = make.setting(model="tf_efficientnet_b0.ns_jft_in1k", family="efficientnet", published_in="MID Table V")
+    run = make.run("a", [make.accuracy(noisy, "20RC", "softmax", 40_000, 50_000)])
+    assert cell(tables.table(3, [run]), "B0", "20RC", "softmax").why_not == "no run of tf_efficientnet_b0_ap"
+
+
 def test_more_images_than_the_validation_set_has_are_another_set(make):
     run = make.run("a", [make.accuracy(make.RESNET18, "20RC", "softmax", 35_900, 50_001)])
     assert "50,001 images" in cell(tables.table(1, [run]), "ResNet-18", "20RC", "softmax").why_not
@@ -316,6 +322,11 @@ def test_the_program_writes_every_table(make, capsys):
 def test_the_program_names_what_is_no_run(tmp_path, capsys):
     assert tables.main([str(tmp_path)]) == 2
     assert "no run.json" in capsys.readouterr().err
+
+
+def test_the_program_names_a_run_without_results(maker, capsys):
+    assert tables.main([str(maker.run("empty", []).folder)]) == 2
+    assert "empty holds no results" in capsys.readouterr().err
 
 
 def test_titles_are_the_published_ones():

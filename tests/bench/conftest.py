@@ -1,0 +1,155 @@
+"""A small demo set, a checkpoint made here, bench/run.py called in this process. The home folder is never touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from bench import cases, machine, records, run, setup
+from bench import job as job_module
+from bench.job import Job
+from bench.options import parse
+from pipelines import backend, demo
+from pipelines.backend_torchvision import Torchvision
+from pipelines.batch import LoadConfig, Source
+from pipelines.crops import Planner
+from pipelines.dataset import Dataset, Scan, scan
+from pipelines.labels import label
+
+IMAGES = 24
+CLASSES = len(demo.CLASSES)
+
+
+class InProcess(Torchvision):
+    """The torchvision backend without worker processes: each test would wait seconds for their start."""
+
+    def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
+        super().__init__(source, planner, replace(config, workers=0))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MULTICROP_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo.ensure("val", images=IMAGES, cache=tmp_path_factory.mktemp("demo"), workers=1)
+
+
+@pytest.fixture(scope="session")
+def data(demo_root: Path) -> Dataset:
+    return label(scan(demo_root, workers=1, progress=False), num_classes=CLASSES)
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """test_resnet for the demo's classes, random but for a head whose answers differ from image to image."""
+    torch.manual_seed(0)
+    net: Any = timm.create_model("test_resnet", num_classes=CLASSES)
+    head = net.get_classifier()
+    torch.nn.init.normal_(head.weight)
+    with torch.inference_mode():
+        head.bias.copy_(-net.eval().forward_head(net.forward_features(torch.randn(8, 3, 64, 64))).mean(0))
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+    out: Path
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def run(self) -> records.Run:
+        return records.read_run(self.out)
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        (path,) = self.out.glob("predictions-*.npz")
+        with np.load(path) as file:
+            return dict(file)
+
+
+@pytest.fixture
+def fast_backend(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    """`--data-backend torchvision` without worker processes. Memory is looked at once: it takes a tenth of a second."""
+    known = machine.resident_bytes()
+    monkeypatch.setattr(machine, "resident_bytes", lambda: known)
+    monkeypatch.setattr(job_module, "backend", lambda name: InProcess if name == "torchvision" else backend(name))
+    return InProcess
+
+
+@pytest.fixture
+def make_job(fast_backend: object, demo_root: Path, weights_file: Path) -> Callable[..., Job]:
+    """``make_job("--crops", "2")``: what bench/run.py makes of its first network, on the small checkpoint."""
+
+    def make(*argv: str, scanned: Scan | None = None) -> Job:
+        model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
+        args = parse([*model, "--data", str(demo_root), *FAST, "--data-backend", "torchvision", *argv])
+        weights = setup.default_weights(args)
+        options = setup.make_options(args, weights, cases.policies(crops=args.crops, named=args.policies))
+        case = cases.model_cases(args, demo=weights == "demo")[0]
+        return setup.make_job(case, scanned or setup.find_images(args, options.workers), options)
+
+    return make
+
+
+# Each round is as short as it can be: what the numbers are worth is not asked here.
+FAST = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--batch-images", "4", "-b", "8", "-j", "1"]
+
+
+@pytest.fixture
+def finish(
+    tmp_path: Path, fast_backend: object, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Finished]:
+    """``finish("--crops", "1")``: the command in an empty working folder, with its status and what it said.
+
+    The measurement of how long it will take is left out; it has tests of its own.
+    """
+    monkeypatch.setattr(Job, "expected_s", lambda job: 1.0)
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+
+    def call(*args: str, out: str = "out") -> Finished:
+        capfd.readouterr()
+        given = [*FAST, "--no-figures", "--data-backend", "torchvision", *args]
+        folder = tmp_path / out
+        try:
+            status = run.main([*given, "--out", str(folder)])
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            status = stop.code
+        said = capfd.readouterr()
+        return Finished(status, said.out, said.err, folder)
+
+    return call
+
+
+@pytest.fixture
+def small_run(finish: Callable[..., Finished], demo_root: Path, weights_file: Path) -> Callable[..., Finished]:
+    """``finish`` on the demo set with the small checkpoint, at 64 pixels."""
+    model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
+    return partial(finish, *model, "--data", str(demo_root))
