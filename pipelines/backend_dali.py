@@ -336,7 +336,9 @@ class Ahead(Iterator[T]):
         if good:
             return item
         self._queue.put((good, item))  # every later call ends the same way
-        raise item
+        # Not the one in the queue: its traceback would hold the caller's frame, and in it the pass's last crops, until
+        # the garbage collector comes by.
+        raise StopIteration if isinstance(item, StopIteration) else item
 
     def __enter__(self) -> Ahead[T]:
         return self

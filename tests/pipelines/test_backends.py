@@ -8,6 +8,7 @@ against a paste written in NumPy.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import shutil
 import threading
@@ -325,6 +326,25 @@ def test_the_data_set_is_a_source(name: str, make: Callable[..., Any], random_im
     assert real.names(random_images.rows) == random_images.names(random_images.rows)
     expected = collect(make(name, random_images, planner("CC+1MRC"), batch_images=3), random_images.rows)
     assert same(collect(make(name, real, planner("CC+1MRC"), batch_images=3), random_images.rows), expected)
+
+
+def test_a_finished_pass_leaves_no_crops_to_the_garbage_collector(make: Callable[..., Any], random_images: Any) -> None:
+    """A cycle that held each pass's last batch grew to gigabytes before a collector saw a reason to come by."""
+    backend = make("dali-cpu", random_images, planner("CC+1MRC"), batch_images=3)
+    list(backend.batches(random_images.rows))  # imports and caches
+    gc.collect()
+    gc.disable()
+    try:
+        for batch in backend.batches(random_images.rows):
+            del batch
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = [type(thing).__name__ for thing in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert "frame" not in kept  # DALI's tensors are not seen by the collector; what held them was a frame
 
 
 # ------------------------------------------------------------------------------------------------------------ bad files
