@@ -1,6 +1,6 @@
 """Does memory grow with the number of images? Pipeline alone, 20 crops of 600 pixels (EfficientNet-B7's) each.
 
-    python bench/memory.py                      # each backend over 200, 800 and 3,200 images, each in a process of its own
+    python bench/memory.py                # each backend over 200, 800 and 3,200 images, each in its own process
     python bench/memory.py --images 100,1000 --img-size 224 --crops 5
 
 Peak memory is that of the process and its workers (PSS, sampled 20 times a second), less what it held before the first
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="bench/memory.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of images (default: the demo set)")
-    parser.add_argument("--images", type=int_list, default=[200, 800, 3200], metavar="LIST", help="default: 200,800,3200")
+    parser.add_argument("--images", type=int_list, default=[200, 800, 3200], metavar="LIST", help="how many")
     parser.add_argument("--crops", type=int, default=20, metavar="N", help="of each image (default: 20)")
     parser.add_argument("--img-size", type=int, default=600, metavar="K", help="side of a crop, pixels (default: 600)")
     parser.add_argument("--data-backend", default="dali-cpu,torchvision", metavar="NAMES", help="by commas")

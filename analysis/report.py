@@ -1,0 +1,463 @@
+"""One HTML file about some runs: figures, accuracy, throughput, the paper's tables and claims, and what is missing.
+
+    python analysis/report.py RUN... [--out report.html]        # default: report.html, in the first run's folder
+
+The file holds everything: figures as data, style and script inline. Opening it asks nothing of the network, which its
+Content-Security-Policy forbids. Tables sort on a click on a heading. It is derived from the runs: written again, it
+replaces what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import hashlib
+import re
+import shlex
+import struct
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python analysis/report.py`: search the repo root, not analysis/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis import claims
+from analysis.evidence import evidence
+from analysis.published import contradictions as find_contradictions
+from analysis.published.checks import PAPERS
+from analysis.published.report import KINDS, SHOWN_EXCEPTIONS
+from analysis.runs import Source, read
+from analysis.tables import (
+    MID,
+    Grid,
+    Table,
+    demo_columns,
+    demo_grid,
+    distinct_names,
+    grid,
+    is_shown,
+    table,
+    unmatched,
+)
+from bench.records import (
+    DECODE,
+    READ,
+    RESIZE,
+    Accuracy,
+    Run,
+    Setting,
+    Throughput,
+    crossover,
+    rate_rows,
+    write_whole,
+)
+
+HERE = Path(__file__).parent
+TEMPLATE, SCRIPT = "report_template.html", "report.js"
+SECTIONS = (
+    ("headline", "Headline"),
+    ("accuracy", "Accuracy"),
+    ("throughput", "Throughput"),
+    ("figures", "Figures"),
+    ("claims", "Claims"),
+    ("tables", "The paper's tables"),
+    ("contradictions", "Contradictions"),
+    ("unreadable", "Unreadable images"),
+    ("absent", "Not measured"),
+    ("environment", "Environment"),
+)
+LONG, SHORT = 60, 32  # characters: above LONG a cell is text, up to SHORT a number with its interval stays on a line
+SHAKY = 0.2  # spread of the rounds over their median, above which the report says so
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A PNG as the page holds it."""
+
+    caption: str
+    uri: str
+    width: int  # pixels
+    height: int
+
+
+def printable(value: Any) -> Any:
+    """Text that UTF-8 can hold: a file name's stray bytes become ``\\udcff``. Markup stays as it is."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+# ---- the networks
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One setting of one run."""
+
+    name: str
+    run: Run
+    setting: Setting
+
+    @property
+    def accuracies(self) -> list[Accuracy]:
+        return [r for r in self.run.accuracies if r.setting == self.setting]
+
+    @property
+    def throughputs(self) -> list[Throughput]:
+        return [r for r in self.run.throughputs if r.setting == self.setting]
+
+    @property
+    def heading(self) -> str:
+        s = self.setting
+        demo = ", DEMO DATA" if s.is_demo else f", {s.data}"
+        return (
+            f"{self.name}: {s.weights} weights, crops of {s.K} from {s.S} pixels, {s.backend}, {s.device}, "
+            f"{s.amp_dtype}, chunks of {s.batch_size}{demo}"
+        )
+
+
+def networks(runs: Sequence[Run]) -> list[Network]:
+    """Every setting of every run, in order."""
+    pairs = [(run, setting) for run in runs for setting in dict.fromkeys(record.setting for record in run.records)]
+    names = distinct_names([(run.folder.name, setting) for run, setting in pairs])
+    return [Network(name, run, setting) for name, (run, setting) in zip(names, pairs, strict=True)]
+
+
+def headline(found: Sequence[Network]) -> Grid:
+    """One line for each network: what averaging buys, and what it costs."""
+    headings = ("Network", "Images", "Centre crop, top-1 %", "Best policy", "Top-1 %", "Gain (95 % interval)",
+                "Crops", "Images/s", "At one crop, images/s", "Machine")  # fmt: skip
+    rows = []
+    for network in found:
+        rates = {row["crops"]: row["images_per_sec"] for row in rate_rows(network.throughputs)}
+        most = max(rates, default=None)
+        rows.append(
+            (
+                network.name,
+                *_accuracy_headline(network.accuracies),
+                *((str(most), f"{rates[most]:.1f}") if most is not None else ("", "")),
+                f"{rates[1]:.1f}" if 1 in rates else "",
+                f"{network.setting.device}, {network.setting.machine_id}",
+            )
+        )
+    return Grid("Headline", headings, tuple(rows), ("Images per second: end to end, at the largest number of crops.",))
+
+
+def _accuracy_headline(accuracies: Sequence[Accuracy]) -> tuple[str, ...]:
+    centre = next((r for r in accuracies if r.policy == "CC" and r.level == "softmax"), None)
+    if centre is None:
+        return ("",) * 5
+    best = max(accuracies, key=lambda r: (r.top1_correct, -r.n_views))
+    low, high = best.gain_interval
+    gain = f"{best.gain:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{centre.images:,}", f"{centre.top1:.2f}", f"{best.policy}, {best.level}", f"{best.top1:.2f}", gain
+
+
+def accuracy_grid(network: Network) -> Grid:
+    """Policies by level; of a curve's crop counts a few."""
+    headings = ("Policy", "Crops", "Level", "Top-1 %", "95 % interval", "Gain", "95 % interval, paired", "Repaired",
+                "Spoilt", "p", "Top-5 %", "NLL")  # fmt: skip
+    shown = [r for r in network.accuracies if is_shown(r.policy, r.n_views)]
+    first = network.accuracies[0]
+    notes = (
+        f"{first.images:,} images, {first.unreadable} unreadable. Repaired, spoilt: images that the centre crop got "
+        "wrong and the policy right, and the other way round; p: exact McNemar test of these two.",
+        f"{len(shown)} of {len(network.accuracies)} lines; summary.csv in the run's folder has all.",
+    )
+    return Grid(network.heading, headings, tuple(map(_accuracy_row, shown)), notes)
+
+
+def _accuracy_row(r: Accuracy) -> tuple[str, ...]:
+    low, high = r.interval
+    gain_low, gain_high = r.gain_interval
+    against_centre = ("",) * 5
+    if r.policy != "CC":
+        gain = f"{gain_low:+.2f} to {gain_high:+.2f}"
+        against_centre = (f"{r.gain:+.2f}", gain, str(r.fixed), str(r.broken), claims.p_text(r.p_value))
+    nll = "" if r.nll_mean is None else f"{r.nll_mean:.3f}"
+    interval = f"{low:.2f} to {high:.2f}"
+    adaptive = r.mean_views is not None and r.mean_views < r.n_views
+    views = f"{r.mean_views:.1f}" if adaptive else str(r.n_views)
+    return (r.policy, views, r.level, f"{r.top1:.2f}", interval, *against_centre, f"{r.top5:.2f}", nll)
+
+
+def throughput_grid(network: Network) -> Grid | None:
+    """End to end by number of crops, with its parts and its ceiling; None where a stage is missing."""
+    headings = ("Crops", "Images/s", "Crops/s", "Spread %", "Pipeline alone, images/s", "Network alone, crops/s",
+                "Ceiling, images/s", "Reached %", "Slower part", "Between batches, median ms", "95th percentile ms",
+                "Peak memory GB")  # fmt: skip
+    found = rate_rows(network.throughputs)
+    if not found:
+        return None
+    rounds = len(found[0]["rates"])
+    notes = [f"Medians of {rounds} rounds. Spread: the largest round less the smallest, over the median."]
+    notes += _stage_notes(network.throughputs)
+    if shaky := [str(row["crops"]) for row in found if row["spread"] > SHAKY]:
+        notes.append(
+            f"The rounds differ by more than {SHAKY:.0%} at {', '.join(shaky)} crops: close other programs, or use "
+            "--rounds 15 --round-seconds 3."
+        )
+    return Grid(network.heading, headings, tuple(map(_throughput_row, found)), tuple(notes))
+
+
+def _stage_notes(throughputs: Sequence[Throughput]) -> list[str]:
+    """What does not depend on the number of crops, and where pipeline and network take equal time."""
+    stages = [f"{t.stage} {t.rate:.0f}" for t in throughputs if t.stage in (READ, DECODE, RESIZE)]
+    notes = [f"The pipeline's parts, images/s, each with those before it: {', '.join(stages)}."] if stages else []
+    if found := crossover(throughputs):
+        seen = "" if found.observed is None else f"; seen end to end, at {found.observed:.1f}"
+        notes.append(f"By the ceilings, network and pipeline take equal time at {found.predicted:.1f} crops{seen}.")
+    return notes
+
+
+def _throughput_row(row: dict[str, Any]) -> tuple[str, ...]:
+    derived = row["record"].derived()
+    return (
+        str(row["crops"]),
+        f"{row['images_per_sec']:.1f}",
+        f"{row['crops_per_sec']:.0f}",
+        f"{100 * row['spread']:.0f}",
+        f"{row['pipeline_images_per_sec']:.1f}",
+        f"{row['network_crops_per_sec']:.0f}",
+        f"{row['ceiling_images_per_sec']:.1f}",
+        f"{100 * row['efficiency']:.0f}",
+        row["binds"],
+        *("" if derived[k] is None else f"{derived[k]:.0f}" for k in ("interval_p50_ms", "interval_p95_ms")),
+        f"{row['record'].peak_mem_bytes / 1e9:.1f}",
+    )
+
+
+# ---- figures
+
+
+def draw(runs: Sequence[Run], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Draw what the runs allow into ``folder``: the PNGs, and for each figure that could not be drawn the reason."""
+    from analysis import make_figures  # late: the rest of the report needs no matplotlib
+    from analysis.figures import FIGURES
+
+    source = Source(tuple(runs))
+    drawn: list[Path] = []
+    undrawn: dict[str, str] = {}
+    for name in (name for name, entry in FIGURES.items() if "run" in entry.sources):
+        try:
+            paths, reasons = make_figures.make(source, [name], folder)
+        except Exception as error:  # a fault in one figure must not cost the report; it is said in the report
+            paths, reasons = [], {name: f"failed: {type(error).__name__}: {error}"}
+        drawn += paths
+        undrawn |= reasons
+    return drawn, undrawn
+
+
+def pictures(runs: Sequence[Run], drawn: Sequence[Path]) -> list[Picture]:
+    """The drawn figures, then the PNGs in the runs' folders that are of none of their kinds."""
+    kinds = {path.stem.partition("-")[0] for path in drawn}
+    found = [(path, _caption(path)) for path in drawn]
+    for run in runs:
+        others = [p for p in sorted(run.folder.glob("*.png")) if p.stem.partition("-")[0] not in kinds]
+        found += [(path, f"{_caption(path)} ({run.folder.name})") for path in others]
+    return [picture(path, caption) for path, caption in found]
+
+
+def _caption(path: Path) -> str:
+    kind, _, ending = path.stem.partition("-")
+    return kind.replace("_", " ").capitalize() + (f": {ending}" if ending else "")
+
+
+def picture(path: Path, caption: str) -> Picture:
+    """Raises ValueError for a file that is no PNG."""
+    data = path.read_bytes()
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        raise ValueError(f"{path} is no PNG: draw the figures again with analysis/make_figures.py, or remove it")
+    width, height = struct.unpack(">II", data[16:24])  # the first chunk, IHDR, begins with them
+    return Picture(caption, f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height)
+
+
+# ---- the other sections
+
+
+def environment_grid(run: Run) -> Grid:
+    """run.json, but for the networks: one line a value."""
+    info = {key: value for key, value in run.info.items() if key not in ("models", "command", "policies")}
+    rows = tuple((key, str(value)) for key, value in _flat(info))
+    notes = [f"{m['model']}: {note}" for m in run.info.get("models", []) for note in m.get("notes", [])]
+    labels = [f"{m['model']}: labels: {m['label_rule']}" for m in run.info.get("models", []) if m.get("label_rule")]
+    return Grid(run.folder.name, ("What", "Value"), rows, tuple(dict.fromkeys(notes + labels)))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, "unknown" if value is None else value
+
+
+def unreadable_grid(runs: Sequence[Run]) -> Grid:
+    """Every run's unreadable.csv; without a row, the title says so."""
+    rows = []
+    for run in runs:
+        path = run.folder / "unreadable.csv"
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows += [(run.folder.name, row["name"], row["stage"], row["reason"]) for row in csv.DictReader(file)]
+    return Grid("Every image could be read.", ("Run", "Image", "Stage", "Reason"), tuple(rows), ())
+
+
+def absent_grid(found: Sequence[Network], runs: Sequence[Run], undrawn: dict[str, str]) -> Grid:
+    """What the records call absent, the figures that could not be drawn, and what stands in no table of the paper."""
+    rows = [
+        (network.name, record.what, record.reason)
+        for network in found
+        for record in network.run.absents
+        if record.setting == network.setting
+    ]
+    rows += [("", f"figure {name}", reason) for name, reason in undrawn.items()]
+    rows += [("", "comparison with the paper's tables", reason) for reason in unmatched(runs)]
+    return Grid("Not measured", ("Network", "What", "Reason"), tuple(rows), ())
+
+
+def overview(tables: Sequence[Table]) -> Grid:
+    """One line for each of the paper's tables: how much was measured, and how it agrees."""
+    rows = []
+    for one in tables:
+        cells = [cell for line in one.lines if line.own for cell in line.cells]
+        measured = [cell for cell in cells if cell.measured]
+        inside = sum(cell.inside is True for cell in measured)
+        largest = max((cell.difference or 0.0 for cell in measured), key=abs, default=None)
+        rows.append(
+            (
+                one.title, f"{len(measured)} of {len(cells)}", str(inside) if measured else "",
+                str(len(measured) - inside) if measured else "", "" if largest is None else f"{largest:+.2f}",
+                _reasons(one),
+            )
+        )  # fmt: skip
+    headings = ("Table", "Cells measured", "Published value inside the 95 % interval", "Outside",
+                "Largest difference, points", "Not measured because")  # fmt: skip
+    notes = ("analysis/tables.py writes all of them as Markdown and CSV.",)
+    return Grid("Overview", headings, tuple(rows), notes)
+
+
+def _reasons(one: Table) -> str:
+    """Why cells of a table were not measured, each reason once with the networks."""
+    networks: dict[str, dict[str, None]] = {}
+    for line in one.lines:
+        for column, cell in zip(one.columns, line.cells, strict=True):
+            if cell.why_not:
+                why = "no run" if cell.why_not.startswith("no run of") else cell.why_not
+                networks.setdefault(why, {})[column.variant] = None
+    return "; ".join(f"{', '.join(variants)}: {why}" for why, variants in networks.items())
+
+
+@cache
+def contradiction_grids() -> list[Grid]:
+    """analysis/published/contradictions.md, as tables."""
+    frame = find_contradictions()
+    frame["where"] = [f"{PAPERS[paper]} {place}" for paper, place in zip(frame["paper"], frame["place"], strict=True)]
+    frame["against"] = frame["against"].where(frame["kind"] != "claim", frame["against"].map(_first_exceptions))
+    out = []
+    for name, kind in KINDS.items():
+        part = frame[frame["kind"] == name]
+        rows = tuple(tuple(row) for row in part[list(kind.shown.values())].to_numpy().tolist())
+        title = f"{kind.title.replace('`', '')} ({len(part)})"
+        out.append(Grid(title, tuple(kind.shown), rows, (kind.remark,) if kind.remark else ()))
+    return out
+
+
+def _first_exceptions(text: str) -> str:
+    exceptions = text.split("; ")
+    rest = len(exceptions) - SHOWN_EXCEPTIONS
+    return "; ".join([*exceptions[:SHOWN_EXCEPTIONS], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+CLAIM_HEADINGS = ("Claim", "Verdict", "Effect (95 % interval)", "p", "p, Holm", "From", "Test and remarks",
+                  "MID's own tables")  # fmt: skip
+
+
+def claim_part(verdicts: claims.Verdicts) -> dict[str, Any]:
+    """One body of evidence: a line for each claim, and a grid by network."""
+    names = ("says", "place", "quote", "published", "verdict", "effect", "p", "p_holm", "source", "remarks")
+    together = [dict(zip(names, row, strict=True)) for row in claims.together_rows(verdicts)]
+    apart = Grid("By network", claims.APART_HEADINGS, tuple(claims.apart_rows(verdicts)), ())
+    return {"title": claims.title(verdicts.evidence), "together": together, "apart": apart}
+
+
+# ---- the page
+
+
+def kind(cell: str) -> str:
+    """The style of a cell: ``number`` does not wrap, ``text`` is long."""
+    if len(cell) > LONG:
+        return "text"
+    return "number" if len(cell) <= SHORT and re.match(r"[<+-]?\d", cell) else ""
+
+
+def html(runs: Sequence[Run], drawn: Sequence[Path] = (), undrawn: dict[str, str] | None = None) -> str:
+    """The whole page. Every name and number is escaped by the template; only report.js is taken as it is."""
+    found = networks(runs)
+    script = (HERE / SCRIPT).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    tables = [table(number, runs) for number in MID]
+    demos = [network.name for network in found if network.setting.is_demo]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=printable
+    )
+    throughputs = [throughput_grid(network) for network in found]
+    models = ", ".join(dict.fromkeys(network.setting.model for network in found))
+    return environment.get_template(TEMPLATE).render(
+        title=f"multicrop-bench: {models or 'no network'}",
+        commands=[f"{run.folder.name}: {shlex.join(run.info.get('command', []))}" for run in runs],
+        demo=f"DEMO DATA: says nothing about ImageNet ({', '.join(demos)})." if demos else "",
+        sections=SECTIONS,
+        headline=headline(found),
+        accuracy=[accuracy_grid(network) for network in found if network.accuracies],
+        throughput=[one for one in throughputs if one],
+        figures=pictures(runs, drawn),
+        claims=[claim_part(claims.judge(one)) for one in evidence(runs)],
+        claim_headings=CLAIM_HEADINGS,
+        rules=[rule.replace("`", "") for rule in claims.RULES],
+        overview=overview(tables),
+        measured_tables=[grid(one) for one in tables if one.is_measured],
+        other_tables=[grid(one) for one in tables if not one.is_measured],
+        demo_tables=[demo_grid(runs)] if demo_columns(runs) else [],
+        contradictions=contradiction_grids(),
+        unreadable=unreadable_grid(runs),
+        absent=absent_grid(found, runs, undrawn or {}),
+        environment=[environment_grid(run) for run in runs],
+        kind=kind,
+        script=Markup(script),  # trusted: a file of this package
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="analysis/report.py", description="One HTML file about some runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html, in the first run's folder")
+    args = parser.parse_args(argv)
+    out = args.out or args.runs[0] / "report.html"
+    try:
+        runs = read(args.runs)
+        with tempfile.TemporaryDirectory() as folder:
+            drawn, undrawn = draw(runs, Path(folder))
+            text = html(runs, drawn, undrawn)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, text)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(out.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
