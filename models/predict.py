@@ -46,12 +46,15 @@ class Network:
         self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
         K = classifier.spec.K
         self.buffer = torch.zeros((chunk, K, K, 3), dtype=torch.uint8, device=self.device)
+        # A compiler fuses the first step by itself, and a GPU does not mind new memory.
+        eager_cpu = self.device.type == "cpu" and not compiled
+        self.normalized = torch.zeros((chunk, K, K, 3)) if eager_cpu else None
         step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
         self._forward = torch.compile(step) if compiled else step
 
     def _step(self, crops: Tensor) -> tuple[Tensor | None, Tensor]:
         with self._autocast():
-            features, logits = self.classifier.outputs(self.classifier.prepare(crops))
+            features, logits = self.classifier.outputs(self.classifier.prepare(crops, self.normalized))
         return None if features is None else features.float(), logits.float()
 
     def _autocast(self) -> AbstractContextManager[object]:

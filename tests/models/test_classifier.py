@@ -72,6 +72,17 @@ def test_normalisation_is_torchvisions(mean_std, channels_last):
     torch.testing.assert_close(got, reference, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalisation_into_memory_that_stays_gives_the_same_bits(channels_last):
+    normalize = Normalize(SPEC, channels_last=channels_last)
+    out = torch.full((3, 8, 8, 3), 7.0)
+    for seed in range(2):  # what the first pass left does not show in the second
+        crops = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        got, expected = normalize(crops, out), normalize(crops)
+        assert torch.equal(got, expected) and got.stride() == expected.stride()
+        assert torch.equal(out.permute(0, 3, 1, 2), expected)
+
+
 def test_normalisation_computes_in_float32_and_then_casts():
     crops = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     exact = Normalize(SPEC)(crops)
