@@ -110,7 +110,9 @@ def _parts(run: Run) -> list[_Part]:
     out = []
     for setting in dict.fromkeys(record.setting for record in run.records):
         absent = {r.what: r.reason for r in run.absents if r.setting == setting}
-        file = next((file for file, answers in stored.items() if _belongs(answers, run, setting)), None)
+        named = run.predictions_path(setting)  # counts alone are not enough: two sizes of one network may share them
+        mine = {file: answers for file, answers in stored.items() if named is None or file == named.name}
+        file = next((file for file, answers in mine.items() if _belongs(answers, run, setting)), None)
         if file is None and any(r.setting == setting for r in run.accuracies):
             absent["accuracy"] = f"{run.folder.name} has no predictions-*.npz that fits its records: run it again"
         throughputs = tuple(r for r in run.throughputs if r.setting == setting)

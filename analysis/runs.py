@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.published import load
-from bench.records import Incomparable, Run, Setting, read_run, require_comparable
+from bench.records import ORIGINAL, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
 from pipelines.dataset import DatasetError, Scan, scan
 from pipelines.decode import decode
@@ -59,8 +59,8 @@ def read(folders: Iterable[Path]) -> tuple[Run, ...]:
 # ---- records
 
 
-def accuracies(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row for each scored policy and level of all runs.
+def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
+    """One row for each scored policy and level of all runs, against one of the sets of labels (bench.records.LABELS).
 
     Columns: run (its folder), setting, name (for people), images, policy, curve (CC, RC, CC+RC, ARC or other), n_views,
     views (the mean over images, which is less where the number depends on the image), level, top1 and its Wilson
@@ -80,7 +80,7 @@ def accuracies(runs: Sequence[Run]) -> pd.DataFrame:
             **record.derived(),
         }
         for run in runs
-        for record in run.accuracies
+        for record in run.accuracies_of(labels)
     ]
     return pd.DataFrame(rows)
 
@@ -303,8 +303,10 @@ class Predictions:
 def predictions(part: Part) -> Predictions:
     """The per-image answers of one network of a run. Raises NotDrawable when the run's folder does not hold them."""
     run, setting = part
-    stored = {path: _read_predictions(path) for path in sorted(run.folder.glob("predictions-*.npz"))}
-    for scored in dict.fromkeys(record.setting for record in run.accuracies):
+    named = run.predictions_path(setting)
+    paths = sorted(run.folder.glob("predictions-*.npz")) if named is None else [named] if named.is_file() else []
+    stored = {path: _read_predictions(path) for path in paths}
+    for scored in dict.fromkeys(record.setting for record in run.accuracies) if named is None else [setting]:
         path = next((path for path, answers in stored.items() if _belongs(answers, run, scored)), None)
         if scored == setting and path is not None:
             return stored[path]
@@ -328,7 +330,8 @@ def _read_predictions(path: Path) -> Predictions:
 
 
 def _belongs(answers: Predictions, run: Run, setting: Setting) -> bool:
-    """Whether the answers give the very counts of the setting's records: a file's name does not say enough."""
+    """Whether the answers give the very counts of the setting's records. Where run.json does not name the file (runs of
+    earlier versions) this is how it is found; two sizes of one network may have the same counts."""
     return all(
         record.policy in answers.policies
         and record.level in answers.levels

@@ -92,11 +92,28 @@ def crop_counts(crops: list[int] | None, scored: Sequence[Policy]) -> list[int]:
 
 
 def int_list(text: str) -> list[int]:
-    """``1,2,5`` -> sorted, each once. Raises ValueError for what is no positive whole number."""
+    """``1,2,5``, ``90..110`` (each of them), ``128:448:32`` (in steps) -> sorted, each once; both ends are in the list.
+
+    Raises ValueError for what is no positive whole number, and for a range that runs backwards.
+    """
     try:
-        numbers = sorted({int(part) for part in text.split(",")})
+        numbers = sorted({number for part in text.split(",") for number in _range(part)})
     except ValueError:
-        raise ValueError(f"{text!r} is no list of whole numbers such as 1,2,5,10,20") from None
+        raise ValueError(
+            f"{text!r} is no list of whole numbers such as 1,2,5,10,20 or 90..110 or 128:448:32 (from:to:step)"
+        ) from None
     if numbers[0] < 1:
         raise ValueError(f"{text!r}: a number of crops or pixels is at least 1")
     return numbers
+
+
+def _range(part: str) -> range:
+    """``7``, ``90..110``, ``128:448:32``. Raises ValueError for all else, and where nothing lies between the ends."""
+    if ":" in part:
+        first, last, step = map(int, part.split(":"))
+    else:
+        ends = [int(end) for end in part.split("..")]
+        (first, last), step = (ends * 2 if len(ends) == 1 else ends), 1
+    if last < first or step < 1:
+        raise ValueError(part)
+    return range(first, last + 1, step)

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from bench import accuracy, machine, records, throughput
 from bench.cases import ModelCase
 from models import classifier as classifiers
+from models import families
 from models.classifier import Classifier
 from models.predict import Network
-from pipelines import backend, reference
+from pipelines import backend, real_labels, reference
 from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images
 from pipelines.crops import Planner, Policy, union
 from pipelines.dataset import Dataset, DatasetError, Scan
@@ -40,6 +41,7 @@ class Options:
     labels_file: Path | None
     class_map: Path | None
     synsets_file: Path | None
+    real_labels: Path | None
     limit: int | None
     seed: int
     backend: str
@@ -72,6 +74,14 @@ class Job:
         self.case, self.options = case, options
         self.classifier = self._load()
         self.data = self._label(scan)
+        self.real: real_labels.RealLabels | None = None
+        if options.real_labels is not None:
+            if not self.data.has_labels:
+                raise DatasetError(
+                    f"--real-labels {options.real_labels} are scored beside the original labels, and the images have "
+                    f"none ({self.data.label_rule}): give --labels-file"
+                )
+            self.real = real_labels.read(options.real_labels, self.data, self.classifier.num_classes)
         self.rows = np.arange(len(self.data))
         self.views = union(options.policies)
         self.batch_size = options.batch_size or default_batch_size(self.classifier.spec.K, options.device)
@@ -172,7 +182,17 @@ class Job:
             "notes": network.notes,
             "images": len(data),
             "label_rule": data.label_rule,
+            "real_label_rule": self.real and self.real.rule,
+            "real_label_hash": self.real and self.real.file_hash,
+            "S": network.spec.S,
+            "K": network.spec.K,
+            **sizes(network),
+            "predictions": self.predictions_name,
         }
+
+    @property
+    def predictions_name(self) -> str:
+        return f"predictions-{''.join(c if c.isalnum() or c in '.-_' else '-' for c in self.case.label)}.npz"
 
     def expected_s(self) -> float:
         """How long this job will take, from a few seconds of measuring the pipeline and the network."""
@@ -270,20 +290,31 @@ class Job:
             labels = self.data.table["label"].to_numpy(np.int64)
             with tqdm(total=len(self.rows), desc=f"accuracy {self.case.label}", unit="image") as bar:
                 predictions = accuracy.evaluate(
-                    source, self.network, self.rows, labels, self.views, options.policies, self.left_out, bar.update
-                )
+                    source, self.network, self.rows, labels, self.views, options.policies, self.left_out, bar.update,
+                    self.real.sets if self.real else None,
+                )  # fmt: skip
         finally:
             source.close()
         self.failed = predictions.failed
-        name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.case.label)
-        predictions.save(out / f"predictions-{name}.npz", self.data.names(predictions.rows))
+        predictions.save(out / self.predictions_name, self.data.names(predictions.rows))
         if len(predictions.rows) == 0:
             yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
             return
         unreadable = len(self.data.unreadable) + len(predictions.failed)
-        for policy in options.policies:
+        for labels_of in records.LABELS if self.real else (records.ORIGINAL,):
+            yield from self._scores(setting, predictions, labels_of, unreadable)
+        if absent := self.classifier.feature_absent_reason:
+            yield records.Absent(setting, "accuracy at level feature", absent)
+
+    def _scores(
+        self, setting: records.Setting, predictions: accuracy.Predictions, labels: str, unreadable: int
+    ) -> Iterator[records.Record]:
+        for policy in self.options.policies:
             for level in predictions.levels:
-                counts = accuracy.counts(predictions, level, policy.name)
+                counts = accuracy.counts(predictions, level, policy.name, labels)
+                if counts.images == 0:
+                    yield records.Absent(setting, f"accuracy with {labels} labels", "no image that was read has one")
+                    return
                 yield records.Accuracy(
                     setting,
                     policy=policy.name,
@@ -297,9 +328,8 @@ class Job:
                     fixed=counts.fixed,
                     broken=counts.broken,
                     mean_views=self.mean_views(policy, predictions.rows),
+                    labels=labels,
                 )
-        if absent := self.classifier.feature_absent_reason:
-            yield records.Absent(setting, "accuracy at level feature", absent)
 
     def _throughput(self, setting: records.Setting) -> Iterator[records.Record]:
         options = self.options
@@ -342,6 +372,19 @@ class Job:
 def _tick(bar: tqdm, cell: throughput.Cell) -> None:
     bar.set_postfix_str(f"{cell.stage} {cell.crops or ''}", refresh=False)
     bar.update()
+
+
+def sizes(classifier: Classifier) -> dict[str, int | None]:
+    """``own_K``, at which these weights are meant to be asked, and ``train_K``, at which they were trained; None where
+    nothing says so. timm's configurations hold both."""
+    if classifier.weights == "demo":
+        K = families.demo(classifier.name.partition(":")[0]).spec.K
+        return {"own_K": K, "train_K": K}
+    own, trained = (classifier.member.spec.K if classifier.member else None), None
+    if classifier.weights == "pretrained" and (config := getattr(classifier.net, "pretrained_cfg", None)):
+        own = own or (config.get("test_input_size") or config["input_size"])[-1]
+        trained = config["input_size"][-1]
+    return {"own_K": own, "train_K": trained}
 
 
 def data_hash(data: Dataset) -> str:

@@ -37,6 +37,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--no-accuracy and --no-throughput together leave nothing to do")
     if args.data is None and (args.labels_file or args.class_map or args.synsets_file):
         parser.error("--labels-file, --synsets-file and --class-map go with --data DIR")
+    if args.real_labels and args.no_accuracy:
+        parser.error("--real-labels and --no-accuracy contradict each other: labels are for scoring")
     return args
 
 
@@ -92,7 +94,8 @@ def _models(group: Any) -> None:
         "--img-size",
         type=_ints,
         metavar="K,...",
-        help="side of the square crop, pixels; several: each is a case of its own",
+        help="side of the square crop, pixels; several: each is a case of its own; a..b: each from a to b, a:b:step: "
+        "in steps, both ends included",
     )
     group.add_argument(
         "--crop-pct", type=_ratios, metavar="K/S,...", help="crop side over the resized short side; several: likewise"
@@ -110,6 +113,13 @@ def _data(group: Any) -> None:
     group.add_argument("--labels-file", type=Path, metavar="FILE", help="labels of a flat folder: devkit, text or CSV")
     group.add_argument("--synsets-file", type=Path, metavar="FILE", help="the devkit's wnids in the devkit's order")
     group.add_argument("--class-map", type=Path, metavar="FILE", help="class names in the model's order, as in timm")
+    group.add_argument(
+        "--real-labels",
+        type=Path,
+        metavar="FILE",
+        help="score a second set of labels too, several classes an image: ImageNet's real.json, as in timm, or {name: "
+        "[classes]}; images without any are left out of that score",
+    )
     group.add_argument("--limit", type=int, metavar="N", help="only N images, chosen by --seed and their names")
     group.add_argument(
         "--seed", type=int, default=0, help="of the random windows, of --limit, of random weights (default: 0)"

@@ -10,7 +10,7 @@
 Raw counts and raw repetitions are stored; percentages, medians and intervals are computed on reading, from functions
 here, so that a better statistic needs no new run. A number that was not measured is an `Absent` line with its reason.
 
-History of the schema: 1, the first.
+History of the schema: 1, the first; `Accuracy.labels` came later, and lines without it are of the original labels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from scipy.stats import binomtest
 
 SCHEMA = 1
 CONFIDENCE = 0.95
+ORIGINAL, REAL = LABELS = ("original", "real")  # which labels were scored; real: a second set (pipelines.real_labels)
 # The stages of a throughput pass. `read`, `decode` and `resize` (each with those before it) do not depend on the crops.
 READ, DECODE, RESIZE, LOAD, MODEL, END_TO_END = "read", "decode", "resize", "load", "model", "end_to_end"
 
@@ -80,6 +81,7 @@ class Accuracy:
     fixed: int  # wrong at the centre crop, right here
     broken: int
     mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
+    labels: str = ORIGINAL  # one of LABELS
 
     @property
     def top1(self) -> float:
@@ -365,7 +367,18 @@ class Run:
 
     @property
     def accuracies(self) -> list[Accuracy]:
-        return [r for r in self.records if isinstance(r, Accuracy)]
+        """Against the original labels: the others' are never mixed with them, and are asked for by name."""
+        return self.accuracies_of(ORIGINAL)
+
+    def accuracies_of(self, labels: str) -> list[Accuracy]:
+        return [r for r in self.records if isinstance(r, Accuracy) and r.labels == labels]
+
+    def predictions_path(self, setting: Setting) -> Path | None:
+        """The file of a network's answers, as run.json names it; None where it does not (runs of earlier versions)."""
+        for model in self.info.get("models", []):
+            if all(model.get(key) == getattr(setting, key) for key in ("model", "S", "K")) and "predictions" in model:
+                return self.folder / model["predictions"]
+        return None
 
     @property
     def throughputs(self) -> list[Throughput]:

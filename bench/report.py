@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.records import DECODE, READ, RESIZE, Absent, Accuracy, Record, Throughput, crossover, rate_rows
+from bench.records import (
+    DECODE,
+    LABELS,
+    ORIGINAL,
+    READ,
+    RESIZE,
+    Absent,
+    Accuracy,
+    Record,
+    Throughput,
+    crossover,
+    rate_rows,
+)
 
 SHOWN_CURVE = (1, 2, 3, 5, 10, 20, 40)  # of the curve's policies, those that the table shows; summary.csv has all
 
@@ -17,9 +29,9 @@ RATE_HEADINGS = [
 
 
 def text(records: Sequence[Record]) -> str:
-    """One section for each network."""
-    models = list(dict.fromkeys(record.setting.model for record in records))
-    return "\n\n".join(_section(model, [r for r in records if r.setting.model == model]) for model in models)
+    """One section for each network at each of its sizes."""
+    settings = dict.fromkeys(record.setting for record in records)
+    return "\n\n".join(_section(setting.model, [r for r in records if r.setting == setting]) for setting in settings)
 
 
 def _section(model: str, records: list[Record]) -> str:
@@ -29,9 +41,9 @@ def _section(model: str, records: list[Record]) -> str:
         f"{model}  ({setting.weights} weights, {setting.K} from {setting.S} pixels, {setting.backend}, "
         f"{setting.device}, {setting.amp_dtype}, chunks of {setting.batch_size}){demo}"
     ]
-    accuracies = [r for r in records if isinstance(r, Accuracy)]
-    if accuracies:
-        lines += ["", *_accuracy_table(accuracies)]
+    for labels in LABELS:
+        if accuracies := [r for r in records if isinstance(r, Accuracy) and r.labels == labels]:
+            lines += ["", *_accuracy_table(accuracies)]
     throughputs = [r for r in records if isinstance(r, Throughput)]
     if throughputs:
         lines += ["", *_throughput_table(throughputs)]
@@ -42,10 +54,12 @@ def _section(model: str, records: list[Record]) -> str:
 def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
     first = accuracies[0]
     what = "top-1 %, demo" if first.setting.is_demo else "top-1 %"
+    if first.labels != ORIGINAL:
+        what += f", {first.labels} labels"
     shares = f"{first.images} images, {first.unreadable} unreadable"
     rows = [["policy", "level", "top-1", "95 % interval", "gain", "fixed", "broken", "p", "top-5", "NLL"]]
     for record in accuracies:
-        if not _is_shown(record.policy, record.n_views):
+        if not is_shown(record.policy, record.n_views):
             continue
         low, high = record.interval
         rows.append(
@@ -66,7 +80,7 @@ def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
     return [f"{what} ({shares})", *aligned(rows), note]
 
 
-def _is_shown(policy: str, n_views: int) -> bool:
+def is_shown(policy: str, n_views: int) -> bool:
     plain_curve = policy == f"{n_views}RC" or policy == f"CC+{n_views - 1}RC"
     return not plain_curve or n_views in SHOWN_CURVE
 
@@ -123,18 +137,20 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Per network, for the JSON line: centre-crop top-1, the best policy, images/s by crop count. Absent is None."""
+    """Per network and size, for the JSON line: centre-crop top-1, the best policy, images/s by crop count. Absent is
+    None. Original labels."""
     out = []
-    for model in dict.fromkeys(record.setting.model for record in records):
-        mine = [r for r in records if r.setting.model == model]
-        accuracies = [r for r in mine if isinstance(r, Accuracy)]
+    for setting in dict.fromkeys(record.setting for record in records):
+        mine = [r for r in records if r.setting == setting]
+        accuracies = [r for r in mine if isinstance(r, Accuracy) and r.labels == ORIGINAL]
         baseline = next((r for r in accuracies if r.policy == "CC" and r.level == "softmax"), None)
         best = max(accuracies, key=lambda r: (r.top1, -r.n_views), default=None)
         rows = rate_rows([r for r in mine if isinstance(r, Throughput)])
         out.append(
             {
-                "model": model,
-                "demo": mine[0].setting.is_demo,
+                "model": setting.model,
+                "K": setting.K,
+                "demo": setting.is_demo,
                 "top1_centre_crop": baseline and round(baseline.top1, 3),
                 "best_policy": best and {"policy": best.policy, "level": best.level, "top1": round(best.top1, 3)},
                 "images_per_sec": {str(row["crops"]): round(row["images_per_sec"], 2) for row in rows} or None,

@@ -72,6 +72,7 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         labels_file=args.labels_file,
         class_map=args.class_map,
         synsets_file=args.synsets_file,
+        real_labels=args.real_labels,
         limit=args.limit,
         seed=args.seed,
         backend=backend,

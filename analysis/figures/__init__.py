@@ -23,7 +23,8 @@ def _entry(name: str, *sources: str) -> tuple[str, Entry]:
     return name, Entry(f"analysis.figures.{name}", sources)
 
 
-# In the order of a report. The name is the file's, and the picture's.
+# In the order of a report. The name is the file's, and the picture's. Not here: train_low_test_high and activations,
+# which draw from the folders of their own commands (bench/train_low_test_high.py, bench/activations.py).
 FIGURES: dict[str, Entry] = dict(
     (
         _entry("accuracy_vs_crops", "run"),
@@ -35,11 +36,15 @@ FIGURES: dict[str, Entry] = dict(
         _entry("gain_vs_baseline", "run", "published"),
         _entry("accuracy_vs_parameters", "run", "published"),  # MID 5, 6, 8; FixEfficientNet 1
         _entry("crop_ratio", "run"),
+        _entry("resolution_sweep", "run"),  # FixRes 7
+        _entry("equal_cost", "run"),
+        _entry("object_size", "run"),  # FixRes 2
         _entry("gain_by_image", "run"),
         _entry("longer_side", "run"),  # MID 4
         _entry("gallery", "run"),  # MID 1, 2
         _entry("accuracy_vs_resolution", "published"),  # FixRes 5, 8
-        _entry("imagenet_v2", "published"),  # FixEfficientNet 2
+        _entry("imagenet_v2", "run", "published"),  # FixEfficientNet 2
+        _entry("clean_labels", "run", "published"),
     )
 )
 
@@ -51,10 +56,11 @@ NOT_PRINTED: dict[str, str] = {
     "MID 3, 7": f"{_CURVE}; `family_curves` draws them from a run",
     "MID 4": "the histogram's numbers are not printed; `longer_side` draws it from a folder of images",
     "FixRes 1": "a picture",
-    "FixRes 2": "the distribution of the areas of the crops is not printed",
+    "FixRes 2": "the distribution of the areas of the crops is not printed; `object_size` draws it from images' shapes",
     "FixRes 3, 4": _ACTIVATIONS,
     "FixRes 6": "fitted distributions are not printed",
-    "FixRes 7": "accuracy in steps of one pixel is not printed, only 224, 256 and 288 are, in the text",
+    "FixRes 7": "accuracy in steps of one pixel is not printed, only 224, 256 and 288 are, in the text; "
+    "`resolution_sweep` draws it from a run",
     "FixEfficientNet 1": "the other networks' numbers are not printed; `accuracy_vs_parameters` draws EfficientNet's",
     "FixEfficientNet 2": "the other networks' ImageNet accuracies are not printed; `imagenet_v2` draws EfficientNet's",
 }

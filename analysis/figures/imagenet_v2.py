@@ -1,4 +1,8 @@
-"""ImageNet-V2 accuracy against ImageNet accuracy (FixEfficientNet Figure 2, as far as its tables print it)."""
+"""ImageNet-V2 accuracy against ImageNet accuracy (FixEfficientNet Figure 2, as far as its tables print it).
+
+With runs: the networks that were scored on both sets, with intervals, beside the printed ones. Those that overfit
+ImageNet's validation images lie lower than others of the same accuracy.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +12,104 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.published import load
-from analysis.runs import NotDrawable, Source
+from analysis.runs import (
+    NotDrawable,
+    Part,
+    Source,
+    accuracies,
+    line_names,
+    of_part,
+    provenance,
+    require_all_comparable,
+)
+from bench.records import Setting, require_comparable
+
+LEVEL = "softmax"
+# The two printed accuracies of the kinds of networks: ImageNet, ImageNet-V2.
+KINDS = {"AdvProp": ("fixeff_table2", "fixeff_table5"), "NoisyStudent": ("fixeff_table1", "fixeff_table4")}
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """``frame``: kind (AdvProp, NoisyStudent), method (baseline, fixres), variant, imagenet, imagenet_v2 (percent)."""
+    """``frame``: kind (AdvProp, NoisyStudent), method (baseline, fixres), variant, imagenet, imagenet_v2 (percent).
+    ``measured``: name, policy, and both accuracies with ``_low`` and ``_high``; perhaps empty."""
 
     frame: pd.DataFrame
+    measured: pd.DataFrame
     notes: list[str]
 
 
 def parts(source: Source) -> dict[str, Data]:
-    """The published figure. Raises NotDrawable with runs."""
-    if source.runs:
-        raise NotDrawable("draws published numbers only: use --published")
+    """The published figure, with what the runs measured of it. Raises NotDrawable with runs of one of the sets only."""
     notes = ["Published: FixEfficientNet Tables 1 with 4 and 2 with 5 (ImageNet-V2 matched frequency)."]
-    return {"": Data(pairs(), notes)}
+    if not source.runs:
+        return {"": Data(pairs(), pd.DataFrame(), notes)}
+    both = scored_on_both(source)
+    frame = accuracies(source.runs)
+    names = line_names([old for old, _ in both])
+    rows = [_measured(of_part(frame, old), of_part(frame, new)) for old, new in both]
+    measured = pd.concat([table.assign(name=name) for table, name in zip(rows, names, strict=True)], ignore_index=True)
+    notes.append(
+        "Measured: filled the centre crop, half filled the most random crops; softmax, Wilson's 95 % intervals."
+    )
+    return {"": Data(pairs(), measured, [*notes, *provenance([part for pair in both for part in pair])])}
+
+
+def is_v2(setting: Setting) -> bool:
+    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are no V2."""
+    return "v2" in setting.data.lower() and not setting.is_demo
+
+
+def scored_on_both(source: Source) -> list[tuple[Part, Part]]:
+    """(on ImageNet, on ImageNet-V2) of each network. Raises NotDrawable when there is none, Incomparable when it was
+    fed differently on the two."""
+    scored = {(run.folder, r.setting): (run, r.setting) for run in source.runs for r in run.accuracies}
+    new = {(s.model, s.weight_hash, s.K): (run, s) for run, s in scored.values() if is_v2(s)}
+    old = {(s.model, s.weight_hash, s.K): (run, s) for run, s in scored.values() if not is_v2(s) and not s.is_demo}
+    both = [(old[key], new[key]) for key in old if key in new]
+    if not both:
+        raise NotDrawable(
+            "needs one network's runs on ImageNet and on ImageNet-V2 (a folder with v2 in its name); the papers' own "
+            "figure: --published"
+        )
+    for one, other in both:
+        require_comparable(one[1], other[1], varying=("data", "data_hash", "batch_images", "workers", "machine_id"))
+    require_all_comparable([one for one, _ in both])
+    return both
+
+
+def _measured(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """The centre crop and the most random crops that both have."""
+    columns = ["policy", "curve", "n_views", "top1", "top1_low", "top1_high"]
+    tables = [frame[frame["level"] == LEVEL][columns] for frame in (old, new)]
+    merged = tables[0].merge(tables[1], on=["policy", "curve", "n_views"], suffixes=("", "_v2"))
+    crops = merged[merged["curve"] == "RC"].nlargest(1, "n_views")
+    merged = pd.concat([merged[merged["curve"] == "CC"], crops])
+    ends = {"": "imagenet", "_v2": "imagenet_v2"}
+    return merged.rename(
+        columns={f"top1{end}{s}": f"{name}{end}" for s, name in ends.items() for end in ("", "_low", "_high")}
+    )
 
 
 def pairs() -> pd.DataFrame:
     """Each network's two printed top-1 accuracies."""
-    kinds = {"NoisyStudent": ("fixeff_table1", "fixeff_table4"), "AdvProp": ("fixeff_table2", "fixeff_table5")}
+    return pairs_of(KINDS, ("imagenet", "imagenet_v2"))
+
+
+def pairs_of(tables: dict[str, tuple[str, str]], columns: tuple[str, str]) -> pd.DataFrame:
+    """Top-1 of the networks that two printed tables share, in two ``columns``, for each kind of them."""
     frames = []
-    for kind, (one, two) in kinds.items():
+    for kind, names in tables.items():
         keys = ["model", "variant", "method"]
-        old, new = (load(t).query("metric == 'top1'")[[*keys, "value"]] for t in (one, two))
-        both = old.merge(new, on=keys, suffixes=("_old", "_new"), validate="one_to_one")
-        frames.append(both.rename(columns={"value_old": "imagenet", "value_new": "imagenet_v2"}).assign(kind=kind))
+        one, other = (load(name).query("metric == 'top1'")[[*keys, "value"]] for name in names)
+        both = one.merge(other, on=keys, suffixes=("_0", "_1"), validate="one_to_one")
+        frames.append(both.rename(columns={f"value_{i}": column for i, column in enumerate(columns)}).assign(kind=kind))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -65,8 +135,26 @@ def draw(data: Data) -> Figure:
             ):
                 away = (1 + 0.6 * (j % 2)) * np.array(where)  # near and far in turn: the largest lie close together
                 axes.annotate(text, (x, y), xytext=tuple(away.tolist()), textcoords="offset points", **look)
+        handles += _draw_measured(axes, data.measured)
         axes.set_title(str(kind))
         axes.set_xlabel("top-1 accuracy on ImageNet, %")
     panels[0].set_ylabel("top-1 accuracy on ImageNet-V2, %")
     title = "ImageNet-V2 against ImageNet (FixEfficientNet Figure 2)"
-    return style.finish(figure, title=title, notes=data.notes, handles=handles[: len(LOOKS)])
+    return style.finish(figure, title=title, notes=data.notes, handles=handles[: len(handles) // 2])
+
+
+def _draw_measured(axes: Axes, rows: pd.DataFrame) -> list[Artist]:
+    handles: list[Artist] = []
+    for i, (name, points) in enumerate(rows.groupby("name", sort=False) if len(rows) else ()):
+        colour, marker = style.colour(2 + i), style.marker(2 + i)
+        for row in points.to_dict("records"):
+            x, y = row["imagenet"], row["imagenet_v2"]
+            across, up = (
+                [[row[c] - row[f"{c}_low"]], [row[f"{c}_high"] - row[c]]] for c in ("imagenet", "imagenet_v2")
+            )
+            axes.errorbar(
+                [x], [y], xerr=across, yerr=up, color=colour, marker=marker, markersize=6, linewidth=0.8,
+                fillstyle="full" if row["curve"] == "CC" else "left", gid=f"measured {name} {row['policy']}",
+            )  # fmt: skip
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=f"{name}: measured"))
+    return handles

@@ -81,10 +81,14 @@ class Maker:
             self.rates(setting, "end_to_end", 10, [70, 75, 76]),
         ]
 
-    def run(self, name: str, records: Sequence[Record], *, data: Path | None = None) -> Run:
+    def run(
+        self, name: str, records: Sequence[Record], *, data: Path | None = None, models: Sequence[dict] = ()
+    ) -> Run:
+        """``models``: what run.json says of the networks."""
         folder = self.root / name
         folder.mkdir()
         info = {"schema": 1, "data": str(data or self.root / "no images"), "environment": ENVIRONMENT}
+        info |= {"models": list(models)} if models else {}
         (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
         for record in records:
             append(folder, record)

@@ -141,10 +141,9 @@ OTHER = {
     "another network": replace(SETTING, model="resnet50.tv_in1k"),
     "another size": replace(SETTING, S=320, K=280),
 }
-MIXED = pytest.mark.xfail(strict=True, reason="networks are told apart by name: two sizes of one are mixed up")
 
 
-@pytest.mark.parametrize("other", [OTHER["another network"], pytest.param(OTHER["another size"], marks=MIXED)])
+@pytest.mark.parametrize("other", OTHER.values(), ids=OTHER)
 def test_each_case_has_a_section_and_a_headline_of_its_own(other: Setting) -> None:
     mine = [accuracy("CC", 1, 700), *speed()]
     theirs = [accuracy("CC", 1, 750, setting=other), *speed(other, factor=0.5)]

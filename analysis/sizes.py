@@ -1,0 +1,235 @@
+"""One network asked at several test resolutions: the sweep, and paired comparisons between two of its choices.
+
+What is compared is compared on the same images, answer by answer: a larger crop against the network's own size, and
+one large crop against several of the own size that cost about as much, which is in none of the papers.
+
+    python analysis/sizes.py RUN...        # the tables; all rows: sizes.csv, equal_cost.csv in the first run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python analysis/sizes.py`: search the repo root, not analysis/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import common
+from analysis.runs import (
+    NotDrawable,
+    Part,
+    Predictions,
+    accuracies,
+    of_part,
+    predictions,
+    read,
+    require_all_comparable,
+    scored_parts,
+)
+from bench.records import END_TO_END, Run, mcnemar, paired_difference, write_whole
+
+VARYING = ("S", "K", "batch_size", "batch_images", "workers", "machine_id")
+LEVEL = "softmax"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A network's parts, one for each K, in order of K."""
+
+    parts: tuple[Part, ...]
+    own_K: int | None  # at which the weights are meant to be asked; None where the run does not say
+    train_K: int | None
+
+    @property
+    def sides(self) -> list[int]:
+        return [setting.K for _, setting in self.parts]
+
+    @property
+    def base(self) -> Part:
+        """The part at the network's own size. Raises NotDrawable where it was not scored."""
+        found = next((part for part in self.parts if self.own_K == part[1].K), None)
+        if found is None:
+            own = self.own_K or "the network's own size, which the run does not record"
+            raise NotDrawable(f"compares with the network's own size: add it to --img-size ({own})")
+        return found
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """Rows of ``analysis.runs.accuracies`` at LEVEL with ``K`` and ``S``, in order of K."""
+        runs = list({run.folder: run for run, _ in self.parts}.values())
+        rows = accuracies(runs)
+        tables = [of_part(rows, part).assign(K=part[1].K, S=part[1].S) for part in self.parts]
+        frame = pd.concat(tables, ignore_index=True)
+        return frame[frame["level"] == LEVEL].reset_index(drop=True)
+
+    @cached_property
+    def _answers(self) -> dict[int, Predictions]:
+        return {}
+
+    def right(self, K: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
+        """Names [b] and bool [b] of the labelled images. Raises NotDrawable where the answers are not there."""
+        if K not in self._answers:
+            self._answers[K] = predictions(self.parts[self.sides.index(K)])
+        answers = self._answers[K]
+        known = answers.labels >= 0
+        return np.array(answers.names)[known], answers.of(policy, LEVEL)[known]
+
+
+def sweeps(runs: Sequence[Run]) -> list[Sweep]:
+    """The networks that were scored at several K with one crop ratio, on one data set.
+
+    Raises NotDrawable when there is none, Incomparable when the runs of a network differ in more than the sizes.
+    """
+    groups: dict[tuple, list[Part]] = {}
+    for part in scored_parts(runs):
+        setting = part[1]
+        groups.setdefault((setting.weight_hash, setting.model, setting.data_hash), []).append(part)
+    found = [_sweep(own) for own in groups.values() if len({setting.K for _, setting in own}) > 1]
+    if not found:
+        raise NotDrawable("needs one network at several K: run with --img-size 128,160,224,256,288,320")
+    return found
+
+
+def _sweep(own: Sequence[Part]) -> Sweep:
+    require_all_comparable(own, VARYING)
+    by_side: dict[int, Part] = {}
+    for part in own:
+        earlier = by_side.setdefault(part[1].K, part)
+        if earlier[1].S != part[1].S:
+            raise NotDrawable(
+                f"{part[1].model} at K={part[1].K} has the crop ratios of S={earlier[1].S} and S={part[1].S}: give "
+                "runs with one --crop-pct"
+            )
+        if len(_policies(part)) > len(_policies(earlier)):
+            by_side[part[1].K] = part
+    parts = tuple(by_side[K] for K in sorted(by_side))
+    own_K, train_K = (next(_recorded(own, name), None) for name in ("own_K", "train_K"))
+    return Sweep(parts, own_K, train_K)
+
+
+def _policies(part: Part) -> set[str]:
+    return {record.policy for record in part[0].accuracies if record.setting == part[1]}
+
+
+def _recorded(parts: Iterable[Part], name: str) -> Any:
+    """What run.json says of a network: its values that are not None."""
+    for run, setting in parts:
+        for model in run.info.get("models", []):
+            if model.get("model") == setting.model and model.get(name) is not None:
+                yield model[name]
+
+
+def difference(sweep: Sweep, one: tuple[int, str], other: tuple[int, str]) -> dict[str, Any]:
+    """Top-1 of ``one`` (K, policy) less that of ``other``, points, on the images of both: paired 95 % interval
+    (Newcombe), exact McNemar p."""
+    right, base = common([sweep.right(*one), sweep.right(*other)])
+    fixed, broken, images = int((right & ~base).sum()), int((base & ~right).sum()), len(right)
+    low, high = paired_difference(fixed, broken, int(right.sum()), images)
+    return {
+        "difference": 100 * (fixed - broken) / images, "low": low, "high": high, "p_value": mcnemar(fixed, broken),
+        "images": images,
+    }  # fmt: skip
+
+
+def against_own_size(sweep: Sweep) -> pd.DataFrame:
+    """One crop at each K against one at the network's own: K and the columns of ``difference``."""
+    own = sweep.base[1].K
+    return pd.DataFrame([{"K": K, **difference(sweep, (K, "CC"), (own, "CC"))} for K in sweep.sides])
+
+
+def equal_cost(sweep: Sweep) -> pd.DataFrame:
+    """One crop at each larger K against N >= 2 crops of the network's own size, from half to twice its cost.
+
+    Cost is pixels, K^2 a crop. Columns: K, N, policy (nRC and CC+(n-1)RC), cost_ratio (the large crop's over the
+    others'), time_ratio (the same from images/s end to end; NaN where not timed), nearest (whether no other N costs as
+    nearly the same), and those of ``difference`` (positive: the large crop is better).
+
+    Raises NotDrawable when nothing can be compared.
+    """
+    own = sweep.base[1].K
+    there = _policies(sweep.base)
+    rows = []
+    for K in [side for side in sweep.sides if side > own]:
+        ratio = (K / own) ** 2
+        counts = [n for n in range(2, ceil(2 * ratio) + 1) if 0.5 <= ratio / n <= 2 and f"{n}RC" in there]
+        for n in counts:
+            nearest = n == min(counts, key=lambda count: abs(log(ratio / count)))
+            cost = {"cost_ratio": ratio / n, "time_ratio": _seconds(sweep, K, 1) / _seconds(sweep, own, n)}
+            for policy in [one for one in (f"{n}RC", f"CC+{n - 1}RC") if one in there]:
+                compared = difference(sweep, (K, "CC"), (own, policy))
+                rows.append({"K": K, "N": n, "policy": policy, **cost, "nearest": nearest, **compared})
+    if not rows:
+        raise NotDrawable(
+            f"needs K above the network's own {own} and several crops there: run with --img-size "
+            f"{own},{ceil(2**0.5 * own)},{2 * own} --crops 1,2,5"
+        )
+    return pd.DataFrame(rows)
+
+
+def _seconds(sweep: Sweep, K: int, crops: int) -> float:
+    """Seconds per image, end to end; NaN where they were not measured."""
+    run, setting = sweep.parts[sweep.sides.index(K)]
+    rates = [t.rate for t in run.throughputs if t.setting == setting and (t.stage, t.crops) == (END_TO_END, crops)]
+    return 1 / rates[0] if rates else float("nan")
+
+
+def choices(sweep: Sweep) -> pd.DataFrame:
+    """Every choice between one crop at any K and several at the own K, with its cost, for accuracy against cost.
+
+    Columns: K, n_views, policy, curve (CC: one crop; RC, CC+RC: at the own K), crops_cost (in crops of the own size),
+    seconds (an image, end to end; NaN where not timed), top1, top1_low, top1_high.
+    """
+    own = sweep.base[1].K
+    frame = sweep.frame
+    chosen = frame[(frame["curve"] == "CC") | ((frame["K"] == own) & frame["curve"].isin(["RC", "CC+RC"]))]
+    cost = chosen["n_views"] * (chosen["K"] / own) ** 2
+    seconds = [_seconds(sweep, K, n) for K, n in zip(chosen["K"], chosen["n_views"], strict=True)]
+    columns = ["K", "n_views", "policy", "curve", "top1", "top1_low", "top1_high", "images"]
+    return chosen[columns].assign(crops_cost=cost, seconds=seconds).reset_index(drop=True)
+
+
+def tables(found: Sequence[Sweep]) -> dict[str, pd.DataFrame]:
+    """File name -> one table of all sweeps. Raises NotDrawable where a network's own size is missing."""
+    sizes, costs = [], []
+    for sweep in found:
+        name = {"model": sweep.parts[0][1].model, "train_K": sweep.train_K, "own_K": sweep.own_K}
+        shown = sweep.frame[["K", "S", "policy", "top1", "top1_low", "top1_high", "images"]]
+        own = against_own_size(sweep).drop(columns="images").assign(policy="CC")
+        sizes.append(shown.merge(own, on=["K", "policy"], how="left").assign(**name))
+        try:
+            costs.append(equal_cost(sweep).assign(**name))
+        except NotDrawable as reason:
+            print(f"no table of equal cost for {name['model']}: {reason}", file=sys.stderr)
+    made = {"sizes.csv": sizes, "equal_cost.csv": costs}
+    return {file: pd.concat(frames, ignore_index=True) for file, frames in made.items() if frames}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="analysis/sizes.py", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    args = parser.parse_args(argv)
+    try:
+        found = tables(sweeps(read(args.runs)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for file, table in found.items():
+        main_rows = table["nearest"] if "nearest" in table else table["policy"] == "CC"
+        print(table[main_rows].round(3).to_string(index=False))
+        write_whole(args.runs[0] / file, table.to_csv(index=False, lineterminator="\n"))
+        print((args.runs[0] / file).resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
