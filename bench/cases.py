@@ -87,8 +87,8 @@ def policies(*, crops: list[int] | None, named: str | None) -> list[Policy]:
 
 
 def crop_counts(crops: list[int] | None, scored: Sequence[Policy]) -> list[int]:
-    """Where throughput is timed: ``--crops``, or else the numbers of views of the policies."""
-    return crops or sorted({policy.n_views for policy in scored})
+    """Where throughput is timed: ``--crops``, or else the numbers of views of the policies (of the own size only)."""
+    return crops or sorted({policy.n_views for policy in scored if not policy.sizes})
 
 
 def int_list(text: str) -> list[int]:

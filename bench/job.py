@@ -84,6 +84,8 @@ class Job:
             self.real = real_labels.read(options.real_labels, self.data, self.classifier.num_classes)
         self.rows = np.arange(len(self.data))
         self.views = union(options.policies)
+        self.specs = {K: self.classifier.spec_at(K) for policy in options.policies for K in policy.sizes}
+        self.view_cost = self.views.cost(self.classifier.spec.K)  # in crops of the network's own size
         self.batch_size = options.batch_size or default_batch_size(self.classifier.spec.K, options.device)
         self.failed: list[Failure] = []
         self.crops_per_sec = float("nan")
@@ -140,7 +142,8 @@ class Job:
         )
 
     def planner(self, *policies: Policy) -> Planner:
-        return Planner(self.classifier.spec, union(policies), self.options.seed)
+        sized = tuple(self.specs[K] for K in sorted({K for policy in policies for K in policy.sizes}))
+        return Planner(self.classifier.spec, union(policies), self.options.seed, sized)
 
     def config(self, n_views: int) -> LoadConfig:
         """Images per batch by memory, and so that a slow network is not given minutes of work at once."""
@@ -207,7 +210,7 @@ class Job:
         pipeline = self._pipeline_rate()
         total = 0.0
         if self.why_no_accuracy is None:
-            total += len(self.rows) * (1 / pipeline + self.views.total / self.crops_per_sec)
+            total += len(self.rows) * (1 / pipeline + self.view_cost / self.crops_per_sec)
         if options.time:
             batches_s = [self._batch_s(n, pipeline) for n in options.crops]
             warm, seconds = options.num_warm_iter, options.round_seconds
@@ -221,7 +224,7 @@ class Job:
 
     def _pipeline_rate(self) -> float:
         """Images per second of the pipeline, roughly: a second or three batches, whichever is longer."""
-        config = self.config(self.views.total)
+        config = self.config(self.view_cost)
         source = self.make_backend(self.options.backend, self.planner(*self.options.policies), config)
         rows = np.resize(self.rows, config.batch_images * 40)
         start, images, last = None, 0, 0.0
@@ -271,20 +274,26 @@ class Job:
 
     def run(self, out: Path) -> Iterator[records.Record]:
         """Check, score and time; each record as soon as it is there."""
-        setting = self.setting(self.config(self.views.total).batch_images)
+        setting = self.setting(self.config(self.view_cost).batch_images)
         if reason := self.why_no_accuracy:
             yield records.Absent(setting, "accuracy", reason)
         else:
             yield from self._accuracy(setting, out)
         if self.options.time:
             yield from self._throughput(setting)
+            if sized := [policy.name for policy in self.options.policies if policy.sizes]:
+                yield records.Absent(
+                    setting,
+                    f"throughput of {', '.join(sized)}",
+                    "only random crops of the network's own size are timed",
+                )
         else:
             yield records.Absent(setting, "throughput", "not asked for (--no-throughput)")
 
     def _accuracy(self, setting: records.Setting, out: Path) -> Iterator[records.Record]:
         options = self.options
         planner = self.planner(*options.policies)
-        source = self.make_backend(options.backend, planner, self.config(self.views.total))
+        source = self.make_backend(options.backend, planner, self.config(self.view_cost))
         try:
             reference.check(source, self.data, planner, self.rows[:CHECKED_IMAGES])
             labels = self.data.table["label"].to_numpy(np.int64)

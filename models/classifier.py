@@ -280,7 +280,9 @@ class Classifier:
         cut: Callable[[nn.Module], Cut] = _timm_cut,
         member: families.Member | None = None,
         notes: list[str] | None = None,
+        crop_pct: float | None = None,
     ) -> None:
+        self.crop_pct = crop_pct
         self.net = net.eval().requires_grad_(False)
         self.spec = spec
         self.name = name
@@ -334,6 +336,17 @@ class Classifier:
         ``out``: see ``Normalize``.
         """
         return self.normalize(crops, out)
+
+    def spec_at(self, K: int) -> InputSpec:
+        """Another crop size, as ``--img-size`` would set it. Raises ValueError for a network that takes no other."""
+        if K == self.spec.K:
+            return self.spec
+        try:
+            with torch.inference_mode():
+                _probe(self.net, K)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: a policy asks for crops @{K}, and {error}") from error
+        return _spec_at(self.spec, K, self.crop_pct)
 
     def features(self, x: Tensor) -> Tensor | None:
         """[n, 3, K, K] -> [n, f], or None where there is no feature level."""
@@ -747,6 +760,7 @@ def load(
         cut=shipped.library.cut,
         member=member if pretrained else None,
         notes=notes,
+        crop_pct=crop_pct or base.crop_pct,
     )
 
 
@@ -807,19 +821,20 @@ def _demo_of(model: str, weights: str, checkpoint: Path | None) -> families.Demo
 def _with_overrides(
     base: Shipped, img_size: int | None, crop_pct: float | None, crop_mode: str | None, interpolation: str | None
 ) -> InputSpec:
-    spec = base.spec
-    K = img_size or spec.K
-    if crop_pct is not None:
-        S = math.floor(K / crop_pct)
-    elif K == spec.K:
-        S = spec.S
-    elif base.crop_pct is not None:
-        S = math.floor(K / base.crop_pct)
-    else:
-        S = K * spec.S // spec.K
-    return replace(
-        spec, S=S, K=K, crop_mode=crop_mode or spec.crop_mode, interpolation=interpolation or spec.interpolation
+    spec = replace(
+        base.spec,
+        crop_mode=crop_mode or base.spec.crop_mode,
+        interpolation=interpolation or base.spec.interpolation,
     )
+    K = img_size or spec.K
+    if crop_pct is None and K == spec.K:
+        return spec
+    return _spec_at(spec, K, crop_pct or base.crop_pct)
+
+
+def _spec_at(spec: InputSpec, K: int, crop_pct: float | None) -> InputSpec:
+    """``S = floor(K / crop_pct)``, as timm has it; without a ratio that of the spec's own sizes."""
+    return spec.at(K) if crop_pct is None else replace(spec, S=math.floor(K / crop_pct), K=K)
 
 
 def _class_count(

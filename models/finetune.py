@@ -209,7 +209,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     ),
     "train": Augmentation(
         "train DA: RandomResizedCrop, flip, colour jitter",
-        lambda spec, recipe: ResizedCropPlanner(spec, ONE_VIEW, recipe.seed, recipe.min_area),
+        lambda spec, recipe: ResizedCropPlanner(spec, ONE_VIEW, recipe.seed, min_area=recipe.min_area),
         True,
         True,
     ),

@@ -1,8 +1,8 @@
 """CropBatches -> the network, one fixed chunk shape at a time -> each image's view outputs.
 
-The network always sees ``[chunk, 3, K, K]``; the last chunk is padded. So one compiled graph serves the whole run, and
-an image's outputs do not depend on what shares its batch: rows are bit-equal under permutation, padding and the number
-of workers (shown by tests/models/test_predict.py).
+The network always sees ``[chunk, 3, K, K]``, one chunk for each crop size; the last ones are padded. So one compiled
+graph a size serves the whole run, and an image's outputs do not depend on what shares its batch: rows are bit-equal
+under permutation, padding and the number of workers (shown by tests/models/test_predict.py).
 """
 
 from __future__ import annotations
@@ -44,26 +44,36 @@ class Network:
         dtype = AMP_DTYPES[amp_dtype]
         self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
         self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
-        K = classifier.spec.K
-        self.buffer = torch.zeros((chunk, K, K, 3), dtype=torch.uint8, device=self.device)
         # A compiler fuses the first step by itself, and a GPU does not mind new memory.
-        eager_cpu = self.device.type == "cpu" and not compiled
-        self.normalized = torch.zeros((chunk, K, K, 3)) if eager_cpu else None
+        self.keep_normalized = self.device.type == "cpu" and not compiled
+        self.buffers: dict[int, Tensor] = {}  # by crop size, uint8 [chunk, K, K, 3]
+        self.normalized: dict[int, Tensor | None] = {}
+        self.buffer = self.buffer_of(classifier.spec.K)
         step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
-        self._forward = torch.compile(step) if compiled else step
+        # Not dynamic: each crop size has a graph of its own, as it has one chunk shape.
+        self._forward = torch.compile(step, dynamic=False) if compiled else step
+
+    def buffer_of(self, K: int) -> Tensor:
+        """The chunk of crops of this size."""
+        if K not in self.buffers:
+            shape = (self.chunk, K, K, 3)
+            self.buffers[K] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+            self.normalized[K] = torch.zeros(shape) if self.keep_normalized else None
+        return self.buffers[K]
 
     def _step(self, crops: Tensor) -> tuple[Tensor | None, Tensor]:
         with self._autocast():
-            features, logits = self.classifier.outputs(self.classifier.prepare(crops, self.normalized))
+            features, logits = self.classifier.outputs(self.classifier.prepare(crops, self.normalized[crops.shape[1]]))
         return None if features is None else features.float(), logits.float()
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
     @torch.inference_mode()
-    def forward(self) -> tuple[Tensor | None, Tensor]:
-        """Run the chunk in ``buffer``: features float [chunk, f] or None, logits float [chunk, n]."""
-        return self._forward(self.buffer)
+    def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
+        """Run the chunk of crops of K pixels, by default the network's own: features float [chunk, f] or None, logits
+        float [chunk, n]."""
+        return self._forward(self.buffer if K is None else self.buffer_of(K))
 
     @torch.inference_mode()
     def head(self, features: Tensor) -> Tensor:
@@ -99,40 +109,55 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
     """Run all crops of the batches; yields each batch as soon as its last crop is through. Views that an image does not
     need (adaptive policies) have outputs of zero, which no policy reads.
 
-    Chunks fill across batches, so that only the run's very last one is padded.
+    Chunks fill across batches, so that only the run's very last one (of each crop size) is padded.
     """
     waiting: list[_Pending] = []
-    filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in the buffer, in order: whose, and where it belongs
-    used = 0
-
-    def flush() -> None:
-        nonlocal used
-        features, logits = network.forward()
-        start = 0
-        for pending, places in filled:
-            _store(pending, places, start, features, logits)
-            start += len(places)
-        filled.clear()
-        used = 0
-
+    chunks: dict[int, _Chunk] = {}  # by crop size
     for batch in batches:
         pending = _pending(batch, views)
         waiting.append(pending)
         for group, places in zip(batch.groups, pending.positions, strict=True):
+            K = group.crops.shape[1]
+            if K not in chunks:
+                chunks[K] = _Chunk(network, K)
             for start, stop in _runs(places):
-                while start < stop:
-                    take = min(stop - start, network.chunk - used)
-                    network.buffer[used : used + take].copy_(group.crops[start : start + take], non_blocking=True)
-                    filled.append((pending, places[start : start + take]))
-                    used, start = used + take, start + take
-                    if used == network.chunk:
-                        flush()
+                chunks[K].add(pending, group.crops[start:stop], places[start:stop])
         while waiting and waiting[0].missing == 0:
             yield _done(waiting.pop(0))
-    if used:
-        flush()
+    for chunk in chunks.values():
+        chunk.flush()
     for pending in waiting:
         yield _done(pending)
+
+
+class _Chunk:
+    """The network's input of one crop size, filled as crops come and run when it is full."""
+
+    def __init__(self, network: Network, K: int) -> None:
+        self.network, self.K, self.buffer = network, K, network.buffer_of(K)
+        self.filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in it, in order: whose, and where it belongs
+        self.used = 0
+
+    def add(self, pending: _Pending, crops: Tensor, places: np.ndarray) -> None:
+        start = 0
+        while start < len(crops):
+            take = min(len(crops) - start, self.network.chunk - self.used)
+            self.buffer[self.used : self.used + take].copy_(crops[start : start + take], non_blocking=True)
+            self.filled.append((pending, places[start : start + take]))
+            self.used, start = self.used + take, start + take
+            if self.used == self.network.chunk:
+                self.flush()
+
+    def flush(self) -> None:
+        if not self.used:
+            return
+        features, logits = self.network.forward(self.K)
+        start = 0
+        for pending, places in self.filled:
+            _store(pending, places, start, features, logits)
+            start += len(places)
+        self.filled.clear()
+        self.used = 0
 
 
 def _pending(batch: CropBatch, views: Views) -> _Pending:

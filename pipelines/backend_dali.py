@@ -57,18 +57,18 @@ class _Dali:
             else:
                 yield self._batch(plan, outputs)
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, resized frame uint8 [H, W, 3]) of each readable image."""
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
         for plan, outputs in self._stream("frames", rows):
             if isinstance(outputs, Exception):
                 for single, alone in self._pipe("frames", alone=True).run(self._plan(r) for r in split(plan.rows, 1)):
                     if not isinstance(alone, Exception):
-                        yield from self._frames(single, alone)
+                        yield from self._frames(single, alone, group)
             else:
-                yield from self._frames(plan, outputs)
+                yield from self._frames(plan, outputs, group)
 
-    def _frames(self, plan: Plan, outputs: Any) -> Iterator[tuple[int, np.ndarray]]:
-        frames = outputs[1].as_cpu() if self.mixed else outputs[1]
+    def _frames(self, plan: Plan, outputs: Any, group: int) -> Iterator[tuple[int, np.ndarray]]:
+        frames = outputs[1 + group].as_cpu() if self.mixed else outputs[1 + group]
         for i, row in enumerate(plan.rows.tolist()):
             if not _changed(plan, i, outputs[0]):
                 yield row, np.array(frames.at(i))
@@ -192,7 +192,7 @@ class _Fed:
         self.pipe.build()
 
     def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
-        groups = 1  # of window sizes; the planner makes one
+        groups = len(planner.views.sizes)
         parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[PASTE] * groups * (self.what == "crops")]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]

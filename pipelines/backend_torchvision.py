@@ -58,10 +58,10 @@ class Torchvision:
                 groups.append(Group(crops, plan.rows[group.image[kept]], group.view[kept]))
             yield CropBatch(groups, plan.rows[loaded.good], loaded.failures(plan))
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, resized frame uint8 [H, W, 3]) of each readable image."""
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
         for plan, loaded in self._load(rows, ship_frames=True):
-            for i, frame in zip(loaded.good, loaded.frames(plan, 0), strict=True):
+            for i, frame in zip(loaded.good, loaded.frames(plan, group), strict=True):
                 yield int(plan.rows[i]), frame
 
     def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:

@@ -90,8 +90,9 @@ class Backend(Protocol):
         """
         ...
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, resized frame uint8 [H, W, 3]) of each readable image: what the crops are cut from, for checks."""
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image: what the crops of one of the plan's groups are
+        cut from, for checks."""
         ...
 
     def close(self) -> None: ...

@@ -12,6 +12,10 @@ A term ``20ARC`` or ``20AMRC`` takes from RC or MRC as many views as the image's
 centre crop leaves out, the 20th part for each view beyond the first (MID, Section I: "an adaptive strategy where the
 number of random crops are pre-determined as function of input resolution").
 
+``@K`` after a term is another crop size: ``CC@192+CC@256`` averages the centre crops of two resolutions (FixRes,
+Section 5; FixEfficientNet, Section 4). The image is decoded once and resized for each, with the network's own crop
+ratio. The u of RC@192's j-th window are those of RC's: the same place in the image, as far as pixels allow.
+
 Streams nest: the first n views of a stream are the n-crop policy, so one pass over the longest serves all of them.
 The fifth fixed crop *is* the centre crop; it is evaluated once when both are asked for.
 
@@ -22,7 +26,7 @@ Tables I and VIII ("the flipped versions in our approach are not necessarily of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -55,14 +59,39 @@ ADAPTIVE = {"ARC": "RC", "AMRC": "MRC"}  # a term whose number of views depends 
 TERMS = ("CC", "FC", "MFC", "RC", "ARC", "MRC", "AMRC")  # canonical order
 # Of the room (y, x), the share that each corner takes: torchvision's five_crop order.
 CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int64)
+MAX_SIZE = 10_000  # pixels
 MAX_VIEWS = 1000  # of one stream: a typing error of a few zeros would plan terabytes
 
 COMES_IN = {1: "ones, as CC", 5: "fives, as 5FC or 5MFC"}
 GRAMMAR = (
     "a policy is a sum of terms such as CC, 20RC, 10RC+10MRC, CC+4RC or 5FC+5MFC+15RC+15MRC, where CC is the centre "
     "crop, 5FC the four corners and the centre, 5MFC their mirror images, nRC and nMRC n random crops, plain and "
-    f"mirrored (n from 1 to {MAX_VIEWS}), nARC and nAMRC up to n, the more the centre crop leaves out; each stream once"
+    f"mirrored (n from 1 to {MAX_VIEWS}), nARC and nAMRC up to n, the more the centre crop leaves out; each stream "
+    "once; @K after a term, as in CC@192+5RC@256: crops of K pixels instead of the network's own size"
 )
+
+
+def parted(term: str) -> tuple[str, int | None]:
+    """``"RC@192"`` -> ``("RC", 192)``; None is the network's own size."""
+    name, _, size = term.partition("@")
+    return name, int(size) if size else None
+
+
+def at_size(name: str, size: int | None) -> str:
+    """The other way round."""
+    return name if size is None else f"{name}@{size}"
+
+
+def stream_of(term: str) -> str:
+    """The stream that a term takes its views from: ``"ARC@192"`` -> ``"RC@192"``."""
+    name, size = parted(term)
+    return at_size(ADAPTIVE.get(name, name), size)
+
+
+def by_size(term: str, names: Sequence[str]) -> tuple[int, int]:
+    """Sorts terms or streams into canonical order: the network's own size, then others; then as in ``names``."""
+    name, size = parted(term)
+    return size or 0, names.index(name)
 
 
 class PolicyError(ValueError):
@@ -86,16 +115,25 @@ class Policy:
     @property
     def adaptive(self) -> bool:
         """Whether the number of views depends on the image."""
-        return any(term in ADAPTIVE for term, _ in self.terms)
+        return any(parted(term)[0] in ADAPTIVE for term, _ in self.terms)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The crop sizes beside the network's own."""
+        return sorted({size for term, _ in self.terms if (size := parted(term)[1]) is not None})
+
+    def pixels(self, K: int) -> int:
+        """Pixels that the network sees of an image, the most: its cost; ``K`` is the network's own crop size."""
+        return sum(n * (parted(term)[1] or K) ** 2 for term, n in self.terms)
 
     def view_counts(self, left_out: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """(stream, number of its views int64 [b]) for each term, for images with these ``left_out`` areas [b, 2]."""
-        return [(ADAPTIVE.get(term, term), view_count(term, n, left_out)) for term, n in self.terms]
+        return [(stream_of(term), view_count(term, n, left_out)) for term, n in self.terms]
 
     @property
     def name(self) -> str:
         """The canonical text: ``CC+4RC``."""
-        return "+".join(term if term == "CC" else f"{n}{term}" for term, n in self.terms)
+        return "+".join(term if parted(term)[0] == "CC" else f"{n}{term}" for term, n in self.terms)
 
     def __str__(self) -> str:
         return self.name
@@ -106,19 +144,22 @@ def parse_policy(text: str) -> Policy:
     counts: dict[str, int] = {}
     for raw in text.split("+"):
         term = raw.strip().upper()
-        match = re.fullmatch(r"(\d*)([A-Z]+)", term)
+        match = re.fullmatch(r"(\d*)([A-Z]+)(?:@(\d+))?", term)
         if not match or match[2] not in TERMS:
             raise PolicyError(text, f"{raw.strip()!r} is no term" if term else "a term is empty")
-        name, n = match[2], int(match[1] or 1)
-        stream = STREAMS[ADAPTIVE.get(name, name)]
-        if any(ADAPTIVE.get(name, name) == ADAPTIVE.get(other, other) for other in counts):
-            raise PolicyError(text, f"{ADAPTIVE.get(name, name)} is named twice")
+        n, size = int(match[1] or 1), int(match[3]) if match[3] else None
+        name = at_size(match[2], size)
+        stream = STREAMS[ADAPTIVE.get(match[2], match[2])]
+        if any(stream_of(name) == stream_of(other) for other in counts):
+            raise PolicyError(text, f"{stream_of(name)} is named twice")
+        if size is not None and not 1 <= size <= MAX_SIZE:
+            raise PolicyError(text, f"{term} asks for crops of {size} pixels")
         if stream.count is not None and n != stream.count:
-            raise PolicyError(text, f"{term} is no term: {name} comes in {COMES_IN[stream.count]}")
+            raise PolicyError(text, f"{term} is no term: {match[2]} comes in {COMES_IN[stream.count]}")
         if not 1 <= n <= MAX_VIEWS:
             raise PolicyError(text, f"{term} asks for {n} views")
         counts[name] = n
-    return Policy(tuple((name, counts[name]) for name in TERMS if name in counts))
+    return Policy(tuple((name, counts[name]) for name in sorted(counts, key=lambda term: by_size(term, TERMS))))
 
 
 def left_out_area(resized: Sizes, K: int) -> np.ndarray:
@@ -128,8 +169,11 @@ def left_out_area(resized: Sizes, K: int) -> np.ndarray:
 
 
 def view_count(term: str, n: int, left_out: np.ndarray) -> np.ndarray:
-    """int64 [b]: how many views a term takes of images with these ``left_out_area`` [b, 2]; integers throughout."""
-    if term not in ADAPTIVE:
+    """int64 [b]: how many views a term takes of images with these ``left_out_area`` [b, 2]; integers throughout.
+
+    The area is that at the network's own size also for terms of another: the number follows the image's shape.
+    """
+    if parted(term)[0] not in ADAPTIVE:
         return np.full(len(left_out), n, dtype=np.int64)
     return np.minimum(1 + n * left_out[:, 0] // left_out[:, 1], n)
 
@@ -157,7 +201,7 @@ class Views:
     """The union of the views of some policies: what one pass evaluates.
 
     ``columns[stream][j]`` is the column (view number) of the stream's j-th view. Columns are numbered in canonical
-    order; FC's fifth view shares CC's column.
+    order; FC's fifth view shares CC's column of the same size.
     """
 
     counts: dict[str, int]  # of each stream, the most that any image needs
@@ -172,9 +216,27 @@ class Views:
 
         Raises ValueError for a policy that needs views which are not here.
         """
-        if any(n > self.counts.get(ADAPTIVE.get(term, term), 0) for term, n in policy.terms):
+        if any(n > self.counts.get(stream_of(term), 0) for term, n in policy.terms):
             raise ValueError(f"policy {policy} needs views that were not evaluated: name it among the run's policies")
-        return [column for term, n in policy.terms for column in self.columns[ADAPTIVE.get(term, term)][:n]]
+        return [column for term, n in policy.terms for column in self.columns[stream_of(term)][:n]]
+
+    @property
+    def sizes(self) -> list[int | None]:
+        """The crop sizes, in the order of the columns; None is the network's own."""
+        return list(dict.fromkeys(parted(stream)[1] for stream in self.counts))
+
+    def cost(self, K: int) -> int:
+        """What the network does for an image, the most: in crops of the network's own size K, by pixels, rounded up."""
+        pixels = sum((size or K) ** 2 * int(self.of_size(size).sum()) for size in self.sizes)
+        return -(-pixels // K**2)
+
+    def of_size(self, size: int | None) -> np.ndarray:
+        """bool [total]: which columns are crops of this size."""
+        out = np.zeros(self.total, dtype=bool)
+        for stream, columns in self.columns.items():
+            if parted(stream)[1] == size:
+                out[list(columns)] = True
+        return out
 
     def needed(self, left_out: np.ndarray) -> np.ndarray:
         """bool [b, total]: which views images with these ``left_out_area`` [b, 2] need."""
@@ -190,21 +252,26 @@ def union(policies: Sequence[Policy]) -> Views:
     if not policies:
         raise ValueError("no policy was given: name at least one, such as CC")
 
-    def most(term: str) -> int:
-        return max((n for policy in policies for name, n in policy.terms if name == term), default=0)
+    def most(wanted: Callable[[str], bool]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for policy in policies:
+            for term, n in policy.terms:
+                if wanted(parted(term)[0]):
+                    found[stream_of(term)] = max(n, found.get(stream_of(term), 0))
+        return found
 
-    always = {stream: n for stream in STREAMS if (n := most(stream))}
-    adaptive = {stream: n for term, stream in ADAPTIVE.items() if (n := most(term))}
-    counts = {s: max(always.get(s, 0), adaptive.get(s, 0)) for s in STREAMS if s in always or s in adaptive}
+    always, adaptive = most(lambda name: name in STREAMS), most(lambda name: name in ADAPTIVE)
+    streams = sorted(always.keys() | adaptive.keys(), key=lambda stream: by_size(stream, list(STREAMS)))
+    counts = {s: max(always.get(s, 0), adaptive.get(s, 0)) for s in streams}
     columns: dict[str, tuple[int, ...]] = {}
     total = 0
     for stream, n in counts.items():
-        own = n
-        if stream == "FC" and "CC" in columns:
-            own = n - 1
-        columns[stream] = tuple(range(total, total + own)) + (columns["CC"] if own < n else ())
+        name, size = parted(stream)
+        centre = columns.get(at_size("CC", size), ())
+        own = n - 1 if name == "FC" and centre else n
+        columns[stream] = tuple(range(total, total + own)) + (centre if own < n else ())
         total += own
-    return Views(counts, always, adaptive, columns, total, any(STREAMS[s].mirror for s in counts))
+    return Views(counts, always, adaptive, columns, total, any(STREAMS[parted(s)[0]].mirror for s in counts))
 
 
 def resized_sizes(sizes: Sizes, spec: InputSpec) -> Sizes:
@@ -259,21 +326,37 @@ class Plan:
 class Planner:
     """Plans batches: a pure function of the spec, the views, the seed and each image's name and size.
 
+    ``sized``: the specs of other crop sizes, where they are not ``spec.at(K)``.
+
     Made batch by batch: a Philox object costs 32 us an image and stream, too much for 1.3 million images at start.
     """
 
     spec: InputSpec
     views: Views
     seed: int = 0
+    sized: tuple[InputSpec, ...] = ()
+
+    def specs(self) -> dict[int | None, InputSpec]:
+        """Of each of the views' crop sizes: how it is fed. None is the network's own size."""
+        given = {spec.K: spec for spec in self.sized}
+        return {size: self.spec if size is None else given.get(size) or self.spec.at(size) for size in self.views.sizes}
 
     def windows(self, names: Sequence[str], resized: Sizes) -> np.ndarray:
-        """Windows int64 [b, total, 3] by view column, of images with these names and resized sizes [b, 2]."""
-        room = np.asarray(resized, dtype=np.int64)[:, None] - self.spec.K  # [b, 1, 2]: offsets 0..room fit
+        """Windows int64 [b, total, 3] by view column, of images with these names and resized sizes [b, 2].
+
+        Of the views of the network's own size; the others' columns are 0.
+        """
+        return self._windows(None, self.spec.K, names, resized)
+
+    def _windows(self, size: int | None, K: int, names: Sequence[str], resized: Sizes) -> np.ndarray:
+        room = np.asarray(resized, dtype=np.int64)[:, None] - K  # [b, 1, 2]: offsets 0..room fit
         out = np.zeros((len(room), self.views.total, 3), dtype=np.int64)
         for stream, n in self.views.counts.items():
-            columns = list(self.views.columns[stream])
-            out[:, columns, :2] = self._offsets(stream, n, names, room)
-            out[:, columns, 2] = STREAMS[stream].mirror
+            name, of_size = parted(stream)
+            if of_size == size:
+                columns = list(self.views.columns[stream])
+                out[:, columns, :2] = self._offsets(name, n, names, room)
+                out[:, columns, 2] = STREAMS[name].mirror
         return out
 
     def left_out(self, sizes: Sizes) -> np.ndarray:
@@ -292,11 +375,14 @@ class Planner:
     def plan(self, rows: np.ndarray, names: Sequence[str], sizes: Sizes) -> Plan:
         """Plan one batch. ``rows`` int [b], ``names`` of length b, ``sizes`` stored height and width [b, 2]."""
         sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        resized = resized_sizes(sizes, self.spec)
-        image, view = np.nonzero(self.views.needed(left_out_area(resized, self.spec.K)))
-        windows = self.windows(names, resized)[image, view]
-        group = GroupPlan(self.spec.K, resized, image, view.astype(np.int32), windows)
-        return Plan(np.asarray(rows, dtype=np.int64), sizes, (group,))
+        needed = self.views.needed(self.left_out(sizes))
+        groups = []
+        for size, spec in self.specs().items():
+            resized = resized_sizes(sizes, spec)
+            windows = self.windows(names, resized) if size is None else self._windows(size, spec.K, names, resized)
+            image, view = np.nonzero(needed & self.views.of_size(size))
+            groups.append(GroupPlan(spec.K, resized, image, view.astype(np.int32), windows[image, view]))
+        return Plan(np.asarray(rows, dtype=np.int64), sizes, tuple(groups))
 
 
 def cut(frame: np.ndarray, windows: np.ndarray, K: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 INTERPOLATIONS = ("bilinear", "bicubic")  # always antialiased: without it top-1 falls by 1 to 1.5 points
 CROP_MODES = ("center", "squash")  # timm's words: keep the aspect ratio, or resize to S x S
@@ -41,3 +41,7 @@ class InputSpec:
     def slack(self) -> float:
         """``1 - K/S``: the room in which random windows differ, the last size row of MID's tables."""
         return 1 - self.K / self.S
+
+    def at(self, K: int) -> InputSpec:
+        """Another crop size with the same ratio: ``S = floor(K S / K_own)``."""
+        return replace(self, S=K * self.S // self.K, K=K)

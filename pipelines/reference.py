@@ -27,10 +27,10 @@ def resize_frame(image: np.ndarray, size: tuple[int, int], interpolation: str) -
     return resized.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-def frame(source: Source, planner: Planner, row: int) -> np.ndarray:
-    """The resized frame that the row's crops are cut from."""
+def frame(source: Source, planner: Planner, row: int, group: int = 0) -> np.ndarray:
+    """The resized frame that the row's crops are cut from, those of one of the plan's groups."""
     plan = planner.plan(np.array([row]), source.names(np.array([row])), source.sizes(np.array([row])))
-    h, w = plan.groups[0].sizes[0].tolist()
+    h, w = plan.groups[group].sizes[0].tolist()
     return resize_frame(decode(source.paths(np.array([row]))[0]), (h, w), planner.spec.interpolation)
 
 
@@ -44,11 +44,38 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     Windows must be exact (each crop equals the NumPy slice of the backend's own frame); frames must be within
     ``TOLERANCE_LEVELS``. Raises WrongPixels, naming the image. Unreadable rows are passed over.
     """
-    frames = dict(backend.frames(rows))
+    frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
+    worst = max(_check_frames(backend, source, planner, g, found) for g, found in enumerate(frames))
+    seen: list[int] = []
+    failed: list[int] = []
+    for batch in backend.batches(rows):
+        seen += batch.rows.tolist()
+        failed += [failure.row for failure in batch.failed]
+        for g, group in enumerate(batch.groups):
+            crops = group.crops.cpu().numpy()
+            for row in set(batch.rows.tolist()) & set(frames[g]):
+                sizes = source.sizes(np.array([row]))
+                plan = planner.plan(np.array([row]), source.names(np.array([row])), sizes).groups[g]
+                mine = group.image == row
+                expected_crops = cut(frames[g][row], plan.windows, plan.K)
+                if not np.array_equal(group.view[mine], plan.view) or not np.array_equal(crops[mine], expected_crops):
+                    raise WrongPixels(
+                        f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"
+                    )
+    if sorted(seen + failed) != sorted(rows.tolist()) or set(seen) != set(frames[0]):
+        raise WrongPixels(
+            f"{backend.name}: of {len(rows)} images {len(seen)} came as crops, {len(frames[0])} as frames and "
+            f"{len(failed)} as unreadable: some were lost or came twice"
+        )
+    return worst
+
+
+def _check_frames(backend: Backend, source: Source, planner: Planner, g: int, frames: dict[int, np.ndarray]) -> float:
+    """The worst mean difference of group ``g``'s frames (by row). Raises WrongPixels."""
     worst = 0.0
     for row, got in frames.items():
         name = source.names(np.array([row]))[0]
-        expected = frame(source, planner, row)
+        expected = frame(source, planner, row, g)
         if got.shape != expected.shape:
             raise WrongPixels(
                 f"{backend.name}: {name} was resized to {got.shape[:2]}, planned was {expected.shape[:2]}"
@@ -60,25 +87,4 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
                 f"levels in the mean; at most {most} is allowed"
             )
         worst = max(worst, difference)
-    seen: list[int] = []
-    failed: list[int] = []
-    for batch in backend.batches(rows):
-        seen += batch.rows.tolist()
-        failed += [failure.row for failure in batch.failed]
-        for group in batch.groups:
-            crops = group.crops.cpu().numpy()
-            for row in set(batch.rows.tolist()) & set(frames):
-                sizes = source.sizes(np.array([row]))
-                plan = planner.plan(np.array([row]), source.names(np.array([row])), sizes).groups[0]
-                mine = group.image == row
-                expected_crops = cut(frames[row], plan.windows, plan.K)
-                if not np.array_equal(group.view[mine], plan.view) or not np.array_equal(crops[mine], expected_crops):
-                    raise WrongPixels(
-                        f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"
-                    )
-    if sorted(seen + failed) != sorted(rows.tolist()) or set(seen) != set(frames):
-        raise WrongPixels(
-            f"{backend.name}: of {len(rows)} images {len(seen)} came as crops, {len(frames)} as frames and "
-            f"{len(failed)} as unreadable: some were lost or came twice"
-        )
     return worst

@@ -220,8 +220,8 @@ class Shifted:
 class Darkened:
     """Frames and crops alike, as by another decoder: the windows are right and the pixels are not."""
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        for row, frame in super().frames(rows):  # type: ignore[misc]
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        for row, frame in super().frames(rows, group):  # type: ignore[misc]
             yield row, frame - np.minimum(frame, 2)
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:

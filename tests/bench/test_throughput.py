@@ -67,7 +67,7 @@ class Sleeping:
             self.rows_seen += piece.tolist()
             yield len(piece)
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         raise AssertionError("frames are for checks, which come before the clock")
 
     def close(self) -> None:

@@ -135,15 +135,10 @@ def test_reduced_precision_keeps_rows_apart(amp_dtype: str) -> None:
     assert 0 < (expected[1] - exact).abs().max() < 0.1 * exact.abs().max()  # autocast did run
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows of a batch are told apart by number, so an image that comes twice is refused"
-)
-def test_an_image_may_come_twice_in_a_batch(resnet: Network) -> None:
-    """The speed pass goes round and round, and a small set goes round within one batch."""
-    expected = one_by_one(resnet)[1]
-    (done,) = predict([batch_of([0, 1, 0, 0])], resnet, VIEWS)
-    assert done.outputs is not None
-    assert torch.equal(done.outputs.logits, expected[[0, 1, 0, 0]])
+def test_an_image_that_comes_twice_in_a_batch_is_refused(resnet: Network) -> None:
+    """Rows of a batch are told apart by number: one of the two would be lost."""
+    with pytest.raises(ValueError, match="came twice"):
+        list(predict([batch_of([0, 1, 0])], resnet, VIEWS))
 
 
 def test_padding_and_views_may_lie_anywhere_in_a_batch(resnet: Network) -> None:
@@ -309,12 +304,12 @@ def test_chunks_fill_across_batches() -> None:
     network, forwards = network_of("test_resnet", chunk=8), 0
 
     class Counting:
-        chunk, buffer = network.chunk, network.buffer
+        chunk, buffer_of = network.chunk, network.buffer_of
 
-        def forward(self) -> tuple[Tensor | None, Tensor]:
+        def forward(self, K: int) -> tuple[Tensor | None, Tensor]:
             nonlocal forwards
             forwards += 1
-            return network.forward()
+            return network.forward(K)
 
     counting: Any = Counting()
     done: list[Predicted] = list(predict([batch_of([row], padding=2) for row in range(IMAGES)], counting, VIEWS))
@@ -333,3 +328,28 @@ def test_nothing_remembers_gradients(resnet: Network) -> None:
     assert features is not None
     assert not logits.requires_grad and not features.requires_grad
     assert not resnet.head(features).requires_grad
+
+
+def test_crops_of_two_sizes_are_what_each_size_alone_gives() -> None:
+    """Views of 48 and of 64 pixels, batches split anyhow: bit for bit the outputs of a run of that size alone."""
+    views = union([parse_policy("CC+1RC+CC@64")])
+    assert views.sizes == [None, 64] and views.columns == {"CC": (0,), "RC": (1,), "CC@64": (2,)}
+    small, large = noise(IMAGES, 2, 48, 48, 3, seed=1), noise(IMAGES, 1, 64, 64, 3, seed=2)
+
+    def batch(rows: list[int]) -> CropBatch:
+        own = Group(small[rows].flatten(0, 1), np.repeat(rows, 2), np.tile([0, 1], len(rows)).astype(np.int32))
+        other = Group(large[rows].flatten(0, 1), np.array(rows), np.full(len(rows), 2, np.int32))
+        return CropBatch([own, other], np.array(rows))
+
+    network = network_of("test_resnet", chunk=4)
+    done = list(predict([batch([0, 1]), batch([2]), batch(list(range(3, IMAGES)))], network, views))
+    assert np.concatenate([one.rows for one in done]).tolist() == list(range(IMAGES))
+    got = torch.cat([one.outputs.logits for one in done if one.outputs])
+    for crops, columns, K in ((small, [0, 1], 48), (large, [2], 64)):
+        alone = network_of("test_resnet", chunk=4)
+        flat = crops.flatten(0, 1)
+        for place, crop in enumerate(flat):
+            alone.buffer_of(K).copy_(noise(4, K, K, 3, seed=place))
+            alone.buffer_of(K)[place % 4] = crop
+            expected = alone.forward(K)[1][place % 4]
+            assert torch.equal(got[place // len(columns), columns[place % len(columns)]], expected)

@@ -616,8 +616,8 @@ class Sabotaged:
     def __init__(self, inner: Any, fault: str) -> None:
         self.inner, self.fault, self.name = inner, fault, inner.name
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        for row, frame in self.inner.frames(rows):
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        for row, frame in self.inner.frames(rows, group):
             if self.fault == "shifted grid":
                 frame = np.roll(frame, 1, axis=1)
             if self.fault == "size":
@@ -669,8 +669,8 @@ class Silent:
     def __init__(self, inner: Any, lost: str) -> None:
         self.inner, self.lost, self.name = inner, lost, inner.name
 
-    def frames(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        yield from [] if self.lost == "every image" else self.inner.frames(rows)
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        yield from [] if self.lost == "every image" else self.inner.frames(rows, group)
 
     def batches(self, rows: np.ndarray) -> Iterator[Any]:
         yield from list(self.inner.batches(rows))[
@@ -694,7 +694,7 @@ def test_the_check_asks_whether_what_failed_is_unreadable(
     one = planner("CC+1MRC")
     refusing: Any = make(name, random_images, one, batch_images=8)
     failed = [Failure(row, "no decoder") for row in random_images.rows.tolist()]
-    refusing.frames = lambda rows: iter(())
+    refusing.frames = lambda rows, group=0: iter(())
     refusing.batches = lambda rows: iter([CropBatch([], rows[:0], failed)])
     with pytest.raises(reference.WrongPixels):
         reference.check(refusing, random_images, one, random_images.rows)
