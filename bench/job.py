@@ -58,6 +58,8 @@ class Options:
     rounds: int
     round_seconds: float
     num_warm_iter: int
+    adapt: str | None = None
+    train_size: int | None = None
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -71,7 +73,7 @@ class Job:
     """One network's part of a run. Making one loads the weights and matches the labels, so that errors come early."""
 
     def __init__(self, case: ModelCase, scan: Scan, options: Options) -> None:
-        self.case, self.options = case, options
+        self.case, self.scan, self.options = case, scan, options
         self.classifier = self._load()
         self.data = self._label(scan)
         self.real: real_labels.RealLabels | None = None
@@ -89,6 +91,28 @@ class Job:
         self.batch_size = options.batch_size or default_batch_size(self.classifier.spec.K, options.device)
         self.failed: list[Failure] = []
         self.crops_per_sec = float("nan")
+        self.adapted = options.adapt is not None and self._adapt(options.adapt)
+
+    def _adapt(self, name: str) -> bool:
+        """Adapt the network to its crop size (``--adapt``); False at the size at which it was trained."""
+        from bench.adapt import fit
+        from models.activations import attach, require_adaptable
+
+        train_K = self.options.train_size or sizes(self.classifier)["train_K"]
+        if train_K is None:
+            raise ValueError(
+                f"--adapt: nothing says at which size {self.classifier.name} was trained: add --train-size K"
+            )
+        if train_K == self.classifier.spec.K:
+            self.classifier.notes.append(f"--adapt {name}: nothing to do at {train_K} pixels, where it was trained")
+            return False
+        require_adaptable(self.classifier, name)
+        if self.views.sizes != [None]:
+            raise ValueError(f"--adapt {name} is for one crop size: leave policies with @K out")
+        found = fit(self, name, train_K)
+        attach(self.classifier, found)
+        self.classifier.notes.append(f"adapted, by the scored images without their labels: {found.words()}")
+        return True
 
     def _load(self) -> Classifier:
         options = self.options
@@ -270,6 +294,7 @@ class Job:
             channels_last=options.channels_last,
             torchcompile=options.torchcompile,
             seed=options.seed,
+            adapt=options.adapt if self.adapted else None,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:

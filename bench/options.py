@@ -103,6 +103,13 @@ def _models(group: Any) -> None:
     group.add_argument(
         "--crop-mode", choices=("center", "squash", "border"), help="center keeps the aspect ratio (default)"
     )
+    group.add_argument(
+        "--adapt",
+        choices=("frechet", "gaussian"),
+        help="map the activations at another --img-size back to what they were in training, by their statistics on the "
+        "scored images (FixRes, supplement A.1, A.2); no training, no labels",
+    )
+    group.add_argument("--train-size", type=_positive, metavar="K", help="of --adapt, where the weights do not say it")
     group.add_argument("--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}")
 
 

@@ -89,6 +89,8 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         rounds=args.rounds,
         round_seconds=args.round_seconds,
         num_warm_iter=args.num_warm_iter,
+        adapt=args.adapt,
+        train_size=args.train_size,
     )
 
 

@@ -1,0 +1,108 @@
+"""Pooled activations at each test resolution, and what mapping them back gains (FixRes, Figures 3, 4, A.1, A.2).
+
+python analysis/figures/activations.py DIR        # a folder that bench/activations.py wrote
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: search the repo root, not analysis/figures/
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import style
+
+NAMES = {"frechet": "Fréchet, behind the pooling", "gaussian": "Gaussian, before the last activation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """``frame``: activations.csv; ``points`` [m] and ``cdf`` {K: shares 0..1 [m]}."""
+
+    frame: pd.DataFrame
+    points: np.ndarray
+    cdf: dict[int, np.ndarray]
+    train_K: int
+    model: str
+    notes: list[str]
+
+
+def read(folder: Path) -> Data:
+    """Raises ValueError, naming the folder, for one that bench/activations.py did not write."""
+    try:
+        frame = pd.read_csv(folder / "activations.csv")
+        info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no folder of bench/activations.py: {error}") from error
+    demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else info["data"]
+    notes = [
+        "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "
+        "(Newcombe).",
+        f"Statistics of {int(frame['crops'].iloc[0]):,} centre crops of {frame['fitted_on'].iloc[0]}; accuracy of "
+        f"{int(frame['images'].iloc[0]):,} images of {demo}.",
+    ]
+    cdf = {int(K): np.array(values) for K, values in info["cdf"].items()}
+    return Data(frame, np.array(info["points"]), cdf, info["train_K"], info["model"], notes)
+
+
+def draw(data: Data) -> Figure:
+    figure, (left, middle, right) = style.canvas(1, 3, height=4.6, width=10.0)
+    handles = []
+    for i, (K, shares) in enumerate(sorted(data.cdf.items())):
+        trained = data.train_K == K
+        looks: dict[str, Any] = {"color": style.colour(i), "linewidth": 2.4 if trained else 1.2}
+        left.plot(data.points, 100 * shares, gid=f"K {K}", **looks)
+        handles.append(Line2D([], [], label=f"crops of {K}" + " (as trained)" * trained, **looks))
+    left.set_xlabel("pooled activation")
+    left.set_ylabel("values at or below it, %")
+    for column, label, marker in (("zero_percent", "zeros", "o"), ("above_2_percent", "above 2", "s")):
+        middle.plot(data.frame["K"], data.frame[column], color="black", marker=marker, gid=column)
+        handles.append(Line2D([], [], color="black", marker=marker, label=label))
+    middle.set_ylabel("share of pooled activations, %")
+    for i, (name, label) in enumerate(NAMES.items()):
+        frame = data.frame.dropna(subset=[f"{name}_gain"])
+        if frame.empty:
+            continue
+        gain = frame[f"{name}_gain"]
+        colour = (style.BLUE, style.ORANGE)[i]
+        bars = [gain - frame[f"{name}_gain_low"], frame[f"{name}_gain_high"] - gain]
+        right.errorbar(
+            frame["K"] + i, gain, yerr=bars, color=colour, marker=style.marker(i), capsize=3, gid=name, linewidth=1.2
+        )
+        handles.append(Line2D([], [], color=colour, marker=style.marker(i), label=label))
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_ylabel("gain by adapting, points of top-1")
+    for axes in (middle, right):
+        axes.axvline(data.train_K, color=style.GREY, linestyle="--")
+        axes.set_xlabel("test resolution, pixels")
+    handles.append(Line2D([], [], color=style.GREY, linestyle="--", label="training resolution"))
+    title = f"{data.model}: activations against the test resolution"
+    return style.finish(figure, title=title, notes=data.notes, handles=handles, columns=4)
+
+
+def main() -> int:
+    """Prints the picture's path. Returns the exit status: 0, or 2 for what the user can mend."""
+    if len(sys.argv) != 2:
+        print(f"usage: python {sys.argv[0]} DIR", file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1])
+    try:
+        data = read(folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(style.save(draw(data), folder / "activations.png").resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
