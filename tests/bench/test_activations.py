@@ -119,7 +119,7 @@ def test_the_command(
     assert got == pytest.approx([100 * (fixed - broken) / len(plain.right), low, high])
     info = json.loads((out / "activations.json").read_text())
     shares = statistics(at_size(job, 48)).pooled.cdf(np.array(info["points"]))
-    np.testing.assert_allclose(info["cdf"]["48"], shares, atol=1e-4)
+    np.testing.assert_allclose(info["cdf"]["48"], shares, atol=2e-3)  # the points are rounded
     assert "trained at 48" in capsys.readouterr().out
     assert activations.main(argv) == 2  # never over results that are there
     assert activations.main([*argv[:-1], str(tmp_path / "new"), "--fit-data", str(tmp_path / "no")]) == 2

@@ -1,0 +1,134 @@
+"""A fine-tuned network against the one that it was made from, asked in other ways for the same price (FixRes, MID).
+
+    python bench/finetune.py --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
+    python bench/run.py --models resnet:demo --checkpoint runs/tuned/model.safetensors --img-size 128 \\
+        --policies CC --no-throughput --out runs/tuned-scored
+    python bench/run.py --family resnet --img-size 96,128 --crops 1,2,5 --no-throughput --out runs/untuned
+    python analysis/fixres.py runs/tuned-scored runs/untuned
+
+The tuned network's centre crop is compared with the untuned one's at the same size, at its own size, and with as many
+of its own random crops as cost the same pixels, image by image: difference of top-1 with its paired 95 % interval
+(Newcombe), exact McNemar p. Prints a table and writes fixres.csv into the first folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python analysis/fixres.py`: search the repo root, not analysis/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import pandas as pd
+
+from analysis.evidence import common
+from analysis.runs import NotDrawable, Part, predictions, read, scored_parts
+from bench.records import Incomparable, Run, mcnemar, paired_difference
+
+LEVEL = "softmax"
+
+
+def right(part: Part, policy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names [b] and bool [b] of a part's labelled images."""
+    answers = predictions(part)
+    known = answers.labels >= 0
+    return np.array(answers.names)[known], answers.of(policy, LEVEL)[known]
+
+
+def compare(tuned: Run, untuned: Run) -> pd.DataFrame:
+    """One row for each way of asking the untuned network, for each size of the tuned one.
+
+    Columns: K, against, K_other, policy, cost_ratio (pixels, the tuned crop's over the other's), tuned_top1, top1,
+    difference, low, high (points), p_value, images. Raises NotDrawable, with the remedy, where a side is missing;
+    Incomparable where the two are of other images.
+    """
+    others = {part[1].K: part for part in scored_parts([untuned])}
+    own = next((m["own_K"] for m in untuned.info.get("models", []) if m.get("own_K") in others), min(others, default=0))
+    rows = []
+    for part in scored_parts([tuned]):
+        base = others.get(part[1].K)
+        if base is None:
+            raise NotDrawable(f"{untuned.folder} has no centre crop at {part[1].K} pixels: add it to --img-size")
+        if base[1].data_hash != part[1].data_hash:
+            raise Incomparable(f"data_hash differs: {tuned.folder} and {untuned.folder} are of other images or labels")
+        if base[1].weight_hash == part[1].weight_hash:
+            raise NotDrawable(f"{tuned.folder} and {untuned.folder} hold one network: give the tuned run first")
+        K = part[1].K
+        ways = [("the same size", K, "CC")]
+        if own < K:
+            ways += [("its own size", own, "CC"), *(("equal cost", own, policy) for policy in equal(others[own], K))]
+        rows += [{"K": K, "against": what, **row(part, others[k], policy)} for what, k, policy in ways]
+    return pd.DataFrame(rows)
+
+
+def equal(own: Part, K: int) -> list[str]:
+    """The policies of the untuned network whose cost is nearest to one crop of K. Raises NotDrawable without any."""
+    ratio = (K / own[1].K) ** 2
+    there = {record.policy for record in own[0].accuracies if record.setting == own[1]}
+    n = max(2, round(ratio))
+    found = [policy for policy in (f"{n}RC", f"CC+{n - 1}RC") if policy in there]
+    if not found:
+        raise NotDrawable(
+            f"one crop of {K} costs {ratio:.1f} crops of {own[1].K}: run the untuned one with --crops {n}"
+        )
+    return found
+
+
+def row(tuned: Part, other: Part, policy: str) -> dict[str, Any]:
+    ours, theirs = common([right(tuned, "CC"), right(other, policy)])
+    fixed, broken, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
+    low, high = paired_difference(fixed, broken, int(ours.sum()), images)
+    n = next(record.n_views for record in other[0].accuracies if record.policy == policy)
+    return {
+        "K_other": other[1].K,
+        "policy": policy,
+        "cost_ratio": (tuned[1].K / other[1].K) ** 2 / n,
+        "tuned_top1": 100 * float(ours.mean()),
+        "top1": 100 * float(theirs.mean()),
+        "difference": 100 * (fixed - broken) / images,
+        "low": low,
+        "high": high,
+        "p_value": mcnemar(fixed, broken),
+        "images": images,
+    }
+
+
+def text(frame: pd.DataFrame) -> str:
+    """For a person."""
+    lines = ["tuned, K  top-1 %   against untuned                    top-1 %  cost   difference (95 %)           p"]
+    for one in frame.to_dict("records"):
+        what = f"{one['policy']} of {one['K_other']} ({one['against']})"
+        difference = f"{one['difference']:+.2f} ({one['low']:+.2f} .. {one['high']:+.2f})"
+        lines.append(
+            f"{one['K']:8d} {one['tuned_top1']:8.2f}   {what:34s} {one['top1']:7.2f} {one['cost_ratio']:5.2f}   "
+            f"{difference:26s} {one['p_value']:.2g}"
+        )
+    return "\n".join([*lines, f"{frame['images'].iloc[0]:,} images; cost: pixels of the tuned crop over the other's"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="analysis/fixres.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="a run of the fine-tuned checkpoint")
+    parser.add_argument("untuned", type=Path, metavar="UNTUNED", help="a run of the network that it was made from")
+    args = parser.parse_args(argv)
+    try:
+        frame = compare(*read([args.tuned, args.untuned]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    path = args.tuned / "fixres.csv"
+    frame.to_csv(path, index=False)
+    print(text(frame))
+    print(path.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
