@@ -60,6 +60,7 @@ class Options:
     num_warm_iter: int
     adapt: str | None = None
     train_size: int | None = None
+    fold: bool = False
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -116,7 +117,7 @@ class Job:
 
     def _load(self) -> Classifier:
         options = self.options
-        return classifiers.load(
+        loaded = classifiers.load(
             self.case.name,
             weights=options.weights,
             checkpoint=options.checkpoint,
@@ -125,6 +126,9 @@ class Job:
             crop_pct=self.case.crop_pct,
             **options.load_arguments,
         )
+        if options.fold:
+            loaded.fold()
+        return loaded
 
     def _label(self, scan: Scan) -> Dataset:
         options = self.options
@@ -295,6 +299,7 @@ class Job:
             torchcompile=options.torchcompile,
             seed=options.seed,
             adapt=options.adapt if self.adapted else None,
+            folded=options.fold,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:

@@ -161,6 +161,12 @@ def _speed(group: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="NHWC memory format (default: on a CPU, where crops lie so already and most networks run faster)",
     )
+    group.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; answers move by less "
+        "than 1e-4 of the largest logit (bench/network.py shows the gain)",
+    )
     group.add_argument("--torchcompile", action="store_true", help="torch.compile the network")
     group.add_argument(
         "--rounds", type=_positive, default=5, metavar="N", help="repetitions of every timing (default: 5)"

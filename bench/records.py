@@ -10,8 +10,8 @@
 Raw counts and raw repetitions are stored; percentages, medians and intervals are computed on reading, from functions
 here, so that a better statistic needs no new run. A number that was not measured is an `Absent` line with its reason.
 
-History of the schema: 1, the first; `Accuracy.labels` and `Setting.adapt` came later: lines
-without them are of the original labels, and not adapted.
+History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt` and `.folded` came later:
+lines without them are of the original labels, neither adapted nor folded.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Setting:
     channels_last: bool
     torchcompile: bool
     seed: int
+    folded: bool = False  # --fold (models.folding)
     adapt: str | None = None  # the parametric adaptation to K (models.activations), if any
 
 

@@ -91,6 +91,7 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         num_warm_iter=args.num_warm_iter,
         adapt=args.adapt,
         train_size=args.train_size,
+        fold=args.fold,
     )
 
 

@@ -330,6 +330,20 @@ class Classifier:
         self.normalize = Normalize(self.spec, dtype=dtype, channels_last=channels_last).to(device)
         return self
 
+    def fold(self) -> None:
+        """Compute once what inference computes anew at every forward (``models.folding``); ``notes`` say what.
+
+        ``weight_hash`` stays that of the weights as they were loaded.
+        """
+        from models import folding
+
+        with torch.inference_mode():
+            x, _ = _probe(self.net, self.spec.K)
+        try:
+            self.notes.append(folding.fold(self.net, x.clone()).words())
+        except ValueError as error:
+            self.notes.append(str(error))
+
     def prepare(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
         """uint8 [n, K, K, 3] -> normalised [n, 3, K, K]; the network's own first step, on its device.
 
