@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 FAMILY ?= nfnet
 
-.PHONY: demo test lint check gpu-test clean
+.PHONY: demo test lint check gpu-test gpu clean
 
 demo: $(VENV)/ready
 	$(PY) bench/run.py --family $(FAMILY) --crops 1,2,5,10,20
@@ -23,6 +23,10 @@ check: lint test
 # On a machine with an NVIDIA GPU and this project's packages already installed: the tests that need it.
 gpu-test:
 	$(PYTHON) -m pytest -q -m gpu
+
+# The same machine: everything that only a GPU can show, in calls of nine minutes; again until it says that all is done.
+gpu:
+	$(PYTHON) bench/gpu.py
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

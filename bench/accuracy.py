@@ -168,11 +168,12 @@ def counts(predictions: Predictions, level: str, policy: str, labels: str = ORIG
     right = (predictions.top1[i] == truth)[:, known]
     baseline = right[predictions.policies.index(BASELINE.name)]
     nll = predictions.nll[i, p, known]
+    mean = float(nll.mean(dtype=np.float64)) if labels == ORIGINAL and known.any() else None
     return Counts(
         images=int(known.sum()),
         top1_correct=int(right[p].sum()),
         top5_correct=int(in_top5[i, p, known].sum()),
-        nll_mean=float(nll.mean(dtype=np.float64)) if labels == ORIGINAL and known.any() else None,
+        nll_mean=mean if mean is not None and np.isfinite(mean) else None,
         fixed=int((right[p] & ~baseline).sum()),
         broken=int((~right[p] & baseline).sum()),
     )

@@ -43,7 +43,8 @@ def model_cases(args: argparse.Namespace, *, demo: bool) -> list[ModelCase]:
     """
     networks = _networks(args.family, args.models, args.variants, demo)
     sizes = product(networks, args.img_size or [None], args.crop_pct or [None])
-    return [replace(case, img_size=img_size, crop_pct=crop_pct) for case, img_size, crop_pct in sizes]
+    found = (replace(case, img_size=img_size, crop_pct=crop_pct) for case, img_size, crop_pct in sizes)
+    return list(dict.fromkeys(found))  # results are filed by it
 
 
 def _networks(family: str | None, models: str | None, variants: str | None, demo: bool) -> list[ModelCase]:

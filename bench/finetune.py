@@ -49,7 +49,8 @@ CHECKED_IMAGES = 4  # their crops are compared with the reference before any is 
 PATHS = ("data", "checkpoint", "labels_file", "synsets_file", "class_map")
 FOREIGN = (  # bench/run.py's flags that mean nothing here
     "crops", "policies", "no_accuracy", "no_throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "yes",
-    "no_figures", "real_labels", "adapt", "train_size", "fold", "amp", "amp_dtype", "channels_last", "torchcompile",
+    "no_figures", "real_labels", "adapt", "train_size", "fold", "strict", "amp", "amp_dtype",
+    "channels_last", "torchcompile",
 )  # fmt: skip
 REPEATED = ("--model-kwargs", "--num-classes", "--interpolation", "--crop-mode")  # scoring needs them again
 SHARED = """flags shared with bench/run.py (see its --help):

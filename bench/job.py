@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from models import families
 from models.classifier import Classifier
 from models.predict import Network
 from pipelines import backend, real_labels, reference
-from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images
+from pipelines.batch import DEFAULT_PREFETCH, Backend, Failure, LoadConfig, default_batch_images
 from pipelines.crops import Planner, Policy, union
 from pipelines.dataset import Dataset, DatasetError, Scan
+from pipelines.decode import READS, complaint
 from pipelines.labels import label, unlabelled
 
+MOST_TIMED = 2000  # images, where no accuracy pass has read them all: they are read once before the clock
 CHECKED_IMAGES = 4  # compared with the reference before anything is timed
 BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
@@ -61,6 +64,7 @@ class Options:
     adapt: str | None = None
     train_size: int | None = None
     fold: bool = False
+    prefetch: int = DEFAULT_PREFETCH
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -185,6 +189,7 @@ class Job:
         return LoadConfig(
             batch_images=min(options.batch_images or images, readable),
             workers=options.workers,
+            prefetch=options.prefetch,
             hw_decoder_load=options.hw_load,
         )
 
@@ -325,7 +330,7 @@ class Job:
         planner = self.planner(*options.policies)
         source = self.make_backend(options.backend, planner, self.config(self.view_cost))
         try:
-            reference.check(source, self.data, planner, self.rows[:CHECKED_IMAGES])
+            reference.check(source, self.data, planner, self.checked_rows(self.rows))
             labels = self.data.table["label"].to_numpy(np.int64)
             with tqdm(total=len(self.rows), desc=f"accuracy {self.case.label}", unit="image") as bar:
                 predictions = accuracy.evaluate(
@@ -370,15 +375,37 @@ class Job:
                     labels=labels,
                 )
 
+    def checked_rows(self, rows: np.ndarray) -> np.ndarray:
+        """A few of the rows, of images that PIL reads where there are such: an unreadable one would show nothing."""
+        paths = self.data.paths(rows[:MOST_TIMED])
+        readable = (row for row, path in zip(rows.tolist(), paths, strict=False) if complaint(path) == READS)
+        return np.array(list(islice(readable, CHECKED_IMAGES)) or rows[:CHECKED_IMAGES].tolist(), dtype=np.int64)
+
+    def _look_for_unreadable(self, rows: np.ndarray) -> None:
+        """Where nothing was scored: an unreadable image inside a timed segment would cost its whole batch."""
+        source = self.make_backend(self.options.backend, self.planner(self.options.policies[0]), self.config(1))
+        try:
+            self.failed = [failure for batch in source.batches(rows) for failure in batch.failed]
+        finally:
+            source.close()
+
     def _throughput(self, setting: records.Setting) -> Iterator[records.Record]:
         options = self.options
-        readable = np.setdiff1d(self.rows, [failure.row for failure in self.failed])
+        if self.why_no_accuracy is not None:
+            self._look_for_unreadable(self.rows[:MOST_TIMED])
+            readable = np.setdiff1d(self.rows[:MOST_TIMED], [failure.row for failure in self.failed])
+        else:
+            readable = np.setdiff1d(self.rows, [failure.row for failure in self.failed])
+        if len(readable) == 0:
+            yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
+            return
+        checked = self.checked_rows(readable)
         bench = throughput.Bench(
             backend(options.backend), self.data, readable, self.planner, self.config, self.network, options.crops
         )
         try:
             errors = {
-                n: reference.check(source, self.data, bench.planners[n], self.rows[:CHECKED_IMAGES])
+                n: reference.check(source, self.data, bench.planners[n], checked)
                 for n, source in bench.backends.items()
             }
             cells = len(bench.cells()) * options.rounds

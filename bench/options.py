@@ -134,12 +134,18 @@ def _data(group: Any) -> None:
     group.add_argument(
         "--data-backend", default="auto", choices=("auto", *BACKENDS), help="default: the first of these that works"
     )
-    group.add_argument("--workers", "-j", type=_positive, metavar="N", help="decoding threads (default: usable cores)")
+    group.add_argument(
+        "--workers",
+        "-j",
+        type=_positive,
+        metavar="N",
+        help="decoding threads (default: bench/tune.py's, or all)",
+    )
     group.add_argument(
         "--batch-images", type=_positive, metavar="N", help="images per pipeline batch (default: by memory)"
     )
     group.add_argument(
-        "--hw-load", type=float, default=0.65, metavar="X", help="share of a batch for the GPU's JPEG engine (0.65)"
+        "--hw-load", type=_share, metavar="X", help="share of a batch for the GPU's JPEG engine (default: 0.65)"
     )
 
 
@@ -172,7 +178,7 @@ def _speed(group: Any) -> None:
         "--rounds", type=_positive, default=5, metavar="N", help="repetitions of every timing (default: 5)"
     )
     group.add_argument(
-        "--round-seconds", type=float, default=1.0, metavar="S", help="length of a timed segment (default: 1.0)"
+        "--round-seconds", type=_seconds, default=1.0, metavar="S", help="length of a timed segment (default: 1.0)"
     )
     group.add_argument(
         "--num-warm-iter", type=_positive, default=2, metavar="N", help="batches before each timed segment (default: 2)"
@@ -183,6 +189,9 @@ def _run(group: Any) -> None:
     group.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: runs/<name>-<time>)")
     group.add_argument(
         "--yes", action="store_true", help="go on although the run is expected to take over half an hour"
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="an image that cannot be read is an error (default: listed and left out)"
     )
     group.add_argument("--no-figures", action="store_true", help="write the numbers only")
 
@@ -202,6 +211,24 @@ def _ratios(text: str) -> list[float]:
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise argparse.ArgumentTypeError(f"{text!r}: a crop ratio is above 0 and at most 1")
     return ratios
+
+
+def _seconds(text: str) -> float:
+    return _between(text, 1e-3, 3600.0, "a number of seconds, at most an hour")
+
+
+def _share(text: str) -> float:
+    return _between(text, 0.0, 1.0, "a share from 0 to 1")
+
+
+def _between(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:  # nan is neither
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what.removeprefix('a ')}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -128,6 +128,8 @@ class Accuracy:
     @property
     def gain_interval(self) -> tuple[float, float]:
         """95 % interval of the paired difference, points (Newcombe 1998, Statist. Med. 17, 2635, method 10)."""
+        if self.policy == "CC":
+            return 0.0, 0.0  # the baseline with itself: nothing was sampled
         return paired_difference(self.fixed, self.broken, self.top1_correct, self.images)
 
 
@@ -218,8 +220,6 @@ def paired_difference(fixed: int, broken: int, correct: int, n: int) -> tuple[fl
 
     ``correct`` of ``n`` images are right with the policy; ``correct - fixed + broken`` were right with the baseline.
     """
-    if fixed == broken == 0:
-        return 0.0, 0.0  # the same answers, as of the baseline with itself: nothing was sampled
     p1, p2 = correct / n, (correct - fixed + broken) / n
     (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
     a = correct - fixed  # right with both
@@ -328,6 +328,8 @@ def to_line(record: Record) -> str:
 def from_line(line: str) -> Record:
     """Read ``to_line``'s line. Raises ValueError for another schema or missing fields, naming them."""
     values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"{line.strip()[:40]!r} is no JSON object")
     schema, kind = values.pop("schema", None), values.pop("kind", None)
     if schema != SCHEMA or kind not in KINDS:
         raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
@@ -396,7 +398,10 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder. Raises ValueError, naming the file and line, for what is no run or is damaged."""
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is no run: it has no run.json. Give a folder that bench/run.py wrote")
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from error
     records = []
     results = folder / "results.jsonl"
     lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []

@@ -17,8 +17,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     say("loading torch, timm and the data backend ...")
     options = make_options(args, weights, policies)
     scan = find_images(args, options.workers)
+    if args.strict and len(scan.unreadable):
+        raise UserError(f"--strict: {unreadable_text(scan.unreadable[['name', 'reason']].to_numpy().tolist())}")
     jobs = [make_job(case, scan, options) for case in model_cases]
     expected_s = sum(job.expected_s() for job in jobs)
     ask_about(expected_s, args, scan)
@@ -69,7 +72,29 @@ def run(args: argparse.Namespace) -> int:
     write_info(out, args, policies, jobs, expected_s)
     written = [record for job in jobs for record in write_records(out, job)]
     write_unreadable(out, scan, jobs)
-    return finish(out, written, args, started)
+    finish(out, written, args, started, [ledger(job) for job in jobs])
+    failed = [(job.data.names([f.row])[0], f.reason) for job in jobs for f in job.failed]  # type: ignore[arg-type]
+    if args.strict and failed:
+        print(f"error: --strict: {unreadable_text(failed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
+    """How many, and the first of them with the reason."""
+    name, reason = failed[0]
+    return f"{len(failed)} images cannot be read; {name}, for one: {reason}"
+
+
+def ledger(job: Job) -> dict[str, Any]:
+    """Every image that was found, or chosen by --limit, is scored or unreadable (at the scan, or when decoded)."""
+    at_scan, at_decode = len(job.data.unreadable), len(job.failed)
+    return {
+        "model": job.case.label,
+        "expected": len(job.data) + at_scan,
+        "scored": len(job.data) - at_decode if job.why_no_accuracy is None else 0,
+        "unreadable": {"scan": at_scan, "decode": at_decode},
+    }
 
 
 def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
@@ -108,10 +133,14 @@ def ask_about(expected_s: float, args: argparse.Namespace, scan: Scan) -> None:
     images = min(args.limit or len(scan.table), len(scan.table))
     fits = max(1, int(images * ASK_ABOVE_S / expected_s * 0.8))
     command = ["python", "bench/run.py", *args.argv]
+    shorter = []
+    if not args.no_accuracy:
+        shorter.append([*command, *["--no-throughput"] * (not args.no_throughput), "--limit", str(fits)])
+    if not args.no_throughput:
+        shorter.append([*command, *["--no-accuracy"] * (not args.no_accuracy), "--rounds", "1"])
     raise UserError(
         f"this run would take about {duration(expected_s)} on this machine. Add --yes to go on, or run what fits:\n"
-        f"  {shlex.join([*command, '--no-throughput', '--limit', str(fits)])}\n"
-        f"  {shlex.join([*command, '--no-accuracy', '--rounds', '1'])}"
+        + "\n".join(f"  {shlex.join(one)}" for one in shorter)
     )
 
 
@@ -134,6 +163,7 @@ def write_info(out: Path, args: argparse.Namespace, policies: list[Policy], jobs
         "policies": [policy.name for policy in policies],
         "data": str(jobs[0].data.root),
         "images_unreadable_at_scan": len(jobs[0].data.unreadable),
+        "load": {name: getattr(jobs[0].options, name) for name in ("backend", "workers", "prefetch", "hw_load")},
         "models": [job.describe() for job in jobs],
         "environment": machine.environment(),
     }
@@ -166,13 +196,20 @@ def write_unreadable(out: Path, scan: Scan, jobs: list[Job]) -> None:
         writer.writerows([name, stage, reason] for (name, stage), reason in sorted(rows.items()))
 
 
-def finish(out: Path, written: list[Record], args: argparse.Namespace, started: float) -> int:
+def finish(
+    out: Path, written: list[Record], args: argparse.Namespace, started: float, ledgers: list[dict[str, Any]]
+) -> None:
     """Summary, figures, table, paths; the last line of standard output is JSON."""
     from bench import records, report
 
     summary = records.write_summary(out, written)
     figures = [] if args.no_figures else draw(out)
     print(report.text(written))
+    for one in ledgers:
+        print(
+            f"\n{one['model']}: {one['expected']:,} images, {one['scored']:,} scored, unreadable "
+            f"{one['unreadable']['scan']:,} at the scan and {one['unreadable']['decode']:,} when decoded"
+        )
     print("\nwritten:")
     paths = sorted(path.resolve() for path in out.iterdir())
     for path in paths:
@@ -183,9 +220,9 @@ def finish(out: Path, written: list[Record], args: argparse.Namespace, started: 
         "figures": [str(path) for path in figures],
         "elapsed_s": round(time.monotonic() - started, 1),
         "models": report.headline(written),
+        "images": ledgers,
     }
     print(json.dumps(result))
-    return 0
 
 
 def draw(out: Path) -> list[Path]:

@@ -45,6 +45,8 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
     import pipelines
     from bench.job import Options
     from bench.machine import usable_cores
+    from bench.tune import stored
+    from pipelines.batch import DEFAULT_HW_LOAD, DEFAULT_PREFETCH
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
@@ -58,6 +60,9 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
     except RuntimeError as error:
         raise UserError(str(error)) from error
     say(why)
+    tuned = stored(backend)
+    if tuned:
+        say(f"tuned for this machine by bench/tune.py, where no flag says otherwise: {tuned}")
     return Options(
         policies=policies,
         crops=cases.crop_counts(args.crops, policies),
@@ -76,9 +81,10 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         limit=args.limit,
         seed=args.seed,
         backend=backend,
-        workers=args.workers or usable_cores(),
+        workers=args.workers or tuned.get("workers") or usable_cores(),
+        prefetch=tuned.get("prefetch", DEFAULT_PREFETCH),
         batch_images=args.batch_images,
-        hw_load=args.hw_load,
+        hw_load=tuned.get("hw_decoder_load", DEFAULT_HW_LOAD) if args.hw_load is None else args.hw_load,
         batch_size=args.batch_size,
         device=device,
         amp_dtype=args.amp_dtype,

@@ -55,15 +55,20 @@ class Source(Protocol):
         ...
 
 
+DEFAULT_PREFETCH, DEFAULT_HW_LOAD = 2, 0.65
+
+
 @dataclass(frozen=True, slots=True)
 class LoadConfig:
     """How a backend works; nothing in here changes a pixel on one backend (but see ``hw_decoder_load``)."""
 
     batch_images: int = 32
     workers: int = 2  # decoding threads or processes
-    prefetch: int = 2  # batches in flight
+    prefetch: int = DEFAULT_PREFETCH  # batches in flight
     device_id: int = 0  # of dali-gpu
-    hw_decoder_load: float = 0.65  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
+    hw_decoder_load: float = (
+        DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
+    )
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+READS = "reads it"
+
 
 def decode(source: str | Path | io.BytesIO) -> np.ndarray:
     """uint8 [H, W, 3]: PIL's pixels. Raises OSError and others of PIL's for a file that is no readable image."""
@@ -21,7 +23,7 @@ def complaint(path: str | Path) -> str:
         decode(path)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return "reads it"
+    return READS
 
 
 def changed(planned: np.ndarray, found: np.ndarray) -> str | None:

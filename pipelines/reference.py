@@ -11,7 +11,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from pipelines.batch import Backend, Source
 from pipelines.crops import Planner, cut
-from pipelines.decode import decode
+from pipelines.decode import READS, complaint, decode
 
 # The mean absolute difference, grey levels, that one resized frame may have from this one. Wrong filters, sizes or
 # rotations give 0.7 and more. dali-cpu resizes in float too and differs in border pixels (0.003 in the mean on
@@ -45,6 +45,11 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     ``TOLERANCE_LEVELS``. Raises WrongPixels, naming the image. Unreadable rows are passed over.
     """
     frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
+    if not frames[0]:
+        for row, path in zip(rows.tolist(), source.paths(rows), strict=True):
+            if complaint(path) == READS:
+                name = source.names(np.array([row]))[0]
+                raise WrongPixels(f"{backend.name} calls each of {len(rows)} images unreadable, and PIL reads {name}")
     worst = max(_check_frames(backend, source, planner, g, found) for g, found in enumerate(frames))
     seen: list[int] = []
     failed: list[int] = []

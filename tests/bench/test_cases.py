@@ -167,14 +167,8 @@ def test_every_size_is_a_case_of_its_own() -> None:
     "given",
     [
         {"models": "resnet18,resnet18"},
-        pytest.param(
-            {"models": "resnet:18,resnet18.tv_in1k"},
-            marks=pytest.mark.xfail(strict=True, reason="two names of one network are two cases, whose files collide"),
-        ),
-        pytest.param(
-            {"models": "resnet:18", "crop_pct": [0.8, 0.8]},
-            marks=pytest.mark.xfail(strict=True, reason="a crop ratio named twice is two cases, whose files collide"),
-        ),
+        {"models": "resnet:18,resnet18.tv_in1k"},
+        {"models": "resnet:18", "crop_pct": [0.8, 0.8]},
     ],
 )
 def test_each_case_comes_once(given: dict[str, Any]) -> None:

@@ -256,10 +256,6 @@ def test_the_frames_error_is_recorded_beside_the_rate(make_job: Callable[..., Jo
     assert 0.01 < errors.pop() < reference.TOLERANCE_LEVELS["torchvision"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the images that are compared are the first four, readable or not: where none is, 0.0 is recorded",
-)
 def test_unreadable_images_do_not_take_the_place_of_the_checked_ones(
     make_job: Callable[..., Job], demo_root: Path, tmp_path: Path
 ) -> None:

@@ -84,19 +84,12 @@ def test_mcnemar_gives_the_published_example() -> None:
     assert records.mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)  # Bentur's children: 18/256
 
 
-NOTHING_CHANGED = pytest.mark.xfail(
-    strict=True,
-    reason="an interval of no width where no answer changed: true of the centre crop against itself, a false certainty "
-    "of any other policy, and not method 10",
-)
-
-
 @pytest.mark.parametrize(
     ("both", "fixed", "broken", "neither", "low", "high"),
     [
         (36, 12, 2, 0, 0.0569, 0.3404),  # the first four: Newcombe (1998b)
         (18, 12, 2, 18, 0.0562, 0.3290),
-        pytest.param(53, 0, 0, 1, -0.0729, 0.0729, marks=NOTHING_CHANGED),
+        (53, 0, 0, 1, -0.0729, 0.0729),
         (0, 30, 0, 0, 0.8395, 1.0),
         (1, 1, 7, 12, -0.507, -0.026),  # Fagerland and others (2014)
     ],
@@ -140,7 +133,6 @@ def test_the_paired_interval_of_every_small_table_holds_its_estimate_and_changes
         assert other == pytest.approx((-high, -low), abs=1e-9)
 
 
-@NOTHING_CHANGED
 @pytest.mark.parametrize("correct", [0, 1, 500, 1000])
 def test_nothing_changed_is_an_interval_about_zero(correct: int) -> None:
     low, high = records.paired_difference(0, 0, correct, 1000)
@@ -289,19 +281,14 @@ DAMAGES = {
     "no setting": lambda line: changed_line("absent", setting=None),
     "another schema": lambda line: changed_line("absent", schema=0),
 }
-NO_OBJECT = pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="from_line takes any JSON for an object: a line that is a number or a word ends in an AttributeError",
-)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         *DAMAGES.values(),
-        pytest.param(lambda line: "3", marks=NO_OBJECT),
-        pytest.param(lambda line: "null", marks=NO_OBJECT),
+        lambda line: "3",
+        lambda line: "null",
     ],
     ids=[*DAMAGES, "a number", "null"],
 )
@@ -319,7 +306,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in str(refused.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a damaged run.json is reported without its name, against read_run's docstring")
 def test_a_damaged_run_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema": ', encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.json"):

@@ -104,7 +104,8 @@ def test_paired_interval_is_symmetric_and_holds_its_estimate() -> None:
     mirrored = records.paired_difference(20, 40, 700, 1000)
     assert low < 2.0 < high
     assert mirrored == pytest.approx((-high, -low))
-    assert records.paired_difference(0, 0, 500, 1000) == (0.0, 0.0)
+    low, high = records.paired_difference(0, 0, 500, 1000)  # no answer changed: no certainty that none would
+    assert low == pytest.approx(-high) and 0 < high < 1
 
 
 def test_derived_figures_of_an_accuracy() -> None:

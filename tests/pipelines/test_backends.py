@@ -686,7 +686,6 @@ def test_the_check_finds_what_is_missing(name: str, make: Callable[..., Any], ra
         reference.check(silent, random_images, one, random_images.rows)
 
 
-@pytest.mark.xfail(strict=True, reason="reference.check believes a backend that calls every image unreadable")
 def test_the_check_asks_whether_what_failed_is_unreadable(
     name: str, make: Callable[..., Any], random_images: Any
 ) -> None:
