@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 # seaborn's "colorblind" palette, its values and not the dependency.
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
@@ -139,13 +139,16 @@ def plain_log_axis(axis: Any, ticks: Sequence[float] = ()) -> None:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers in low..high for a log axis: the coarsest of four steps of which at least four fit."""
+    """Round numbers in low..high for a log axis: the coarsest of four steps of which at least four fit; in a range so
+    narrow that not even two do, evenly spaced ones."""
     ticks: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         ticks = [factor * 10.0**power for power in range(-3, 9) for factor in factors]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             break
+    if len(ticks) < 2:
+        ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     return ticks
 
 
