@@ -4,7 +4,8 @@
     python bench/gpu.py --dry-run           # the steps, and which are done
     python bench/gpu.py --device cpu --quick    # every step in miniature on a CPU: does the script work?
 
-Each call stops before ``--minutes`` (9) and goes on where the last one stopped; a step that was cut off begins anew.
+Each call stops before ``--minutes`` (9) and goes on where the last one stopped; a step that was cut off begins anew,
+once: one that a whole call is too short for is given up, and the others go on.
 Results lie in ``results/<gpu>/``: the tests' report, decoder_sweep.csv, rivals/, runs/ (one for each network, random
 weights, generated JPEGs with ImageNet's distribution of sizes), network/, kernels.csv, figures/, and steps.jsonl, which
 says what each step took and how it ended. They go into one archive beside the folder.
@@ -16,7 +17,9 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,17 +42,23 @@ LEAST_SECONDS = 20.0  # with less left, no step is begun
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A piece of the work: a command in a process of its own, or a function."""
+    """A piece of the work, in a process of its own, which can be ended when the time is up."""
 
     name: str
-    command: tuple[str, ...] = ()
-    function: Callable[[Path, argparse.Namespace], None] | None = None
+    command: tuple[str, ...]
     writes: str = ""  # what it makes below the results; removed before it is begun anew
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when all is done, 3 when another call is needed, 1 when steps failed, 2 for what can be mended."""
     args = parse(argv)
+    out = args.out or ROOT / "results" / name_of(args.device)
+    todo = steps(args, out)
+    done = finished(out)
+    if args.dry_run:
+        for step in todo:
+            print(f"{done.get(step.name, 'to do'):8s} {step.name}: {' '.join(step.command)}")
+        return 0
     if missing := [name for name in NEEDED if not _there(name)]:
         print(f"error: not installed here: {', '.join(missing)}; pip install -e '.[dev]'", file=sys.stderr)
         return 2
@@ -58,14 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: torch finds no NVIDIA GPU with a working driver (--device cpu --quick: a trial)", file=sys.stderr)
         return 2
-    out = args.out or ROOT / "results" / name_of(args.device)
-    todo = steps(args, out)
-    done = finished(out)
-    if args.dry_run:
-        for step in todo:
-            print(f"{done.get(step.name, 'to do'):8s} {step.name}: {' '.join(step.command) or step.writes}")
-        return 0
     out.mkdir(parents=True, exist_ok=True)
+    if args.step:
+        FUNCTIONS[args.step](out, args)
+        return 0
     return go_on(out, todo, done, args)
 
 
@@ -87,6 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="every step in miniature, to try the script")
     parser.add_argument("--only", metavar="NAMES", help="steps whose names begin so, by commas")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and stop")
+    parser.add_argument("--step", choices=sorted(FUNCTIONS), help=argparse.SUPPRESS)  # do this one, here
     return parser.parse_args(argv)
 
 
@@ -109,21 +115,20 @@ def steps(args: argparse.Namespace, out: Path) -> list[Step]:
     half = ("--amp-dtype", "float16", "--channels-last", "--torchcompile") if args.device == "cuda" else ()
     crops = "1,2" if args.quick else "1,2,5,10,20"
     python = sys.executable
+    here = (python, "bench/gpu.py", "--device", args.device, *(("--quick",) if args.quick else ()), "--out", str(out))
     shared = ("--weights", "random", "--device", args.device, *half, *short, *small)
     tests = ("tests/test_rooms.py",) if args.quick else ("-m", "gpu")
     made = [
         Step("tests", (python, "-m", "pytest", "-q", "-rA", *tests)),
-        Step("decoder-sweep", function=decoder_sweep, writes="decoder_sweep.csv"),
-        Step(
-            "rivals",
-            (
-                python, "bench/rivals.py", "--device", args.device, *short, *(("--only", "a,f") if args.quick else ()),
-                "--crops", "1,2" if args.quick else "1,5,20", *(("--amp-dtype", "float16") if half else ()),
-                *small, "--out", str(out / "rivals"),
-            ),
-            writes="rivals",
-        ),
-    ]  # fmt: skip
+        Step("decoder-sweep", (*here, "--step", "decoder-sweep"), writes="decoder_sweep.csv"),
+    ]
+    for n in ("1,2",) if args.quick else ("1", "20", "5"):  # apart: all together do not end within a call
+        folder = f"rivals/{n.replace(',', '-')}"
+        command = (
+            python, "bench/rivals.py", "--device", args.device, *short, *(("--only", "a,f") if args.quick else ()),
+            "--crops", n, *(("--amp-dtype", "float16") if half else ()), *small, "--out", str(out / folder),
+        )  # fmt: skip
+        made.append(Step(f"rivals-{n}", command, writes=folder))
     for model in models:
         folder = f"runs/{model.replace(':', '-')}"
         command = (
@@ -139,14 +144,14 @@ def steps(args: argparse.Namespace, out: Path) -> list[Step]:
             args.device, *(("--torchcompile",) if half else ()), *short, *small, "--out", str(out / folder),
         )  # fmt: skip
         made.append(Step(f"network-{model}", command, writes=folder))
-    made.append(Step("kernels", function=kernels, writes="kernels.csv"))
-    made.append(Step("figures", function=figures, writes="figures"))
+    made.append(Step("kernels", (*here, "--step", "kernels"), writes="kernels.csv"))
+    made.append(Step("figures", (*here, "--step", "figures"), writes="figures"))
     chosen = tuple(args.only.split(",")) if args.only else ("",)
     return [step for step in made if step.name.startswith(chosen)]
 
 
 def finished(out: Path) -> dict[str, str]:
-    """Step -> how it ended: ``ok`` or ``failed``. One that was cut off is not there."""
+    """Step -> how it ended: ``ok``, ``failed`` or ``too long``. One that another call may finish is not there."""
     path = out / "steps.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {one["step"]: one["end"] for one in map(json.loads, lines)}
@@ -154,7 +159,7 @@ def finished(out: Path) -> dict[str, str]:
 
 def go_on(out: Path, todo: Sequence[Step], done: dict[str, str], args: argparse.Namespace) -> int:
     """Do what is not done while there is time."""
-    deadline = time.monotonic() + 60 * args.minutes
+    deadline, first = time.monotonic() + 60 * args.minutes, True
     for step in todo:
         if step.name in done:
             continue
@@ -168,11 +173,12 @@ def go_on(out: Path, todo: Sequence[Step], done: dict[str, str], args: argparse.
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         print(f"{step.name} ...", flush=True)
         start = time.monotonic()
-        end = attempt(step, out, args, left)
-        if end == "cut off":
+        end = attempt(step, out, left)
+        if end == "cut off" and not first:
             print(f"{step.name} was cut off after {left:.0f} s; call it again", flush=True)
             archive(out)
             return 3
+        end, first = "too long" if end == "cut off" else end, False
         done[step.name] = end
         with (out / "steps.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step.name, "end": end, "took_s": round(time.monotonic() - start, 1)}) + "\n")
@@ -183,32 +189,29 @@ def go_on(out: Path, todo: Sequence[Step], done: dict[str, str], args: argparse.
     return int(bool(failed))
 
 
-def attempt(step: Step, out: Path, args: argparse.Namespace, left_s: float) -> str:
+def attempt(step: Step, out: Path, left_s: float) -> str:
     """``ok``, ``failed`` or ``cut off``; what it said goes into logs/."""
     logs = out / "logs"
     logs.mkdir(exist_ok=True)
     with (logs / f"{step.name.replace(':', '-')}.txt").open("w", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            step.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )  # fmt: skip
         try:
-            if step.function is not None:
-                step.function(out, args)
-            else:
-                done = subprocess.run(
-                    step.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=left_s, check=False
-                )
-                return "ok" if done.returncode == 0 else "failed"
+            return "ok" if child.wait(left_s) == 0 else "failed"
         except subprocess.TimeoutExpired:
             return "cut off"
-        except Exception as error:  # one step's fault must not cost the others
-            log.write(f"{type(error).__name__}: {error}\n")
-            return "failed"
-    return "ok"
+        finally:
+            if child.poll() is None:  # too long, or Ctrl-C: with its workers and its rivals' processes
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
 
 
 def archive(out: Path) -> Path:
     return Path(shutil.make_archive(str(out), "gztar", out.parent, out.name))
 
 
-# ---- the steps that are no commands
+# ---- the steps that are no program of their own
 
 
 def _job(args: argparse.Namespace, model: str, *more: str) -> Any:
@@ -228,6 +231,8 @@ def _job(args: argparse.Namespace, model: str, *more: str) -> Any:
 
 def decoder_sweep(out: Path, args: argparse.Namespace) -> None:
     """Images per second of the pipeline alone at one crop, by the JPEG engine's share and the number of threads."""
+    import numpy as np
+
     from bench.clocks import segment
     from pipelines import backend
     from pipelines.batch import LoadConfig
@@ -237,7 +242,7 @@ def decoder_sweep(out: Path, args: argparse.Namespace) -> None:
     threads = sorted({1, job.options.workers} if args.quick else {2, 4, 8, job.options.workers})
     loads = HW_LOADS if name == "dali-gpu" else (0.65,)
     planner = job.planner(job.options.policies[0])
-    rows = job.rows if args.quick else job.rows.repeat(100)
+    rows = np.resize(job.rows, len(job.rows) * (1 if args.quick else 100))
     rates: list[dict[str, Any]] = []
     for number in range(1 if args.quick else 3):
         for load in loads:
@@ -255,10 +260,13 @@ def decoder_sweep(out: Path, args: argparse.Namespace) -> None:
 
 
 def kernels(out: Path, args: argparse.Namespace) -> None:
-    """Share of the wall time of an end-to-end run in which a GPU kernel runs, from a profiler's trace (not NVML's)."""
-    import torch
+    """Share of the wall time of an end-to-end run in which a GPU kernel runs, from a profiler's trace (not NVML's).
+
+    The pipeline's kernels count as the network's do; copies and fills do not. Empty on a CPU.
+    """
     from torch.profiler import ProfilerActivity, profile
 
+    from bench.clocks import synchronize
     from bench.throughput import Bench, Cell
     from pipelines import backend
 
@@ -274,15 +282,19 @@ def kernels(out: Path, args: argparse.Namespace) -> None:
             for _ in range(3):
                 next(stream)
             activities = [ProfilerActivity.CUDA] if args.device == "cuda" else [ProfilerActivity.CPU]
+            synchronize(options.device)
             with profile(activities=activities) as trace:
                 start = time.perf_counter()
                 while time.perf_counter() - start < (0.1 if args.quick else 3.0):
                     next(stream)
-                if args.device == "cuda":
-                    torch.cuda.synchronize()
+                synchronize(options.device)
                 wall_us = 1e6 * (time.perf_counter() - start)
-            spans = [(e.time_range.start, e.time_range.end) for e in trace.events() if e.device_type.name == "CUDA"]
-            share = covered(spans) / wall_us
+            spans = [
+                (e.time_range.start, e.time_range.end)
+                for e in trace.events()
+                if e.device_type.name == "CUDA" and not e.name.startswith(("Memcpy", "Memset"))
+            ]
+            share = covered(spans) / wall_us if args.device == "cuda" else None
             rows.append({"model": model, "crops": n, "wall_us": round(wall_us), "kernel_share": share})
         bench.close()
     _write_csv(out / "kernels.csv", rows)
@@ -305,6 +317,13 @@ def figures(out: Path, args: argparse.Namespace) -> None:
     done = subprocess.run([*command, *only], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
+
+
+FUNCTIONS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "decoder-sweep": decoder_sweep,
+    "kernels": kernels,
+    "figures": figures,
+}
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -304,7 +304,7 @@ class Job:
             torchcompile=options.torchcompile,
             seed=options.seed,
             adapt=options.adapt if self.adapted else None,
-            folded=options.fold,
+            folded=self.classifier.folded,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:

@@ -5,6 +5,8 @@
 
 Every way is compared with ``plain`` (float32, NCHW, eager) in the same round: median of the ratios with its 95 %
 interval, and the largest difference of a logit as a share of the largest logit. A way that is slower is marked so.
+``timm's benchmark`` is the network as timm's benchmark.py runs it: weights and a resident, normalised input of one
+type, channels-last, compiled with --torchcompile; ours begin with uint8 crops and normalise them.
 Flags beside those below are bench/run.py's. Writes network.csv into ``--out``, if given.
 """
 
@@ -14,7 +16,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from bench.setup import UserError, default_weights, find_images, make_job, make_
 from pipelines.crops import parse_policy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.job import Job
     from models.predict import Network
 
@@ -39,9 +43,10 @@ class Way:
     fold: bool = False
     amp_dtype: str = "float32"
     compiled: bool = False
+    as_timm: bool = False
 
 
-PLAIN = "plain"
+PLAIN, TIMM = "plain", "timm's benchmark"
 WAYS = {
     PLAIN: Way(),
     "channels-last": Way(channels_last=True),
@@ -100,8 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ways(device: str, compiled: bool) -> dict[str, Way]:
-    out = {**WAYS, **(GPU_WAYS if device.startswith("cuda") else {})}
-    return {**out, "channels-last, fold, compiled": Way(True, True, "float32", True)} if compiled else out
+    gpu = device.startswith("cuda")
+    dtype = "float16" if gpu else "float32"
+    out = {**WAYS, **(GPU_WAYS if gpu else {}), TIMM: Way(True, False, dtype, compiled, as_timm=True)}
+    return {**out, f"{dtype}, channels-last, fold, compiled": Way(True, True, dtype, True)} if compiled else out
 
 
 def some_crops(job: Job, n: int) -> Any:
@@ -119,21 +126,48 @@ def some_crops(job: Job, n: int) -> Any:
     return together[torch.arange(n) % len(together)]
 
 
-def network_of(job: Job, way: Way, chunk: int) -> Network:
-    """A network of its own, so that no way changes another's weights."""
+class AsTimm:
+    """The network as timm's benchmark.py runs it (--precision, --channels-last, --torchcompile), on these crops."""
+
+    def __init__(self, job: Job, way: Way, crops: Tensor) -> None:
+        import torch
+
+        from models.predict import AMP_DTYPES
+
+        classifier = make_job(job.case, job.scan, replace(job.options, fold=False)).classifier
+        device, dtype = job.options.device, AMP_DTYPES[way.amp_dtype]
+        classifier.place(device, channels_last=way.channels_last)
+        self.chunk = len(crops)
+        self.x = classifier.prepare(crops.to(device)).to(dtype)
+        net = classifier.net.to(dtype=dtype)
+        self.net: Any = torch.compile(net, dynamic=False) if way.compiled else net
+
+    def forward(self) -> tuple[None, Tensor]:
+        import torch
+
+        with torch.no_grad():
+            return None, self.net(self.x)
+
+
+def network_of(job: Job, way: Way, crops: Tensor) -> Network | AsTimm:
+    """A network of its own, so that no way changes another's weights, with a chunk of crops in it."""
     from models.predict import Network
 
-    classifier = make_job(job.case, job.scan, job.options).classifier
+    if way.as_timm:
+        return AsTimm(job, way, crops)
+    classifier = make_job(job.case, job.scan, replace(job.options, fold=False)).classifier
     if way.fold:
         classifier.fold()
-    return Network(
+    network = Network(
         classifier,
-        chunk=chunk,
+        chunk=len(crops),
         device=job.options.device,
         amp_dtype=way.amp_dtype,
         channels_last=way.channels_last,
         compiled=way.compiled,
     )
+    network.buffer.copy_(crops)
+    return network
 
 
 def measure(job: Job, crops: Any, chunk: int, sides: dict[str, Way], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -143,11 +177,8 @@ def measure(job: Job, crops: Any, chunk: int, sides: dict[str, Way], args: argpa
     from bench.clocks import segment
     from bench.rival_records import paired_ratio
 
-    networks = {name: network_of(job, way, chunk) for name, way in sides.items()}
-    answers = {}
-    for name, network in networks.items():
-        network.buffer.copy_(crops[:chunk])
-        answers[name] = network.forward()[1].float().cpu().clone()
+    networks = {name: network_of(job, way, crops[:chunk]) for name, way in sides.items()}
+    answers = {name: network.forward()[1].float().cpu().clone() for name, network in networks.items()}
     rates: dict[str, dict[int, float]] = {name: {} for name in networks}
     for number in tqdm(range(args.rounds), desc=f"chunk {chunk}", unit="round", leave=False):
         order = list(networks)[number % len(networks) :] + list(networks)[: number % len(networks)]
@@ -179,7 +210,7 @@ def measure(job: Job, crops: Any, chunk: int, sides: dict[str, Way], args: argpa
     return out
 
 
-def forwards(network: Network) -> Iterator[int]:
+def forwards(network: Network | AsTimm) -> Iterator[int]:
     while True:
         network.forward()
         yield network.chunk

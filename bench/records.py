@@ -63,7 +63,7 @@ class Setting:
     channels_last: bool
     torchcompile: bool
     seed: int
-    folded: bool = False  # --fold (models.folding)
+    folded: bool = False  # --fold, where there was something to fold (models.folding)
     adapt: str | None = None  # the parametric adaptation to K (models.activations), if any
 
 

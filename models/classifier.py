@@ -222,6 +222,9 @@ def _verified(cut: Cut, x: Tensor, logits: Tensor) -> Tensor:
     return features
 
 
+# Exactly these: what is derived from them may compute with its weights before it casts them (weight standardisation).
+_ROUNDED_ONCE = (nn.Conv2d, nn.Linear, timm.layers.Conv2dSame)
+
 _AFFINE = (
     nn.Linear,
     nn.Conv2d,
@@ -299,6 +302,7 @@ class Classifier:
         self.feature_dim: int | None = None
         self.feature_absent_reason: str | None = None
         self.head_is_linear = False
+        self.folded = False
         self._cut: Cut | None = None
         with torch.inference_mode():
             x, logits = _probe(net, spec.K)
@@ -328,14 +332,23 @@ class Classifier:
     def place(
         self, device: torch.device | str, *, channels_last: bool = False, dtype: torch.dtype = torch.float32
     ) -> Classifier:
-        """Move to ``device``. ``dtype`` is what ``prepare`` hands over (autocast's type); the weights keep theirs."""
+        """Move to ``device``. ``dtype`` is what ``prepare`` hands over (autocast's type).
+
+        Autocast rounds the weights of each convolution and linear layer to that type at every forward (it remembers
+        them only where gradients are wanted). They are rounded here once, to the same bits; other layers keep float32.
+        """
         self.net.to(device)
+        if dtype != torch.float32:
+            for module in self.net.modules():
+                if type(module) in _ROUNDED_ONCE:
+                    module.to(dtype)
         self.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
         self.normalize = Normalize(self.spec, dtype=dtype, channels_last=channels_last).to(device)
         return self
 
     def fold(self) -> None:
-        """Compute once what inference computes anew at every forward (``models.folding``); ``notes`` say what.
+        """Compute once what inference computes anew at every forward (``models.folding``); ``notes`` say what, and
+        ``folded`` whether there was anything.
 
         ``weight_hash`` stays that of the weights as they were loaded.
         """
@@ -344,9 +357,12 @@ class Classifier:
         with torch.inference_mode():
             x, _ = _probe(self.net, self.spec.K)
         try:
-            self.notes.append(folding.fold(self.net, x.clone()).words())
+            done = folding.fold(self.net, x.clone())
         except ValueError as error:
             self.notes.append(str(error))
+        else:
+            self.folded = bool(done.batch_norms or done.standardised)
+            self.notes.append(done.words())
 
     def prepare(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
         """uint8 [n, K, K, 3] -> normalised [n, 3, K, K]; the network's own first step, on its device.

@@ -50,8 +50,10 @@ class Network:
         self.normalized: dict[int, Tensor | None] = {}
         self.buffer = self.buffer_of(classifier.spec.K)
         step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
-        # Not dynamic: each crop size has a graph of its own, as it has one chunk shape.
-        self._forward = torch.compile(step, dynamic=False) if compiled else step
+        # Not dynamic: each crop size has a graph of its own, as it has one chunk shape. "reduce-overhead" replays CUDA
+        # graphs: the next forward overwrites the outputs of this one, so ``predict`` copies them before it (_store).
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self._forward = torch.compile(step, dynamic=False, mode=mode) if compiled else step
 
     def buffer_of(self, K: int) -> Tensor:
         """The chunk of crops of this size."""
@@ -72,7 +74,7 @@ class Network:
     @torch.inference_mode()
     def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
         """Run the chunk of crops of K pixels, by default the network's own: features float [chunk, f] or None, logits
-        float [chunk, n]."""
+        float [chunk, n]; good until the next call."""
         return self._forward(self.buffer if K is None else self.buffer_of(K))
 
     @torch.inference_mode()

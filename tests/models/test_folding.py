@@ -9,6 +9,7 @@ from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import nn
 
 from models import classifier, folding
+from pipelines.inputspec import InputSpec
 
 NETWORKS = {  # name -> BatchNorms, standardised convolutions
     "resnet18": (20, 0),
@@ -62,6 +63,7 @@ def test_demo_checkpoints(family):
     folded.fold()
     assert any(note.startswith("folded: ") for note in folded.notes)
     assert folded.weight_hash == hash_before
+    assert folded.folded and not plain.folded
     crops = torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected, got = (one.outputs(one.prepare(crops)) for one in (plain, folded))
@@ -112,3 +114,38 @@ def test_a_second_time_there_is_nothing_left():
     net, x = trained("resnet18"), torch.randn(1, 3, 64, 64)
     assert folding.fold(net, x).words() == "folded: 20 BatchNorms into their convolutions"
     assert folding.fold(net, x).words() == "nothing to fold"
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.GroupNorm(1, 4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [Norm, Shortcut])
+def test_a_network_without_anything_to_fold_does_not_call_itself_folded(net):
+    one = classifier.Classifier(net(), InputSpec(S=36, K=32), name="one", weights="random")
+    one.fold()
+    assert not one.folded and len(one.notes) == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("folded", [False, True])
+def test_weights_rounded_once_are_those_that_autocast_rounds_at_every_forward(name, folded):
+    x = torch.randn(2, 3, 64, 64).to(torch.bfloat16)
+    ours = classifier.Classifier(trained(name), InputSpec(S=72, K=64), name=name, weights="random")
+    theirs = trained(name).requires_grad_(False)
+    if folded:
+        ours.fold()
+        folding.fold(theirs, x.float())
+    ours.place("cpu", dtype=torch.bfloat16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = theirs(x)
+        assert torch.equal(ours.outputs(x)[1], theirs.forward_head(theirs.forward_features(x)))
+        assert torch.equal(ours.net(x), expected)
+    convolutions = [m for m in ours.net.modules() if isinstance(m, nn.Conv2d)]
+    standardised = [m for m in convolutions if isinstance(m, ScaledStdConv2d | ScaledStdConv2dSame)]
+    assert all((m.weight.dtype == torch.float32) == (m in standardised) for m in convolutions)

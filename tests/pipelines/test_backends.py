@@ -311,6 +311,19 @@ def test_a_crop_does_not_depend_on_how_it_was_loaded(
     assert all(np.array_equal(smaller[key], larger[key]) for key in smaller)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("load", [0.0, 1.0])
+def test_the_gpus_decoders_each_give_the_references_pixels(
+    make: Callable[..., Any], demo_images: Any, load: float
+) -> None:
+    """CUDA alone and the JPEG engine as far as it goes: windows exact, frames near the reference, each pass alike."""
+    runnable("dali-gpu")
+    one = planner("CC+5MFC+3RC", S=256, K=224)
+    backend = make("dali-gpu", demo_images, one, hw_decoder_load=load)
+    assert reference.check(backend, demo_images, one, demo_images.rows) < reference.TOLERANCE_LEVELS["dali-gpu"]
+    assert same(collect(backend, demo_images.rows), collect(backend, demo_images.rows))
+
+
 def test_every_backend_makes_the_same_plan_of_it(make: Callable[..., Any], random_images: Any) -> None:
     """Same rows, same views, in the same places; together with the slices above: same windows."""
     names = [name for name in pipelines.BACKENDS if not pipelines.unusable(name)]
