@@ -5,22 +5,35 @@ The views of the union of all policies are evaluated once. The baseline of "fixe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.records import ORIGINAL
+from bench.records import ORIGINAL, whole_file
 from models.averaging import LEVELS, Scores, log_probabilities, score
 from models.label_sets import nearest_label
 from models.predict import Network, predict
-from pipelines.batch import Backend, Failure
+from pipelines.batch import Backend, CropBatch, Failure
 from pipelines.crops import Policy, Views, parse_policy
 
 BASELINE = parse_policy("CC")
+
+# How the arrays of ``Predictions`` lie: the axis of the images.
+BY_IMAGE = {
+    "rows": 0,
+    "labels": 0,
+    "top1": 2,
+    "in_top5": 2,
+    "nll": 2,
+    "view_top1": 0,
+    "real_label": 2,
+    "real_in_top5": 2,
+}
 
 
 @dataclass(slots=True)
@@ -40,25 +53,64 @@ class Predictions:
     real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
 
-    def save(self, path: Path, names: list[str]) -> None:
-        """Compressed .npz, names beside the numbers; written whole or not at all."""
-        part = path.with_suffix(".part")
-        real: dict[str, Any] = {"real_label": self.real_label, "real_in_top5": self.real_in_top5}
-        with part.open("wb") as file:
-            np.savez_compressed(
+    def __len__(self) -> int:
+        """Images scored or failed."""
+        return len(self.rows) + len(self.failed)
+
+    def save(self, path: Path, names: list[str], *, compress: bool = True) -> None:
+        """An .npz file, names beside the numbers; written whole or not at all."""
+        arrays = {field: values for field in BY_IMAGE if (values := getattr(self, field)) is not None}
+        savez = np.savez_compressed if compress else np.savez
+        with whole_file(path) as file:
+            savez(
                 file,
                 names=np.array(names),
-                labels=self.labels,
                 policies=np.array(self.policies),
                 levels=np.array(self.levels),
-                top1=self.top1,
-                in_top5=self.in_top5,
-                nll=self.nll,
-                view_top1=self.view_top1,
                 failed_rows=np.array([f.row for f in self.failed], dtype=np.int64),
-                **{name: values for name, values in real.items() if values is not None},
+                failed_reasons=np.array([f.reason for f in self.failed], dtype=np.str_),
+                failed_stages=np.array([f.stage for f in self.failed], dtype=np.str_),
+                **arrays,
             )
-        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read ``save``'s file. Raises ValueError or OSError when it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = dict(file)
+            failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
+            return cls(
+                **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
+                policies=stored["policies"].tolist(),
+                levels=stored["levels"].tolist(),
+                failed=[Failure(*one) for one in failed],
+            )
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no file of predictions, or a damaged one: {error}") from error
+
+    def only(self, rows: np.ndarray) -> Predictions:
+        """Those of these rows."""
+        chosen = np.flatnonzero(np.isin(self.rows, rows))
+        taken: dict[str, Any] = {
+            field: np.take(values, chosen, axis)
+            for field, axis in BY_IMAGE.items()
+            if (values := getattr(self, field)) is not None
+        }
+        wanted = set(rows.tolist())
+        return replace(self, **taken, failed=[failure for failure in self.failed if failure.row in wanted])
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """One after the other. Raises ValueError where there is none, or where they are not of the same policies."""
+    if not parts or any((p.policies, p.levels) != (parts[0].policies, parts[0].levels) for p in parts):
+        raise ValueError("predictions of different policies cannot be joined, nor none at all")
+    together: dict[str, Any] = {
+        field: np.concatenate([getattr(part, field) for part in parts], axis)
+        for field, axis in BY_IMAGE.items()
+        if getattr(parts[0], field) is not None
+    }
+    return replace(parts[0], **together, failed=[failure for part in parts for failure in part.failed])
 
 
 def evaluate(
@@ -80,64 +132,84 @@ def evaluate(
 
     Raises RuntimeError when images were lost or came twice: every row is scored or failed, exactly once.
     """
+    parts = [nothing(network, views, policies, label_sets is not None)]
+    for part in scored(backend.batches(rows), network, labels, views, policies, left_out, label_sets):
+        parts.append(part)
+        progress(len(part))
+    predictions = joined(parts)
+    check_ledger(rows, predictions)
+    return predictions
+
+
+def scored(
+    batches: Iterable[CropBatch],
+    network: Network,
+    labels: np.ndarray,
+    views: Views,
+    policies: Sequence[Policy],
+    left_out: Callable[[np.ndarray], np.ndarray],
+    label_sets: np.ndarray | None = None,
+) -> Iterator[Predictions]:
+    """The predictions of each batch of images, in order; arguments as for ``evaluate``."""
+    empty = nothing(network, views, policies, label_sets is not None)
+    for predicted in predict(batches, network, views):
+        if predicted.outputs is None or not len(predicted.rows):
+            yield replace(empty, failed=predicted.failed)
+            continue
+        rows, shapes = predicted.rows, left_out(predicted.rows)
+        own: list[Scores] = []
+        nearest: list[np.ndarray] = []
+        real: list[Scores] = []
+        for level in empty.levels:
+            log_p = log_probabilities(level, predicted.outputs, views, policies, network.head, shapes)
+            assert log_p is not None
+            own.append(score(log_p, torch.from_numpy(labels[rows])))
+            if label_sets is not None:
+                best = nearest_label(log_p, torch.from_numpy(label_sets[rows])).int().cpu()
+                nearest.append(best.numpy())
+                real.append(score(log_p, best.long()))
+        said = predicted.outputs.logits.argmax(-1).int().cpu().numpy()
+        yield replace(
+            empty,
+            rows=rows,
+            labels=labels[rows],
+            top1=np.stack([s.top1.numpy() for s in own]).astype(np.int32),
+            in_top5=np.stack([s.in_top5.numpy() for s in own]),
+            nll=np.stack([s.nll.numpy() for s in own]).astype(np.float32),
+            view_top1=np.where(views.needed(shapes), said, -1).astype(np.int32),
+            failed=predicted.failed,
+            real_label=np.stack(nearest) if label_sets is not None else None,
+            real_in_top5=np.stack([s.in_top5.numpy() for s in real]) if label_sets is not None else None,
+        )
+
+
+def nothing(network: Network, views: Views, policies: Sequence[Policy], real: bool) -> Predictions:
+    """The predictions of no image."""
     levels = [level for level in LEVELS if level != "feature" or network.classifier.has_feature_level]
-    done: list[np.ndarray] = []
-    scores: list[list[Scores]] = []  # [batch][level]
-    nearest: list[list[torch.Tensor]] = []  # [batch][level]: real_label; empty without label_sets
-    real_scores: list[list[Scores]] = []
-    views_said: list[np.ndarray] = []
-    failed: list[Failure] = []
-    for predicted in predict(backend.batches(rows), network, views):
-        failed += predicted.failed
-        if predicted.outputs is not None and len(predicted.rows):
-            own = torch.from_numpy(labels[predicted.rows])
-            shapes = left_out(predicted.rows)
-            scores.append([])
-            nearest.append([])
-            real_scores.append([])
-            for level in levels:
-                log_p = log_probabilities(level, predicted.outputs, views, policies, network.head, shapes)
-                assert log_p is not None
-                scores[-1].append(score(log_p, own))
-                if label_sets is not None:
-                    nearest[-1].append(nearest_label(log_p, torch.from_numpy(label_sets[predicted.rows])).int().cpu())
-                    real_scores[-1].append(score(log_p, nearest[-1][-1].long()))
-            done.append(predicted.rows)
-            said = predicted.outputs.logits.argmax(-1).int().cpu().numpy()
-            views_said.append(np.where(views.needed(shapes), said, -1))
-        progress(len(predicted.rows) + len(predicted.failed))
-    scored = np.concatenate(done) if done else np.zeros(0, np.int64)
-    _check_ledger(rows, scored, failed)
-
-    def joined(batches: list[list[torch.Tensor]], dtype: type) -> np.ndarray:
-        if not batches:
-            return np.zeros((len(levels), len(policies), 0), dtype)
-        return np.stack([np.concatenate([batch[i].numpy() for batch in batches], axis=1) for i in range(len(levels))])
-
-    def stack(field: str, dtype: type, batches: list[list[Scores]] = scores) -> np.ndarray:
-        return joined([[getattr(one, field) for one in batch] for batch in batches], dtype)
-
+    shape = (len(levels), len(policies), 0)
     return Predictions(
-        rows=scored,
-        labels=labels[scored],
+        rows=np.zeros(0, np.int64),
+        labels=np.zeros(0, np.int64),
         policies=[policy.name for policy in policies],
         levels=levels,
-        top1=stack("top1", np.int32),
-        in_top5=stack("in_top5", np.bool_),
-        nll=stack("nll", np.float32),
-        view_top1=np.concatenate(views_said) if views_said else np.zeros((0, views.total), np.int32),
-        failed=failed,
-        real_label=None if label_sets is None else joined(nearest, np.int32),
-        real_in_top5=None if label_sets is None else stack("in_top5", np.bool_, real_scores),
+        top1=np.zeros(shape, np.int32),
+        in_top5=np.zeros(shape, np.bool_),
+        nll=np.zeros(shape, np.float32),
+        view_top1=np.zeros((0, views.total), np.int32),
+        failed=[],
+        real_label=np.zeros(shape, np.int32) if real else None,
+        real_in_top5=np.zeros(shape, np.bool_) if real else None,
     )
 
 
-def _check_ledger(rows: np.ndarray, scored: np.ndarray, failed: list[Failure]) -> None:
-    seen = np.sort(np.concatenate([scored, np.array([f.row for f in failed], dtype=np.int64)]))
+def check_ledger(rows: np.ndarray, predictions: Predictions) -> None:
+    """Raises RuntimeError unless every row was scored or failed, exactly once."""
+    scored_rows, failed = predictions.rows, predictions.failed
+    seen = np.sort(np.concatenate([scored_rows, np.array([f.row for f in failed], dtype=np.int64)]))
     if not np.array_equal(seen, np.sort(rows)):
         raise RuntimeError(
-            f"of {len(rows)} images, {len(scored)} were scored and {len(failed)} failed, and these are not the same "
-            "images once each: the backend lost or repeated some. This is a bug, and no result is written"
+            f"of {len(rows)} images, {len(scored_rows)} were scored and {len(failed)} failed, and these are not the "
+            "same images once each: the backend lost or repeated some. This is a bug, and no result is written"
         )
 
 

@@ -7,7 +7,7 @@ segment nothing is synchronised, printed or counted but the items themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,17 @@ class StreamEnded(RuntimeError):
     """The stream gave out before one segment was measured."""
 
 
-def segment(stream: Iterator[int], *, seconds: float, warmup_items: int, device: str) -> Segment:
+def segment(
+    stream: Iterator[int],
+    *,
+    seconds: float,
+    warmup_items: int,
+    device: str,
+    ready: Callable[[], object] = lambda: None,
+) -> Segment:
     """Take ``warmup_items`` from the stream untimed, then items until ``seconds`` have passed (at least two).
+
+    ``ready`` is called between the two.
 
     Each item is the number of images or crops that it stands for.
     """
@@ -64,6 +73,7 @@ def segment(stream: Iterator[int], *, seconds: float, warmup_items: int, device:
             raise StreamEnded(f"only {taken} items came, {warmup_items} were wanted as warm-up")
     marks = _Marks(device)
     synchronize(device)
+    ready()
     start = time.perf_counter()
     marks.mark()
     count = items = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -12,21 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from bench import accuracy, machine, records, throughput
+from bench import accuracy, auto_batch, machine, records, throughput
 from bench.cases import ModelCase
+from bench.plan import DataLost, Plan
+from bench.processes import ALONE, Processes
+from bench.shards import FOLDER, Shards, fill, said_already
 from models import classifier as classifiers
 from models import families
 from models.classifier import Classifier
 from models.predict import Network
 from pipelines import backend, real_labels, reference
-from pipelines.batch import DEFAULT_PREFETCH, Backend, Failure, LoadConfig, default_batch_images
+from pipelines.batch import DEFAULT_PREFETCH, Backend, CropBatch, Failure, LoadConfig, default_batch_images
 from pipelines.crops import Planner, Policy, union
 from pipelines.dataset import Dataset, DatasetError, Scan
 from pipelines.decode import READS, complaint
 from pipelines.labels import label, unlabelled
 
+PHASES = ("accuracy", "throughput")
 MOST_TIMED = 2000  # images, where no accuracy pass has read them all: they are read once before the clock
 CHECKED_IMAGES = 4  # compared with the reference before anything is timed
 BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
@@ -51,7 +57,7 @@ class Options:
     workers: int
     batch_images: int | None
     hw_load: float
-    batch_size: int | None
+    batch_size: int | str | None  # crops per forward; "auto": the largest that fits
     device: str
     amp_dtype: str
     channels_last: bool
@@ -65,6 +71,7 @@ class Options:
     train_size: int | None = None
     fold: bool = False
     prefetch: int = DEFAULT_PREFETCH
+    processes: Processes = ALONE
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -77,7 +84,8 @@ def default_batch_size(K: int, device: str) -> int:
 class Job:
     """One network's part of a run. Making one loads the weights and matches the labels, so that errors come early."""
 
-    def __init__(self, case: ModelCase, scan: Scan, options: Options) -> None:
+    def __init__(self, case: ModelCase, scan: Scan, options: Options, plan: Plan | None = None) -> None:
+        """``plan``: what was settled when the run began, for its continuations and other processes."""
         self.case, self.scan, self.options = case, scan, options
         self.classifier = self._load()
         self.data = self._label(scan)
@@ -93,9 +101,10 @@ class Job:
         self.views = union(options.policies)
         self.specs = {K: self.classifier.spec_at(K) for policy in options.policies for K in policy.sizes}
         self.view_cost = self.views.cost(self.classifier.spec.K)  # in crops of the network's own size
-        self.batch_size = options.batch_size or default_batch_size(self.classifier.spec.K, options.device)
+        self.batch_size = plan.batch_size if plan else self._batch_size()
+        self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
         self.failed: list[Failure] = []
-        self.crops_per_sec = float("nan")
+        self.root_identity = identity(self.data.root)
         self.adapted = options.adapt is not None and self._adapt(options.adapt)
 
     def _adapt(self, name: str) -> bool:
@@ -161,12 +170,21 @@ class Job:
             return f"the images have no labels ({self.data.label_rule})"
         return None
 
+    def _batch_size(self) -> int:
+        K, asked = self.classifier.spec.K, self.options.batch_size
+        if asked == "auto":
+            return auto_batch.largest(self._network, max([K, *self.specs]))
+        return int(asked) if asked else default_batch_size(K, self.options.device)
+
     @cached_property
     def network(self) -> Network:
+        return self._network(self.batch_size)
+
+    def _network(self, batch_size: int) -> Network:
         options = self.options
         return Network(
             self.classifier,
-            chunk=self.batch_size,
+            chunk=batch_size,
             device=options.device,
             amp_dtype=options.amp_dtype,
             channels_last=options.channels_last,
@@ -190,6 +208,7 @@ class Job:
             batch_images=min(options.batch_images or images, readable),
             workers=options.workers,
             prefetch=options.prefetch,
+            device_id=torch.device(options.device).index or 0,
             hw_decoder_load=options.hw_load,
         )
 
@@ -243,7 +262,8 @@ class Job:
         pipeline = self._pipeline_rate()
         total = 0.0
         if self.why_no_accuracy is None:
-            total += len(self.rows) * (1 / pipeline + self.view_cost / self.crops_per_sec)
+            share = len(self.rows) / options.processes.world
+            total += share * (1 / pipeline + self.view_cost / self.crops_per_sec)
         if options.time:
             batches_s = [self._batch_s(n, pipeline) for n in options.crops]
             warm, seconds = options.num_warm_iter, options.round_seconds
@@ -273,7 +293,7 @@ class Job:
         assert start is not None
         return max(images, 1) / max(last - start, 1e-6)
 
-    def setting(self, batch_images: int) -> records.Setting:
+    def setting(self) -> records.Setting:
         """What the results depend on."""
         options, network, spec = self.options, self.classifier, self.classifier.spec
         member = network.member
@@ -295,7 +315,7 @@ class Job:
             is_demo=self.data.is_demo,
             backend=options.backend,
             batch_size=self.batch_size,
-            batch_images=batch_images,
+            batch_images=self.config(self.view_cost).batch_images,
             workers=options.workers,
             device=options.device,
             machine_id=machine.machine_id(),
@@ -305,54 +325,118 @@ class Job:
             seed=options.seed,
             adapt=options.adapt if self.adapted else None,
             folded=self.classifier.folded,
+            processes=options.processes.world if options.time else 1,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:
-        """Check, score and time; each record as soon as it is there."""
-        setting = self.setting(self.config(self.view_cost).batch_images)
-        if reason := self.why_no_accuracy:
-            yield records.Absent(setting, "accuracy", reason)
-        else:
-            yield from self._accuracy(setting, out)
-        if self.options.time:
-            yield from self._throughput(setting)
-            if sized := [policy.name for policy in self.options.policies if policy.sizes]:
-                yield records.Absent(
-                    setting,
-                    f"throughput of {', '.join(sized)}",
-                    "only random crops of the network's own size are timed",
-                )
-        else:
-            yield records.Absent(setting, "throughput", "not asked for (--no-throughput)")
+        """Both phases; each record as soon as it is there."""
+        setting = self.setting()
+        for phase in PHASES:
+            yield from self.phase(phase, setting, out)
+        self.tidy(out)
+
+    def phase(self, name: str, setting: records.Setting, out: Path) -> Iterator[records.Record]:
+        """Check, then score (``accuracy``) or time (``throughput``). Several processes all call it; the records of the
+        first are the run's."""
+        yield from (self._accuracy if name == "accuracy" else self._throughput)(setting, out)
+
+    def tidy(self, out: Path) -> None:
+        """Remove the shards, when the records are written."""
+        if self.options.processes.first:
+            self._shards(out).remove()
+            with suppress(OSError):  # the shards of other networks are there
+                (out / FOLDER).rmdir()
+
+    def _shards(self, out: Path) -> Shards:
+        return Shards(out / FOLDER / self.predictions_name.removesuffix(".npz"), self.rows)
 
     def _accuracy(self, setting: records.Setting, out: Path) -> Iterator[records.Record]:
-        options = self.options
-        planner = self.planner(*options.policies)
-        source = self.make_backend(options.backend, planner, self.config(self.view_cost))
-        try:
-            reference.check(source, self.data, planner, self.checked_rows(self.rows))
-            labels = self.data.table["label"].to_numpy(np.int64)
-            with tqdm(total=len(self.rows), desc=f"accuracy {self.case.label}", unit="image") as bar:
-                predictions = accuracy.evaluate(
-                    source, self.network, self.rows, labels, self.views, options.policies, self.left_out, bar.update,
-                    self.real.sets if self.real else None,
-                )  # fmt: skip
-        finally:
-            source.close()
-        self.failed = predictions.failed
-        predictions.save(out / self.predictions_name, self.data.names(predictions.rows))
+        if reason := self.why_no_accuracy:
+            yield records.Absent(setting, "accuracy", reason)
+            return
+        processes = self.options.processes
+        shards = self._shards(out)
+        self._fill(shards)
+        rows = min(processes.gather(self.network.rows))  # and all shards are on the disk
+        kept: list[accuracy.Predictions] = []  # by the first process: those of a million images are not sent about
+
+        def whole() -> list[Failure]:
+            kept.append(self._whole(shards, out))
+            return kept[0].failed
+
+        self.failed = processes.share(whole)
+        if not kept:
+            return
+        (predictions,) = kept
+        yield self._ledger(setting, len(predictions.rows))
         if len(predictions.rows) == 0:
             yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
             return
-        unreadable = len(self.data.unreadable) + len(predictions.failed)
         for labels_of in records.LABELS if self.real else (records.ORIGINAL,):
-            yield from self._scores(setting, predictions, labels_of, unreadable)
+            yield from self._scores(setting, predictions, labels_of, rows if rows < self.batch_size else None)
         if absent := self.classifier.feature_absent_reason:
             yield records.Absent(setting, "accuracy at level feature", absent)
 
+    def _fill(self, shards: Shards) -> None:
+        """Score this process's share of what is not yet scored."""
+        options, processes = self.options, self.options.processes
+        if processes.first:
+            said_already(shards)
+        mine = processes.mine(processes.share(shards.missing))
+        if not mine:
+            return
+        planner = self.planner(*options.policies)
+        source = self.make_backend(options.backend, planner, self.config(self.view_cost))
+        rows = np.concatenate([shards.pieces[number] for number in mine])
+        labels = self.data.table["label"].to_numpy(np.int64)
+        sets = self.real.sets if self.real else None
+        try:
+            reference.check(source, self.data, planner, self.checked_rows(rows))
+            batches = self._while_there(source.batches(rows))
+            parts = accuracy.scored(
+                batches, self.network, labels, self.views, options.policies, self.left_out, sets
+            )  # fmt: skip
+            label = f"accuracy {self.case.label}"
+            with tqdm(total=len(rows), desc=label, unit="image", disable=not processes.first) as bar:
+                fill(shards, mine, parts, bar.update)
+        finally:
+            source.close()
+
+    def _whole(self, shards: Shards, out: Path) -> accuracy.Predictions:
+        """The whole pass, from its shards, also as the run's file."""
+        real = self.real is not None
+        empty = accuracy.nothing(self.network, self.views, self.options.policies, real)
+        predictions = shards.whole(empty)
+        predictions.save(out / self.predictions_name, self.data.names(predictions.rows))
+        return predictions
+
+    def _while_there(self, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
+        """Pass the batches on. Raises DataLost instead of a batch with failures once the data set's folder is gone, or
+        another one stands in its place: a file system that went away would make every image unreadable."""
+        for batch in batches:
+            if batch.failed and identity(self.data.root) != self.root_identity:
+                raise DataLost(
+                    f"the data set {self.data.root} is no longer there (a lost mount?); images are unreadable since "
+                    f"{self.data.names([batch.failed[0].row])[0]}"  # type: ignore[arg-type]
+                )
+            yield batch
+
+    def _ledger(self, setting: records.Setting, scored: int) -> records.Ledger:
+        at_scan = len(self.data.unreadable)
+        names = self.data.names(np.array([f.row for f in self.failed], dtype=np.int64))
+        return records.Ledger(
+            setting,
+            expected=len(self.data) + at_scan,
+            scored=scored,
+            unreadable_at_scan=at_scan,
+            unreadable_when_decoded=len(self.failed),
+            failed=[[name, f.stage, f.reason] for name, f in zip(names, self.failed, strict=True)],
+        )
+
     def _scores(
-        self, setting: records.Setting, predictions: accuracy.Predictions, labels: str, unreadable: int
+        self, setting: records.Setting, predictions: accuracy.Predictions, labels: str, fitting: int | None
     ) -> Iterator[records.Record]:
+        unreadable = len(self.data.unreadable) + len(predictions.failed)
         for policy in self.options.policies:
             for level in predictions.levels:
                 counts = accuracy.counts(predictions, level, policy.name, labels)
@@ -373,6 +457,7 @@ class Job:
                     broken=counts.broken,
                     mean_views=self.mean_views(policy, predictions.rows),
                     labels=labels,
+                    fitting_batch_size=fitting,
                 )
 
     def checked_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -389,16 +474,29 @@ class Job:
         finally:
             source.close()
 
-    def _throughput(self, setting: records.Setting) -> Iterator[records.Record]:
+    def _throughput(self, setting: records.Setting, out: Path) -> Iterator[records.Record]:
         options = self.options
+        if not options.time:
+            yield records.Absent(setting, "throughput", "not asked for (--no-throughput)")
+            return
         if self.why_no_accuracy is not None:
             self._look_for_unreadable(self.rows[:MOST_TIMED])
+            yield self._ledger(setting, 0)
             readable = np.setdiff1d(self.rows[:MOST_TIMED], [failure.row for failure in self.failed])
         else:
+            stored = out / self.predictions_name  # of the process that scored, before an interruption
+            self.failed = self.failed or accuracy.Predictions.load(stored).failed
             readable = np.setdiff1d(self.rows, [failure.row for failure in self.failed])
         if len(readable) == 0:
             yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
             return
+        yield from self._timed(setting, readable)
+        if sized := [policy.name for policy in options.policies if policy.sizes]:
+            why = "only random crops of the network's own size are timed"
+            yield records.Absent(setting, f"throughput of {', '.join(sized)}", why)
+
+    def _timed(self, setting: records.Setting, readable: np.ndarray) -> Iterator[records.Record]:
+        options, processes = self.options, self.options.processes
         checked = self.checked_rows(readable)
         bench = throughput.Bench(
             backend(options.backend), self.data, readable, self.planner, self.config, self.network, options.crops
@@ -409,29 +507,36 @@ class Job:
                 for n, source in bench.backends.items()
             }
             cells = len(bench.cells()) * options.rounds
-            with tqdm(total=cells, desc=f"throughput {self.case.label}", unit="round") as bar:
+            label = f"throughput {self.case.label}"
+            with tqdm(total=cells, desc=label, unit="round", disable=not processes.first) as bar:
                 measured = throughput.measure(
                     bench,
                     rounds=options.rounds,
                     seconds=options.round_seconds,
                     warmup_items=options.num_warm_iter,
                     progress=partial(_tick, bar),
+                    ready=lambda: processes.gather(None),
                 )
         finally:
             bench.close()
-        for one in measured:
-            n = one.cell.crops
+        rows = min(processes.gather(self.network.rows))
+        for everyone in zip(*processes.gather(measured), strict=True):  # the same cell of each process
+            one, n = everyone[0], everyone[0].cell.crops
+            rounds = list(zip(*(each.segments for each in everyone), strict=True))
+            rates = [[s.count / s.duration_s for s in segments] for segments in rounds]
             yield records.Throughput(
                 setting,
                 stage=one.cell.stage,
                 crops=n,
                 batch_images=self.config(n).batch_images if n else None,
-                counts=[s.count for s in one.segments],
-                durations_s=[s.duration_s for s in one.segments],
-                interval_ms=[round(ms, 3) for s in one.segments for ms in s.interval_ms],
-                peak_mem_bytes=one.peak_mem_bytes,
-                gpu_used_bytes=one.gpu_used_bytes or None,
+                counts=[sum(s.count for s in segments) for segments in rounds],
+                durations_s=[max(s.duration_s for s in segments) for segments in rounds],
+                interval_ms=[round(ms, 3) for segments in rounds for s in segments for ms in s.interval_ms],
+                peak_mem_bytes=sum(each.peak_mem_bytes for each in everyone),
+                gpu_used_bytes=max(each.gpu_used_bytes for each in everyone) or None,
                 frame_error_levels=max(errors.values()),
+                fitting_batch_size=rows if rows < self.batch_size else None,
+                rank_rates=rates if processes.world > 1 else [],
             )
 
 
@@ -451,6 +556,15 @@ def sizes(classifier: Classifier) -> dict[str, int | None]:
         own = own or (config.get("test_input_size") or config["input_size"])[-1]
         trained = config["input_size"][-1]
     return {"own_K": own, "train_K": trained}
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder of which file system this is; None where it cannot be reached."""
+    try:
+        info = folder.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def data_hash(data: Dataset) -> str:

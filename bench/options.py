@@ -35,11 +35,32 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.amp_dtype = "float16"
     if args.no_accuracy and args.no_throughput:
         parser.error("--no-accuracy and --no-throughput together leave nothing to do")
+    if args.model_list:
+        args.models = ",".join(filter(None, [args.models, *_listed(parser, args.model_list)]))
     if args.data is None and (args.labels_file or args.class_map or args.synsets_file):
         parser.error("--labels-file, --synsets-file and --class-map go with --data DIR")
     if args.real_labels and args.no_accuracy:
         parser.error("--real-labels and --no-accuracy contradict each other: labels are for scoring")
     return args
+
+
+def _listed(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--model-list {path} cannot be read: {error}")
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not names:
+        parser.error(f"--model-list {path} names no network: write one name a line")
+    return names
+
+
+def given(argv: list[str]) -> dict[str, Any]:
+    """The flags that a command line names, with their values, and no defaults."""
+    parser, unset = build_parser(), object()
+    names = vars(parser.parse_args([]))
+    found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
+    return {name: value for name, value in found.items() if value is not unset}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +87,9 @@ def _what(group: Any) -> None:
         help="members of the family, such as 0,3 or ns:l2 or all (default: the smallest; the demo has one)",
     )
     group.add_argument("--models", "--model", "-m", metavar="NAMES", help="timm names or torchvision:NAME, by commas")
+    group.add_argument(
+        "--model-list", type=Path, metavar="FILE", help="such names in a text file, one a line; # begins a comment"
+    )
     group.add_argument(
         "--crops",
         type=_ints,
@@ -153,9 +177,10 @@ def _speed(group: Any) -> None:
     group.add_argument(
         "--batch-size",
         "-b",
-        type=_positive,
+        type=_positive_or_auto,
         metavar="N",
-        help="crops per forward, the network's fixed chunk (default: by size)",
+        help="crops per forward, the network's fixed chunk; auto: the largest that fits; halved when memory gives out "
+        "(default: by size)",
     )
     group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     group.add_argument("--amp", action="store_true", help="run the network under autocast")
@@ -188,6 +213,15 @@ def _speed(group: Any) -> None:
 def _run(group: Any) -> None:
     group.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: runs/<name>-<time>)")
     group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with an interrupted run: its folder says all that it needs; what is done is not repeated",
+    )
+    group.add_argument(
+        "--timeout", type=_seconds_long, metavar="S", help="give up on a network after so long, and go on to the next"
+    )
+    group.add_argument(
         "--yes", action="store_true", help="go on although the run is expected to take over half an hour"
     )
     group.add_argument(
@@ -217,6 +251,10 @@ def _seconds(text: str) -> float:
     return _between(text, 1e-3, 3600.0, "a number of seconds, at most an hour")
 
 
+def _seconds_long(text: str) -> float:
+    return _between(text, 1e-3, 1e7, "a number of seconds")
+
+
 def _share(text: str) -> float:
     return _between(text, 0.0, 1.0, "a share from 0 to 1")
 
@@ -235,6 +273,10 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _positive_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -1,7 +1,9 @@
 """A run's folder: what is written, how it is read back, and when two results may be compared.
 
     run.json             schema, command, configuration, environment, data set, models; written first
-    results.jsonl        one JSON line for each case as it finishes (`Accuracy`, `Throughput`, `Absent`)
+    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `Ledger`, `FailedModel`); those of a network's
+                         accuracy appear together when it is scored, those of its throughput when it is timed
+    shards/              while a network is scored: the predictions so far (bench.shards); `--resume` begins there
     summary.csv          one row for each line above with the derived figures: shares, intervals, tests, rates, ceilings
     predictions-*.npz    for each model: every image's answers (see bench.accuracy.Predictions)
     unreadable.csv       every image that could not be read: name, stage, reason
@@ -10,24 +12,30 @@
 Raw counts and raw repetitions are stored; percentages, medians and intervals are computed on reading, from functions
 here, so that a better statistic needs no new run. A number that was not measured is an `Absent` line with its reason.
 
-History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt` and `.folded` came later:
-lines without them are of the original labels, neither adapted nor folded.
+Every file appears whole or not at all, whatever ends the run (``whole_file``).
+
+History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt`, `.folded`, `.processes`, `fitting_batch_size`,
+`Throughput.rank_rates` and `Ledger` came later: lines without them are of the original labels, neither adapted nor
+folded, of one process and of the batch size asked for.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from scipy.stats import binomtest
 
 SCHEMA = 1
+PART = ".part"  # of a file that is being written
 CONFIDENCE = 0.95
 ORIGINAL, REAL = LABELS = ("original", "real")  # which labels were scored; real: a second set (pipelines.real_labels)
 # The stages of a throughput pass. `read`, `decode` and `resize` (each with those before it) do not depend on the crops.
@@ -65,6 +73,7 @@ class Setting:
     seed: int
     folded: bool = False  # --fold, where there was something to fold (models.folding)
     adapt: str | None = None  # the parametric adaptation to K (models.activations), if any
+    processes: int = 1  # that share the timing; accuracy does not depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,7 @@ class Accuracy:
     broken: int
     mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
     labels: str = ORIGINAL  # one of LABELS
+    fitting_batch_size: int | None = None  # where memory gave out: the crops per forward that fitted
 
     @property
     def top1(self) -> float:
@@ -148,6 +158,10 @@ class Throughput:
     peak_mem_bytes: int  # this process and its children, sampled between rounds
     gpu_used_bytes: int | None
     frame_error_levels: float  # worst mean difference of a checked frame from the reference, grey levels (rule 7)
+    fitting_batch_size: int | None = None  # where memory gave out: the crops per forward that fitted
+    # Of several processes, per second [rounds][processes]. They start together: `counts` are of all of them, and
+    # `durations_s` of the slowest, so that `rate` is what all of them do together, at least.
+    rank_rates: list[list[float]] = field(default_factory=list)
 
     @property
     def rates(self) -> list[float]:
@@ -200,8 +214,34 @@ class Absent:
         return {}
 
 
-Record = Accuracy | Throughput | Absent
-KINDS: dict[str, type[Accuracy] | type[Throughput] | type[Absent]] = {c.kind: c for c in (Accuracy, Throughput, Absent)}
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Every image that was found, or chosen by --limit, is scored or unreadable (at the scan, or when decoded)."""
+
+    kind: ClassVar[str] = "ledger"
+    setting: Setting
+    expected: int
+    scored: int  # 0 where nothing was scored
+    unreadable_at_scan: int
+    unreadable_when_decoded: int
+    failed: list[list[str]]  # [name, stage, reason] of the latter
+
+    def derived(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedModel:
+    """A network of a sweep that could not be measured, or not to the end. It has no setting: it may not even load."""
+
+    kind: ClassVar[str] = "failed"
+    label: str  # bench.cases.ModelCase.label
+    stage: str  # load, accuracy, throughput
+    reason: str
+
+
+Record = Accuracy | Throughput | Absent | Ledger
+KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Absent, Ledger)}
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -242,12 +282,12 @@ class Incomparable(ValueError):
 def require_comparable(a: Setting, b: Setting, *, varying: Iterable[str] = ()) -> None:
     """Raise Incomparable, naming the first field in which the settings differ, but for those in ``varying``."""
     allowed = set(varying)
-    for field in fields(Setting):
-        mine, theirs = getattr(a, field.name), getattr(b, field.name)
-        if field.name not in allowed and mine != theirs:
+    for one in fields(Setting):
+        mine, theirs = getattr(a, one.name), getattr(b, one.name)
+        if one.name not in allowed and mine != theirs:
             raise Incomparable(
-                f"results cannot be compared: {field.name} is {mine!r} in one ({a.model}) and {theirs!r} in the other "
-                f"({b.model}); draw them apart, or run again with the same {field.name}"
+                f"results cannot be compared: {one.name} is {mine!r} in one ({a.model}) and {theirs!r} in the other "
+                f"({b.model}); draw them apart, or run again with the same {one.name}"
             )
 
 
@@ -320,17 +360,19 @@ def crossover(throughputs: Sequence[Throughput]) -> Crossover | None:
     return Crossover(predicted, float(intercept / slope) if slope > 0 else None)
 
 
-def to_line(record: Record) -> str:
+def to_line(record: Record | FailedModel) -> str:
     """One JSON line; never NaN or Infinity, which are no JSON."""
     return json.dumps({"schema": SCHEMA, "kind": record.kind, **asdict(record)}, allow_nan=False)
 
 
-def from_line(line: str) -> Record:
+def from_line(line: str) -> Record | FailedModel:
     """Read ``to_line``'s line. Raises ValueError for another schema or missing fields, naming them."""
     values = json.loads(line)
     if not isinstance(values, dict):
         raise ValueError(f"{line.strip()[:40]!r} is no JSON object")
     schema, kind = values.pop("schema", None), values.pop("kind", None)
+    if schema == SCHEMA and kind == FailedModel.kind:
+        return FailedModel(**_checked(FailedModel, values))
     if schema != SCHEMA or kind not in KINDS:
         raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
     values["setting"] = Setting(**_checked(Setting, values.get("setting", {})))
@@ -339,7 +381,7 @@ def from_line(line: str) -> Record:
 
 def _checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
-    required = {f.name for f in fields(cls) if f.default is MISSING}
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if unknown := set(values) - names:
         raise ValueError(f"unknown fields in a {cls.__name__}: {', '.join(sorted(unknown))}")
     if missing := required - set(values):
@@ -349,17 +391,49 @@ def _checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 def append(folder: Path, record: Record) -> None:
     """Add one line to results.jsonl, and see it to the disk."""
-    with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
-        file.write(to_line(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    extend(folder, [record])
+
+
+def extend(folder: Path, added: Sequence[Record | FailedModel]) -> None:
+    """Add these lines to results.jsonl, all of them or, when the disk is full or the process is killed, none."""
+    _rewrite(folder, [*_lines(folder / "results.jsonl"), *map(to_line, added)])
+
+
+def drop_failures(folder: Path) -> None:
+    """Take FailedModel lines out of results.jsonl: those networks are tried again."""
+    lines = _lines(folder / "results.jsonl")
+    kept = [line for line in lines if not isinstance(from_line(line), FailedModel)]
+    if len(kept) < len(lines):
+        _rewrite(folder, kept)
+
+
+def _rewrite(folder: Path, lines: Sequence[str]) -> None:
+    write_whole(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name when all of it is on the disk, or not at all."""
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +443,7 @@ class Run:
     folder: Path
     info: dict[str, Any]  # run.json
     records: list[Record]
+    failed: list[FailedModel] = field(default_factory=list)
 
     @property
     def accuracies(self) -> list[Accuracy]:
@@ -390,6 +465,10 @@ class Run:
         return [r for r in self.records if isinstance(r, Throughput)]
 
     @property
+    def ledgers(self) -> list[Ledger]:
+        return [r for r in self.records if isinstance(r, Ledger)]
+
+    @property
     def absents(self) -> list[Absent]:
         return [r for r in self.records if isinstance(r, Absent)]
 
@@ -402,15 +481,18 @@ def read_run(folder: Path) -> Run:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from error
-    records = []
+    run = Run(folder, info, [])
     results = folder / "results.jsonl"
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(results), 1):
         try:
-            records.append(from_line(line))
+            record = from_line(line)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{results}, line {number}: {error}") from error
-    return Run(folder, info, records)
+        if isinstance(record, FailedModel):
+            run.failed.append(record)
+        else:
+            run.records.append(record)
+    return run
 
 
 def write_summary(folder: Path, records: list[Record]) -> Path:
@@ -420,11 +502,9 @@ def write_summary(folder: Path, records: list[Record]) -> Path:
         plain = {k: v for k, v in asdict(record).items() if k != "setting" and not isinstance(v, list)}
         rows.append({"kind": record.kind, **asdict(record.setting), **plain, **record.derived()})
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    path = folder / "summary.csv"
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
-    return path
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "summary.csv", text.getvalue())
+    return folder / "summary.csv"

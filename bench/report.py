@@ -13,6 +13,8 @@ from bench.records import (
     RESIZE,
     Absent,
     Accuracy,
+    FailedModel,
+    Ledger,
     Record,
     Throughput,
     crossover,
@@ -158,3 +160,29 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def ledger_lines(ledgers: Sequence[Ledger]) -> list[str]:
+    """For each network: what became of every image."""
+    return [
+        f"{one.setting.model}: {one.expected:,} images, {one.scored:,} scored, unreadable "
+        f"{one.unreadable_at_scan:,} at the scan and {one.unreadable_when_decoded:,} when decoded"
+        for one in ledgers
+    ]
+
+
+def failure_lines(failed: Sequence[FailedModel]) -> list[str]:
+    return [f"FAILED: {one.label} ({one.stage}): {one.reason}" for one in failed]
+
+
+def ledger_headline(ledgers: Sequence[Ledger]) -> list[dict[str, Any]]:
+    """The same for the JSON line."""
+    return [
+        {
+            "model": one.setting.model,
+            "expected": one.expected,
+            "scored": one.scored,
+            "unreadable": {"scan": one.unreadable_at_scan, "decode": one.unreadable_when_decoded},
+        }
+        for one in ledgers
+    ]

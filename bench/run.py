@@ -6,95 +6,284 @@
 
 Accuracy: every readable image once, the views of all policies evaluated in one pass, every policy averaged at the
 feature, logit and softmax level. Throughput: the pipeline alone, the network alone, both together, at each crop count.
+
+A run that was interrupted goes on with ``--resume``; several processes share it under ``torchrun``; a network of a
+sweep that fails is recorded, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import cases
-from bench.options import parse
+from bench import cases, plan, processes
+from bench.options import build_parser, given, parse
 from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
 from pipelines.crops import Policy, union
 
 if TYPE_CHECKING:
-    from bench.job import Job
-    from bench.records import Record
+    from bench.job import Job, Options
+    from bench.plan import Plan
+    from bench.records import FailedModel, Ledger, Run
     from pipelines.dataset import Scan
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK_ABOVE_S = 30 * 60
+# Exit statuses beside 0; 130 and 143 are a shell's for the two signals.
+UNREADABLE, USERS, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+EXPECTED_ERRORS = (UserError, ValueError, FileNotFoundError, FileExistsError)  # their text is enough
+EXPECTED_FAILURES = (*EXPECTED_ERRORS, RuntimeError, TimeoutError)
+
+
+class Terminated(BaseException):
+    """SIGTERM: torchrun's, when another process died, or a batch system's."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Returns the exit status: 0; 1 for --strict and unreadable images, or a run that had to stop; 2 for what the user
+    can mend; 3 when a network of the run failed; 130 after Ctrl-C, 143 after SIGTERM."""
     args = parse(argv)
+    began: list[Path] = []  # the run's folder, from when it is there
+
+    def hint() -> str:
+        program = "torchrun ... bench/run.py" if "RANK" in os.environ else "python bench/run.py"
+        return f"; what is done is kept: {program} --resume {shlex.quote(str(began[0]))}" if began else ""
+
     try:
-        return run(args)
-    except (UserError, ValueError, FileNotFoundError, FileExistsError) as error:
+        with stoppable():
+            return run(args, began)
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USERS
+    except Exception as error:
+        if not plan.is_fatal(error):
+            raise
+        print(f"error: {plan.reason(error)}{hint()}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the lines already in the run's folder are whole", file=sys.stderr)
-        return 130
+        print(f"\ninterrupted{hint()}", file=sys.stderr)
+        return INTERRUPTED
+    except Terminated:
+        why = " (another process of the run may have died: its message is above)" if "RANK" in os.environ else ""
+        print(f"\nstopped by SIGTERM{why}{hint()}", file=sys.stderr)
+        return TERMINATED
 
 
-def run(args: argparse.Namespace) -> int:
-    """Expand, load, estimate; then for each network score, time and write."""
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the block with Terminated, so that nothing is left half done."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: its program decides what signals do
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(args: argparse.Namespace, began: list[Path]) -> int:
+    """Expand, load, estimate; then for each network score, time and write. Returns the exit status."""
     started = time.monotonic()
+    earlier = None
+    if args.resume:
+        args, earlier = continued(args)
     weights = default_weights(args)
     model_cases = cases.model_cases(args, demo=weights == "demo")
     policies = cases.policies(crops=args.crops, named=args.policies)
     if args.dry_run:
         return dry_run(args, model_cases, policies)
-    out = new_folder(args)
+    everyone = processes.join()
+    out = everyone.share(lambda: earlier.folder if earlier else new_folder(args).resolve())
     say("loading torch, timm and the data backend ...")
-    options = make_options(args, weights, policies)
-    scan = find_images(args, options.workers)
+    options = make_options(args, weights, policies, everyone)
+    if earlier:
+        began.append(out)
+        options = as_before(options, earlier)
+    scan = scanned(args, options)
     if args.strict and len(scan.unreadable):
         raise UserError(f"--strict: {unreadable_text(scan.unreadable[['name', 'reason']].to_numpy().tolist())}")
-    jobs = [make_job(case, scan, options) for case in model_cases]
-    expected_s = sum(job.expected_s() for job in jobs)
-    ask_about(expected_s, args, scan)
-    out.mkdir(parents=True)
-    write_info(out, args, policies, jobs, expected_s)
-    written = [record for job in jobs for record in write_records(out, job)]
-    write_unreadable(out, scan, jobs)
-    finish(out, written, args, started, [ledger(job) for job in jobs])
-    failed = [(job.data.names([f.row])[0], f.reason) for job in jobs for f in job.failed]  # type: ignore[arg-type]
-    if args.strict and failed:
-        print(f"error: --strict: {unreadable_text(failed)}", file=sys.stderr)
-        return 1
-    return 0
+    kept: list[Job] = []  # the only network need not be loaded twice
+    plans, failed = everyone.share(lambda: planned(model_cases, scan, options, earlier, kept))
+    if everyone.first:
+        if not earlier:
+            ask_about(sum(one.expected_s for one in plans.values()), args, scan)
+        begin(out, args, policies, list(plans.values()), failed, scan, options, earlier)
+    began[:] = [out]
+    for case in model_cases:
+        if case.label in plans:
+            failed += run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
+    if not everyone.first:
+        everyone.leave()
+        return FAILED if failed else 0
+    status = finish(out, args, started, scan)
+    everyone.leave()
+    return status
+
+
+def continued(args: argparse.Namespace) -> tuple[argparse.Namespace, Run]:
+    """``--resume``: the flags with which the run was begun, and what it has written. Raises UserError, naming the flag,
+    when the command line asks for another run."""
+    folder = args.resume.resolve()
+    earlier = plan.read_resumable(folder)
+    command = earlier.info["command"][2:]
+    here = given(args.argv)
+    plan.require_same_flags(here, vars(build_parser().parse_args(command)))
+    directory = Path(earlier.info["directory"])
+    if directory != Path.cwd() and directory.is_dir():
+        os.chdir(directory)  # the command's relative paths began there
+    again = parse(command)
+    for name in plan.FREE_FLAGS & here.keys():
+        setattr(again, name, here[name])
+    return again, earlier
+
+
+def as_before(options: Options, earlier: Run) -> Options:
+    """What may have been tuned since, or divided among another number of processes."""
+    return replace(options, **{name: earlier.info["load"][name] for name in ("workers", "prefetch", "hw_load")})
+
+
+def scanned(args: argparse.Namespace, options: Options) -> Scan:
+    """The first process reads the images' headers; the others find them in the cache."""
+    scan = None
+    with options.processes.agreed():
+        if options.processes.first:
+            scan = find_images(args, options.workers)
+    with options.processes.agreed():
+        scan = scan or find_images(args, options.workers)
+    assert scan is not None
+    return scan
+
+
+def planned(
+    model_cases: Sequence[cases.ModelCase], scan: Scan, options: Options, earlier: Run | None, kept: list[Job]
+) -> tuple[dict[str, Plan], list[FailedModel]]:
+    """What each network will do, by label, and those that cannot be loaded."""
+    plans = plan.read_plans(earlier.info) if earlier else {}
+    new = [case for case in model_cases if case.label not in plans]
+    made, failed, job = plan.make_plans(new, lambda case: make_job(case, scan, options), bool(plans))
+    kept += [job] if job else []
+    return plans | {one.label: one for one in made}, failed
+
+
+def begin(
+    out: Path,
+    args: argparse.Namespace,
+    policies: list[Policy],
+    plans: list[Plan],
+    failed: list[FailedModel],
+    scan: Scan,
+    options: Options,
+    earlier: Run | None,
+) -> None:
+    """run.json, and what is known to have failed. From here on the folder is this process's alone."""
+    from bench import machine, records
+
+    environment = machine.environment()
+    if earlier:
+        plan.require_same_packages(earlier.info["environment"], environment)
+        info = earlier.info
+        info["resumed"].append(now())
+    else:
+        info = {
+            "schema": records.SCHEMA,
+            "command": ["python", "bench/run.py", *args.argv],
+            "directory": str(Path.cwd()),
+            "started": now(),
+            "resumed": [],
+            "expected_s": round(sum(one.expected_s for one in plans), 1),
+            "policies": [policy.name for policy in policies],
+            "data": str(scan.root),
+            "images_unreadable_at_scan": len(scan.unreadable),
+            "load": {name: getattr(options, name) for name in ("backend", "workers", "prefetch", "hw_load")},
+            "environment": environment,
+        }
+    info["models"] = [one.stored() for one in plans]
+    if earlier:
+        plan.lock(out)
+    plan.write_info(out, info)
+    if not earlier:
+        plan.lock(out)
+    records.drop_failures(out)
+    if failed:
+        records.extend(out, failed)
+
+
+def now() -> str:
+    """For people; no duration is ever a difference of two of them: that clock may jump."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def run_case(
+    case: cases.ModelCase,
+    one: Plan,
+    out: Path,
+    scan: Scan,
+    options: Options,
+    timeout: float | None,
+    earlier: Run | None,
+    kept: list[Job],
+) -> list[FailedModel]:
+    """Score and time one network; what stands in the folder already is not done again. Returns how it failed, if so."""
+    from bench import records
+    from bench.job import PHASES
+
+    stage = "load"
+    done = plan.finished_phases(earlier, records.Setting(**one.setting)) if earlier else set()
+    if done.issuperset(PHASES):
+        return []
+    try:
+        with options.processes.agreed(), plan.time_limit(timeout):
+            job = kept.pop() if kept else make_job(case, scan, options, one)
+            setting = job.setting()
+            plan.require_same_setting(setting, one, options.processes)
+            for stage in PHASES:
+                if stage not in done:
+                    found = list(job.phase(stage, setting, out))
+                    if options.processes.first:
+                        records.extend(out, found)
+            job.tidy(out)
+    except Exception as error:
+        if plan.is_fatal(error) or isinstance(error, plan.Different):
+            raise
+        if not isinstance(error, EXPECTED_FAILURES):
+            traceback.print_exc()
+        failed = records.FailedModel(case.label, stage, plan.reason(error))
+        say(f"{case.label} failed: {failed.reason}")
+        if options.processes.first:
+            records.extend(out, [failed])
+        return [failed]
+    finally:
+        plan.free_memory()
+    return []
 
 
 def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
     """How many, and the first of them with the reason."""
     name, reason = failed[0]
     return f"{len(failed)} images cannot be read; {name}, for one: {reason}"
-
-
-def ledger(job: Job) -> dict[str, Any]:
-    """Every image that was found, or chosen by --limit, is scored or unreadable (at the scan, or when decoded)."""
-    at_scan, at_decode = len(job.data.unreadable), len(job.failed)
-    return {
-        "model": job.case.label,
-        "expected": len(job.data) + at_scan,
-        "scored": len(job.data) - at_decode if job.why_no_accuracy is None else 0,
-        "unreadable": {"scan": at_scan, "decode": at_decode},
-    }
 
 
 def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
@@ -151,78 +340,50 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def write_info(out: Path, args: argparse.Namespace, policies: list[Policy], jobs: list[Job], expected_s: float) -> None:
-    """run.json."""
-    from bench import machine, records
-
-    info = {
-        "schema": records.SCHEMA,
-        "command": ["python", "bench/run.py", *args.argv],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "expected_s": round(expected_s, 1),
-        "policies": [policy.name for policy in policies],
-        "data": str(jobs[0].data.root),
-        "images_unreadable_at_scan": len(jobs[0].data.unreadable),
-        "load": {name: getattr(jobs[0].options, name) for name in ("backend", "workers", "prefetch", "hw_load")},
-        "models": [job.describe() for job in jobs],
-        "environment": machine.environment(),
-    }
-    records.write_whole(out / "run.json", json.dumps(info, indent=2) + "\n")
-
-
-def write_records(out: Path, job: Job) -> list[Record]:
-    """Run a job; each record is on the disk as soon as it is there."""
+def write_unreadable(out: Path, scan: Scan, ledgers: Sequence[Ledger]) -> None:
+    """unreadable.csv: every image that was left out, once."""
     from bench import records
 
-    written = []
-    for record in job.run(out):
-        records.append(out, record)
-        written.append(record)
-    return written
-
-
-def write_unreadable(out: Path, scan: Scan, jobs: list[Job]) -> None:
-    """unreadable.csv: every image that was left out, once."""
     rows = {
         (name, stage): reason
         for name, stage, reason in scan.unreadable[["name", "stage", "reason"]].itertuples(index=False)
     }
-    for job in jobs:
-        for failure in job.failed:
-            rows[job.data.names([failure.row])[0], failure.stage] = failure.reason  # type: ignore[arg-type]
-    with (out / "unreadable.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "stage", "reason"])
-        writer.writerows([name, stage, reason] for (name, stage), reason in sorted(rows.items()))
+    rows |= {(name, stage): reason for one in ledgers for name, stage, reason in one.failed}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["name", "stage", "reason"])
+    writer.writerows([name, stage, reason] for (name, stage), reason in sorted(rows.items()))
+    records.write_whole(out / "unreadable.csv", text.getvalue())
 
 
-def finish(
-    out: Path, written: list[Record], args: argparse.Namespace, started: float, ledgers: list[dict[str, Any]]
-) -> None:
-    """Summary, figures, table, paths; the last line of standard output is JSON."""
+def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> int:
+    """Summary, figures, table, paths; the last line of standard output is JSON. Returns the exit status."""
     from bench import records, report
 
-    summary = records.write_summary(out, written)
+    done = records.read_run(out)
+    write_unreadable(out, scan, done.ledgers)
+    summary = records.write_summary(out, done.records)
     figures = [] if args.no_figures else draw(out)
-    print(report.text(written))
-    for one in ledgers:
-        print(
-            f"\n{one['model']}: {one['expected']:,} images, {one['scored']:,} scored, unreadable "
-            f"{one['unreadable']['scan']:,} at the scan and {one['unreadable']['decode']:,} when decoded"
-        )
+    print(report.text(done.records))
+    for line in report.ledger_lines(done.ledgers) + report.failure_lines(done.failed):
+        print(f"\n{line}")
     print("\nwritten:")
-    paths = sorted(path.resolve() for path in out.iterdir())
-    for path in paths:
+    for path in sorted(path.resolve() for path in out.iterdir()):
         print(f"  {path}")
     result = {
         "out": str(out.resolve()),
         "summary": str(summary.resolve()),
         "figures": [str(path) for path in figures],
         "elapsed_s": round(time.monotonic() - started, 1),
-        "models": report.headline(written),
-        "images": ledgers,
+        "models": report.headline(done.records),
+        "images": report.ledger_headline(done.ledgers),
+        "failed": [{"model": one.label, "stage": one.stage, "reason": one.reason} for one in done.failed],
     }
     print(json.dumps(result))
+    if args.strict and (lost := [[name, why] for one in done.ledgers for name, _, why in one.failed]):
+        print(f"error: --strict: {unreadable_text(lost)}", file=sys.stderr)
+        return UNREADABLE
+    return FAILED if done.failed else 0
 
 
 def draw(out: Path) -> list[Path]:

@@ -6,6 +6,7 @@ Heavy imports (torch, timm, DALI) happen inside the functions, so that ``--help`
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from bench import cases
 
 if TYPE_CHECKING:
     from bench.job import Job, Options
+    from bench.plan import Plan
+    from bench.processes import Processes
     from pipelines.crops import Policy
     from pipelines.dataset import Scan
 
@@ -22,8 +25,9 @@ class UserError(Exception):
 
 
 def say(text: str) -> None:
-    """A line for the person who waits; standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person who waits; standard output is for results. Of several processes, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def default_weights(args: argparse.Namespace) -> str:
@@ -38,21 +42,27 @@ def default_weights(args: argparse.Namespace) -> str:
     return "demo" if on_demo and (args.family or named_demo) and not args.checkpoint else "pretrained"
 
 
-def make_options(args: argparse.Namespace, weights: str, policies: list[Policy]) -> Options:
-    """Settle what depends on the machine: device, backend, workers."""
+def make_options(
+    args: argparse.Namespace, weights: str, policies: list[Policy], processes: Processes | None = None
+) -> Options:
+    """Settle what depends on the machine: device, backend, workers. Several processes share its cores and its GPUs."""
     import torch
 
     import pipelines
     from bench.job import Options
     from bench.machine import usable_cores
+    from bench.processes import ALONE
     from bench.tune import stored
     from pipelines.batch import DEFAULT_HW_LOAD, DEFAULT_PREFETCH
 
+    processes = processes or ALONE
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(f"--device {device}: torch finds no NVIDIA GPU with a working driver; use --device cpu")
-        device = device if ":" in device else "cuda:0"
+        device = device if ":" in device else f"cuda:{processes.local_rank}"
+        if (index := torch.device(device).index) >= (there := torch.cuda.device_count()):
+            raise UserError(f"--device {device}: this machine has {there} GPUs; GPU {index} (counted from 0) is none")
     elif device != "cpu":
         raise UserError(f"--device {device} is not supported: cpu or cuda")
     try:
@@ -81,7 +91,7 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         limit=args.limit,
         seed=args.seed,
         backend=backend,
-        workers=args.workers or tuned.get("workers") or usable_cores(),
+        workers=args.workers or max(1, (tuned.get("workers") or usable_cores()) // processes.local_world),
         prefetch=tuned.get("prefetch", DEFAULT_PREFETCH),
         batch_images=args.batch_images,
         hw_load=tuned.get("hw_decoder_load", DEFAULT_HW_LOAD) if args.hw_load is None else args.hw_load,
@@ -98,6 +108,7 @@ def make_options(args: argparse.Namespace, weights: str, policies: list[Policy])
         adapt=args.adapt,
         train_size=args.train_size,
         fold=args.fold,
+        processes=processes,
     )
 
 
@@ -112,12 +123,12 @@ def find_images(args: argparse.Namespace, workers: int) -> Scan:
     return scan
 
 
-def make_job(case: cases.ModelCase, scan: Scan, options: Options) -> Job:
-    """Load a network and match the labels."""
+def make_job(case: cases.ModelCase, scan: Scan, options: Options, plan: Plan | None = None) -> Job:
+    """Load a network and match the labels; as ``plan`` says, where the run was begun before."""
     from bench.job import Job
     from models.classifier import WeightsError
 
     try:
-        return Job(case, scan, options)
+        return Job(case, scan, options, plan)
     except WeightsError as error:
         raise UserError(str(error)) from error

@@ -125,8 +125,12 @@ def measure(
     seconds: float,
     warmup_items: int,
     progress: Callable[[Cell], None] = lambda cell: None,
+    ready: Callable[[], object] = lambda: None,
 ) -> list[Measured]:
-    """Time every cell ``rounds`` times, alternating. The first round's warm-up is twice as long."""
+    """Time every cell ``rounds`` times, alternating. The first round's warm-up is twice as long.
+
+    ``ready`` is called after each warm-up, before the clock is read: several processes wait there for each other.
+    """
     device = str(bench.network.device)
     measured = [Measured(cell, []) for cell in bench.cells()]
     memory = PeakMemory(device)
@@ -136,7 +140,7 @@ def measure(
             memory.start()
             warm = warmup_items * (2 if round_number == 0 else 1)
             stream = bench.stream(one.cell)
-            one.segments.append(segment(stream, seconds=seconds, warmup_items=warm, device=device))
+            one.segments.append(segment(stream, seconds=seconds, warmup_items=warm, device=device, ready=ready))
             memory.sample()  # before the stream is dropped: its buffers still stand
             del stream
             one.peak_mem_bytes = max(one.peak_mem_bytes, memory.sampled_bytes)

@@ -3,6 +3,9 @@
 The network always sees ``[chunk, 3, K, K]``, one chunk for each crop size; the last ones are padded. So one compiled
 graph a size serves the whole run, and an image's outputs do not depend on what shares its batch: rows are bit-equal
 under permutation, padding and the number of workers (shown by tests/models/test_predict.py).
+
+When memory gives out, the forward is halved, again and again down to one crop, and the run goes on. Another shape may
+round otherwise: outputs then differ by less than 1e-5 of the largest, and ``Network.rows`` says what fitted.
 """
 
 from __future__ import annotations
@@ -21,10 +24,25 @@ from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views
 
 AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# What torch says on a GPU, on a CPU, in cuDNN and in cuBLAS; only the first of them has a type of its own.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+
+class OutOfMemory(RuntimeError):
+    """Not even one crop fits."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller forward might have gone through."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 class Network:
     """A classifier on its device, fed with whole chunks of uint8 crops.
+
+    ``rows``: crops per forward; ``chunk``, until memory gives out.
 
     ``amp_dtype`` float16 or bfloat16 runs under autocast; the averages are float64 all the same.
     """
@@ -44,6 +62,7 @@ class Network:
         dtype = AMP_DTYPES[amp_dtype]
         self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
         self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
+        self.rows = chunk
         # A compiler fuses the first step by itself, and a GPU does not mind new memory.
         self.keep_normalized = self.device.type == "cpu" and not compiled
         self.buffers: dict[int, Tensor] = {}  # by crop size, uint8 [chunk, K, K, 3]
@@ -64,8 +83,10 @@ class Network:
         return self.buffers[K]
 
     def _step(self, crops: Tensor) -> tuple[Tensor | None, Tensor]:
+        kept = self.normalized[crops.shape[1]]
         with self._autocast():
-            features, logits = self.classifier.outputs(self.classifier.prepare(crops, self.normalized[crops.shape[1]]))
+            normalized = self.classifier.prepare(crops, None if kept is None else kept[: len(crops)])
+            features, logits = self.classifier.outputs(normalized)
         return None if features is None else features.float(), logits.float()
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -74,16 +95,45 @@ class Network:
     @torch.inference_mode()
     def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
         """Run the chunk of crops of K pixels, by default the network's own: features float [chunk, f] or None, logits
-        float [chunk, n]; good until the next call."""
-        return self._forward(self.buffer if K is None else self.buffer_of(K))
+        float [chunk, n]; good until the next call. Raises OutOfMemory when not even one crop fits."""
+        buffer = self.buffer if K is None else self.buffer_of(K)
+        while True:
+            try:
+                return self._forward(buffer) if self.rows == self.chunk else self._in_pieces(buffer)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._halve(buffer.shape[1])  # not above: there the exception still holds the failed forward's tensors
+
+    def _halve(self, K: int) -> None:
+        if self.rows == 1:
+            raise OutOfMemory(
+                f"{self.classifier.name} runs out of memory on {self.device} with a single crop of {K} pixels: "
+                "use --amp-dtype bfloat16, a smaller --img-size, or a machine with more memory"
+            )
+        self.rows = -(-self.rows // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _in_pieces(self, buffer: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Forwards of ``rows`` crops each, the last one padded: the shape is still one."""
+        padded = torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, 0, 0, -self.chunk % self.rows))
+        done: list[tuple[Tensor | None, Tensor]] = []
+        for piece in padded.split(self.rows):
+            features, logits = self._forward(piece)
+            # A CUDA graph's next replay overwrites its outputs.
+            done.append((None if features is None else features.clone(), logits.clone()))
+        logits = torch.cat([logits for _, logits in done])[: self.chunk]
+        features = None if done[0][0] is None else torch.cat([f for f, _ in done if f is not None])[: self.chunk]
+        return features, logits
 
     @torch.inference_mode()
     def head(self, features: Tensor) -> Tensor:
-        """[m, f] -> [m, n] in padded pieces of ``chunk`` rows: matrix products of other shapes round otherwise."""
+        """[m, f] -> [m, n] in padded pieces of ``rows`` rows: matrix products of other shapes round otherwise."""
         m = len(features)
-        padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.chunk))
+        padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.rows))
         with self._autocast():
-            return torch.cat([self.classifier.head(piece).float() for piece in padded.split(self.chunk)])[:m]
+            return torch.cat([self.classifier.head(piece).float() for piece in padded.split(self.rows)])[:m]
 
 
 @dataclass(slots=True)

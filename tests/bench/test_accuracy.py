@@ -452,9 +452,15 @@ def test_predictions_are_saved_with_their_names_and_read_back(tmp_path: Path) ->
         saved = dict(file)
     assert saved.pop("names").tolist() == names
     assert saved.pop("failed_rows").tolist() == [7]
+    assert saved.pop("failed_reasons").tolist() == [failure.reason for failure in hand_made().failed]
+    assert saved.pop("failed_stages").tolist() == ["decode"]
     for name, values in saved.items():
         assert np.array_equal(values, np.array(getattr(hand_made(), name)), equal_nan=values.dtype.kind == "f"), name
-    assert set(saved) == {"labels", "policies", "levels", "top1", "in_top5", "nll", "view_top1"}
+    assert set(saved) == {"rows", "labels", "policies", "levels", "top1", "in_top5", "nll", "view_top1"}
+    again = Predictions.load(path)
+    for name in saved:
+        assert np.array_equal(np.array(getattr(again, name)), saved[name], equal_nan=saved[name].dtype.kind == "f")
+    assert again.failed == hand_made().failed
 
 
 def test_the_baseline_is_the_centre_crop() -> None:

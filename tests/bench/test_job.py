@@ -18,7 +18,7 @@ import torch
 
 from bench import job as job_module
 from bench.job import Job, data_hash, default_batch_size
-from bench.records import Absent, Accuracy, Throughput
+from bench.records import Absent, Accuracy, Ledger, Throughput
 from pipelines import reference
 from pipelines.batch import CropBatch, Failure, default_batch_images
 from pipelines.crops import parse_policy
@@ -48,8 +48,9 @@ def test_the_hash_of_a_data_set_is_that_of_its_names_and_labels(data: Dataset) -
 
 
 def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, weights_file: Path) -> None:
-    job = make_job("--crop-pct", "0.8", "--seed", "7", "--limit", "5", "-j", "2", "--channels-last")
-    setting = job.setting(3)
+    argv = ["--crop-pct", "0.8", "--seed", "7", "--limit", "5", "-j", "2", "--channels-last", "--batch-images", "3"]
+    job = make_job(*argv)
+    setting = job.setting()
     parameters = sum(p.numel() for p in job.network.classifier.net.parameters())
     assert (setting.model, setting.family, setting.variant) == ("test_resnet.r160_in1k", None, None)
     assert (setting.weights, setting.param_count) == (str(weights_file), parameters)
@@ -60,9 +61,7 @@ def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, we
     assert (setting.backend, setting.batch_size, setting.batch_images, setting.workers) == ("torchvision", 8, 3, 2)
     assert (setting.device, setting.amp_dtype, setting.torchcompile) == ("cpu", "float32", False)
     assert (setting.channels_last, setting.seed) == (True, 7)
-    assert setting == make_job(
-        "--crop-pct", "0.8", "--seed", "7", "--limit", "5", "-j", "2", "--channels-last"
-    ).setting(3)
+    assert setting == make_job(*argv).setting()
 
 
 # --------------------------------------------------------------------------------------------------- how it is loaded
@@ -246,7 +245,7 @@ def test_a_backend_with_wrong_pixels_is_not_measured(
     with pytest.raises(reference.WrongPixels, match=says):
         for record in job.run(tmp_path):
             found.append(record)
-    assert all(isinstance(record, Absent) for record in found)
+    assert all(isinstance(record, (Absent, Ledger)) for record in found)
 
 
 def test_the_frames_error_is_recorded_beside_the_rate(make_job: Callable[..., Job], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bench import records
-from bench.records import Absent, Accuracy, Incomparable, Record, Setting, Throughput
+from bench.records import Absent, Accuracy, Incomparable, Ledger, Record, Setting, Throughput
 
 SETTING = Setting(
     model="resnet18.tv_in1k", family="resnet", variant="18", weights="pretrained", weight_hash="aa", param_count=11,
@@ -32,7 +32,8 @@ THROUGHPUT = Throughput(
     SETTING, "end_to_end", 5, 8, [30, 40, 20], [0.5, 0.5, 0.5], [10.0, 12.0], 10**9, None, 0.0625
 )  # fmt: skip
 ABSENT = Absent(SETTING, "accuracy at level feature", 'it has no „pooled\u2028feature“, says "SqueezeNet",\nand so on')
-EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THROUGHPUT, ABSENT)}
+LEDGER = Ledger(SETTING, 7, 4, 1, 2, [["a/1.jpg", "decode", "truncated"], ["a/2.jpg", "decode", "zero bytes"]])
+EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THROUGHPUT, ABSENT, LEDGER)}
 
 
 def rates(stage: str, crops: int | None, *per_second: float, setting: Setting = SETTING) -> Throughput:
@@ -212,7 +213,8 @@ def test_other_schemas_and_kinds_are_refused_by_name(kind: str, changes: dict[st
         records.from_line(changed_line(kind, **changes))
 
 
-OPTIONAL = {"mean_views", "labels", "adapt", "folded"}  # came later than the first records
+# Came later than the first records.
+OPTIONAL = {"mean_views", "labels", "adapt", "folded", "processes", "fitting_batch_size", "rank_rates"}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

@@ -199,6 +199,8 @@ def test_rounds_alternate_the_cells_and_only_the_first_warms_up_twice_as_long(
     measure(bench_of(network), rounds=3, seconds=7.0, warmup_items=5, progress=told.append)
     assert told == CELLS * 3
     warm_up = [5 * (2 if round_number == 0 else 1) for round_number in range(3) for _ in CELLS]
+    waited = [segment.pop("ready") for segment in seen_segments]
+    assert len(waited) == len(warm_up)
     assert seen_segments == [{"seconds": 7.0, "warmup_items": n, "device": "cpu"} for n in warm_up]
 
 
