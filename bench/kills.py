@@ -200,7 +200,7 @@ def contents(out: Path) -> dict[str, Any]:
             stored |= {f"{path.name}/{name}": values for name, values in file.items()}
     for record in records.read_run(out).records:
         line = asdict(record)
-        key = f"{record.kind} {record.setting.model}"
+        key = f"{record.kind} {record.setting.model} {record.setting.S}/{record.setting.K}"
         if isinstance(record, records.Throughput):
             key, line = f"{key} {record.stage} {record.crops}", {"rounds": len(record.counts)}
         stored.setdefault(key, []).append(line)

@@ -6,6 +6,7 @@ chunk fitted) is measured once, written down, and from then on the same for ever
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import math
@@ -147,8 +148,6 @@ class DataLost(OSError):
 
 def is_fatal(error: BaseException) -> bool:
     """Whether the next network would meet the same: a full disk, lost data, a lost process."""
-    import errno
-
     from bench.processes import PeerLost
 
     storage = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
@@ -167,7 +166,7 @@ def reason(error: BaseException) -> str:
 
 def read_resumable(folder: Path) -> Run:
     """The run that ``--resume`` names. Raises UserError when it is none, or one of an earlier version."""
-    from bench.records import PART, read_run
+    from bench.records import read_run
 
     if not folder.is_dir():
         raise UserError(f"--resume {folder}: there is no such folder; give the folder of a run, such as runs/nfnet-...")
@@ -177,9 +176,15 @@ def read_resumable(folder: Path) -> Run:
         raise UserError(f"--resume {folder}: {error}") from error
     if not all("setting" in model for model in run.info.get("models", [])) or "directory" not in run.info:
         raise UserError(f"--resume {folder}: an earlier version wrote it, which kept no plan; start the run anew")
-    for left in [*folder.glob(f"*{PART}"), *folder.glob(f"shards/*/*{PART}")]:
-        left.unlink()  # of a process that was killed while it wrote
     return run
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote."""
+    from bench.records import PART
+
+    for left in [*folder.glob(f"*{PART}"), *folder.glob(f"shards/*/*{PART}")]:
+        left.unlink()
 
 
 def require_same_flags(given: dict[str, Any], stored: dict[str, Any]) -> None:
@@ -255,15 +260,27 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
         raise
 
 
-def lock(folder: Path) -> None:
-    """Make the folder this process's, until it ends however it ends. Raises UserError when it is another's."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder is this process's alone, until the block ends or the process does, however it ends.
+
+    Raises UserError when it is another's. No lock where there are none: Windows, some network file systems.
+    """
     try:
         import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)  # never closed: the lock goes with the process
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"another process is writing to {folder}: wait for it, or stop it first") from error
-    except (ImportError, OSError):  # Windows, and file systems without locks
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
         return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is writing to {folder}: wait for it, or stop it first") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(handle)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from bench.records import (
     DECODE,
     LABELS,
@@ -49,6 +51,8 @@ def _section(model: str, records: list[Record]) -> str:
     throughputs = [r for r in records if isinstance(r, Throughput)]
     if throughputs:
         lines += ["", *_throughput_table(throughputs)]
+    fitting = {r.fitting_batch_size for r in records if isinstance(r, (Accuracy, Throughput))} - {None}
+    lines += [f"memory gave out at chunks of {setting.batch_size}: the forwards were of {n} crops" for n in fitting]
     lines += [f"not measured: {r.what}: {r.reason}" for r in records if isinstance(r, Absent)]
     return "\n".join(lines)
 
@@ -112,12 +116,23 @@ def _throughput_table(throughputs: list[Throughput]) -> list[str]:
     lines = [f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median"]
     lines += aligned(rows)
     lines += _stages(throughputs)
+    lines += _by_process([row["record"] for row in found])
     shaky = [str(row["crops"]) for row in found if row["spread"] > 0.2]
     if shaky:
         lines.append(
             f"the rounds differ by more than 20 % at {', '.join(shaky)} crops: close other programs, or use "
             "--rounds 15 --round-seconds 3"
         )
+    return lines
+
+
+def _by_process(end_to_end: list[Throughput]) -> list[str]:
+    """A line for each of several processes; the table's rates are those of all together."""
+    count = len(end_to_end[0].rank_rates[0]) if end_to_end and end_to_end[0].rank_rates else 0
+    lines = []
+    for rank in range(count):
+        rates = [f"{t.crops}: {np.median([each[rank] for each in t.rank_rates]):.1f}" for t in end_to_end]
+        lines.append(f"of that, process {rank}, images/s at each number of crops: {', '.join(rates)}")
     return lines
 
 

@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,18 +127,17 @@ def run(args: argparse.Namespace, began: list[Path]) -> int:
         raise UserError(f"--strict: {unreadable_text(scan.unreadable[['name', 'reason']].to_numpy().tolist())}")
     kept: list[Job] = []  # the only network need not be loaded twice
     plans, failed = everyone.share(lambda: planned(model_cases, scan, options, earlier, kept))
-    if everyone.first:
-        if not earlier:
-            ask_about(sum(one.expected_s for one in plans.values()), args, scan)
-        begin(out, args, policies, list(plans.values()), failed, scan, options, earlier)
-    began[:] = [out]
-    for case in model_cases:
-        if case.label in plans:
-            failed += run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
-    if not everyone.first:
-        everyone.leave()
-        return FAILED if failed else 0
-    status = finish(out, args, started, scan)
+    with ExitStack() as while_writing:
+        with everyone.agreed():
+            if everyone.first:
+                if not earlier:
+                    ask_about(sum(one.expected_s for one in plans.values()), args, scan)
+                begin(out, args, policies, list(plans.values()), failed, scan, options, earlier, while_writing)
+        began[:] = [out]
+        for case in model_cases:
+            if case.label in plans:
+                failed += run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
+        status = finish(out, args, started, scan) if everyone.first else FAILED if failed else 0
     everyone.leave()
     return status
 
@@ -197,6 +196,7 @@ def begin(
     scan: Scan,
     options: Options,
     earlier: Run | None,
+    while_writing: ExitStack,
 ) -> None:
     """run.json, and what is known to have failed. From here on the folder is this process's alone."""
     from bench import machine, records
@@ -221,12 +221,13 @@ def begin(
             "environment": environment,
         }
     info["models"] = [one.stored() for one in plans]
-    if earlier:
-        plan.lock(out)
-    plan.write_info(out, info)
     if not earlier:
-        plan.lock(out)
-    records.drop_failures(out)
+        plan.write_info(out, info)
+    while_writing.enter_context(plan.locked(out))
+    if earlier:
+        plan.sweep(out)
+        plan.write_info(out, info)
+        records.drop_failures(out)
     if failed:
         records.extend(out, failed)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.classifier import load
-from models.predict import Network, Predicted, predict
+from models.predict import Network, OutOfMemory, Predicted, predict
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views, parse_policy, union
 
@@ -353,3 +353,82 @@ def test_crops_of_two_sizes_are_what_each_size_alone_gives() -> None:
             alone.buffer_of(K)[place % 4] = crop
             expected = alone.forward(K)[1][place % 4]
             assert torch.equal(got[place // len(columns), columns[place % len(columns)]], expected)
+
+
+# ------------------------------------------------------------------------------------------------ when memory gives out
+
+
+def crowded(network: Network, room: int, error: Exception) -> list[int]:
+    """Let forwards of more than ``room`` crops raise; returns the list of the sizes of those that do not."""
+    went_through: list[int] = []
+    real = network._forward
+
+    def forward(crops: Tensor) -> tuple[Tensor | None, Tensor]:
+        if len(crops) > room:
+            raise error
+        went_through.append(len(crops))
+        return real(crops)
+
+    network._forward = forward  # type: ignore[method-assign]
+    return went_through
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "squeezenet"])
+@pytest.mark.parametrize("room", range(1, CHUNK + 1))
+def test_the_chunk_is_halved_until_it_fits_and_the_outputs_stay(room: int, model: str) -> None:
+    if model == "squeezenet":
+        model = "torchvision:squeezenet1_0"  # no features
+    expected = gathered(network_of(model), [batch_of(list(range(IMAGES)))])
+    network = network_of(model)
+    sizes = crowded(network, room, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    got = gathered(network, [batch_of([0, 1, 2]), batch_of([3]), batch_of([4, 5, 6])])
+    halved = CHUNK
+    while halved > room:
+        halved = -(-halved // 2)
+    assert set(sizes) == {halved} == {network.rows}
+    for mine, theirs in zip(got, expected, strict=True):
+        if theirs is None:
+            assert mine is None
+        else:
+            assert mine is not None and (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    if got[0] is not None:
+        head = network.head(got[0].flatten(0, 1)).unflatten(0, got[0].shape[:2])
+        assert (head - expected[1]).abs().max() < 1e-4 * expected[1].abs().max()
+
+
+def test_the_shape_that_fits_gives_the_same_bits_as_a_run_of_that_shape(resnet: Network) -> None:
+    expected = gathered(network_of("test_resnet", chunk=-(-CHUNK // 2)), [batch_of(list(range(IMAGES)))])
+    network = network_of("test_resnet")
+    crowded(network, CHUNK - 1, MemoryError())
+    assert equal(gathered(network, [batch_of(list(range(IMAGES)))]), expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory of the author"), False),
+    ],
+)
+def test_only_a_lack_of_memory_halves_the_chunk(error: Exception, is_memory: bool) -> None:
+    network = network_of("test_resnet")
+    crowded(network, CHUNK - 1, error)
+    if is_memory:
+        network.forward()
+        assert network.rows == -(-CHUNK // 2)
+    else:
+        with pytest.raises(type(error), match=str(error)):
+            network.forward()
+        assert network.rows == CHUNK
+
+
+def test_without_room_for_one_crop_the_error_names_the_network_and_the_remedy() -> None:
+    network = network_of("test_resnet")
+    crowded(network, 0, MemoryError())
+    with pytest.raises(OutOfMemory, match=f"test_resnet.*single crop of {K} pixels.*--img-size"):
+        network.forward()

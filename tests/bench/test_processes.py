@@ -1,0 +1,143 @@
+"""Several processes under torchrun: the predictions of one; one that dies; one that fails. Gloo, on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import kills, processes, records
+from bench.processes import ALONE, Processes
+from bench.records import Throughput
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--rounds", "2", "--round-seconds", "0.05", "--num-warm-iter", "1", "--batch-images", "4", "-b", "8", "-j", "1"]
+ARGV = [*FAST, "--crops", "1,3", "--no-figures", "--data-backend", "torchvision"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def launch(tmp_path: Path, demo_root: Path, weights_file: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``launch(3, "--out", ...)``: the command in so many processes; ``before`` is code that each runs first."""
+
+    def call(count: int, *argv: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "run.py"
+        script.write_text(
+            f"import os, signal, sys\nsys.path[0] = {str(ROOT)!r}\n{textwrap.dedent(before)}\n"
+            "from bench import run\nif __name__ == '__main__':\n    sys.exit(run.main())\n"
+        )
+        model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
+        given = argv if "--resume" in argv else [*model, "--data", str(demo_root), *ARGV, *argv]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        return subprocess.run(
+            [sys.executable, *torchrun, str(script), *given],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+            capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+
+    return call
+
+
+def scores(out: Path) -> dict[str, Any]:
+    """Predictions and accuracy lines."""
+    return {k: v for k, v in kills.contents(out).items() if not k.startswith("throughput")}
+
+
+def test_two_and_three_processes_give_the_predictions_of_one(launch: Callable[..., Any], tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        done = launch(count, "--no-throughput", "--out", str(tmp_path / str(count)))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written:") == 1  # one of them speaks
+    one, two, three = (scores(tmp_path / str(count)) for count in (1, 2, 3))
+    assert kills.differences(one, two) == kills.differences(one, three) == []
+
+
+def test_throughput_is_that_of_all_and_of_each(launch: Callable[..., Any], tmp_path: Path) -> None:
+    done = launch(2, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    run = records.read_run(tmp_path / "out")
+    assert {r.setting.processes for r in run.records} == {2}
+    assert run.throughputs
+    for t in run.throughputs:
+        assert [len(rates) for rates in t.rank_rates] == [2, 2]  # rounds of processes
+        for rate, each in zip(t.rates, t.rank_rates, strict=True):
+            assert 0 < rate <= sum(each) * (1 + 1e-9)  # the slowest ends it
+    assert "process 0" in done.stdout and "process 1" in done.stdout
+
+
+def test_when_one_dies_the_others_stop_with_a_message_and_resume_completes(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Process 2 of 3 is killed when it would write its shard; each has one of the three."""
+    assert launch(1, "--no-throughput", "--out", str(tmp_path / "whole")).returncode == 0
+    dies = """
+        from bench import accuracy
+        if os.environ["RANK"] == "2":
+            accuracy.Predictions.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    """
+    out = tmp_path / "out"
+    done = launch(3, "--no-throughput", "--out", str(out), before=dies)
+    assert done.returncode != 0
+    assert "--resume" in done.stderr and ("stopped by SIGTERM" in done.stderr or "another process" in done.stderr)
+    assert records.read_run(out).records == []
+    done = launch(3, "--resume", str(out), "--no-figures")
+    assert done.returncode == 0, done.stderr
+    assert kills.differences(scores(tmp_path / "whole"), scores(out)) == []
+
+
+def test_an_error_in_one_process_is_recorded_once_and_all_end(launch: Callable[..., Any], tmp_path: Path) -> None:
+    fails = """
+        from bench import accuracy
+        real = accuracy.scored
+        def scored(*arguments):
+            yield from real(*arguments)
+            raise RuntimeError("CUDA error: process one only")
+        if os.environ["RANK"] == "1":
+            accuracy.scored = scored
+    """
+    done = launch(2, "--out", str(tmp_path / "out"), before=fails)
+    run = records.read_run(tmp_path / "out")
+    assert [one.stage for one in run.failed] == ["accuracy"], done.stderr
+    assert "process one only" in run.failed[0].reason and run.records == []
+    assert done.returncode != 0 and "FAILED" in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------- without torchrun
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    assert processes.join() is ALONE
+    assert ALONE.gather(3) == [3] and ALONE.share(lambda: 4) == 4
+    with pytest.raises(ValueError, match="mine"), ALONE.agreed():
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_every_shard_is_somebodys_and_nobody_shares_one(world: int) -> None:
+    shares = [Processes(rank, world).mine(list(range(20))) for rank in range(world)]
+    assert sorted(number for share in shares for number in share) == list(range(20))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_rate_of_several_is_never_flattered() -> None:
+    """100 images in 1 s beside 100 in 2 s: 100 a second, not 150."""
+    t = Throughput.__new__(Throughput)
+    for name, value in {"counts": [200], "durations_s": [2.0], "rank_rates": [[100.0, 50.0]]}.items():
+        object.__setattr__(t, name, value)
+    assert t.rates == [100.0]
+    assert replace(ALONE, rank=1).first is False
+
+
+def test_a_world_that_cannot_be_met_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2.*torchrun"):
+        processes.join()
