@@ -17,6 +17,7 @@ from pipelines.crops import parse_policy, resized_sizes
 from pipelines.dataset import DatasetError, Scan, scan
 from pipelines.decode import decode
 from pipelines.inputspec import InputSpec
+from pipelines.spans import Span
 
 # Terms of a policy -> the curve it is a point of. ARC: as many random crops as the image's shape asks for.
 CURVES = {("CC",): "CC", ("RC",): "RC", ("CC", "RC"): "CC+RC", ("ARC",): "ARC"}
@@ -374,11 +375,11 @@ def spec_of(setting: Setting) -> InputSpec:
     return InputSpec(setting.S, setting.K, setting.interpolation, setting.crop_mode)
 
 
-def resized_picture(path: Path, setting: Setting) -> np.ndarray:
+def resized_picture(image: Path | Span, setting: Setting) -> np.ndarray:
     """The image as the crops were cut from it, uint8 [H, W, 3], by PIL: for looking at, not for measuring."""
     from PIL import Image
 
-    stored = decode(path)
+    stored = decode(image)
     height, width = resized_sizes(np.array([stored.shape[:2]]), spec_of(setting))[0].tolist()
     return np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.BICUBIC))
 

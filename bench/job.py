@@ -72,6 +72,7 @@ class Options:
     fold: bool = False
     prefetch: int = DEFAULT_PREFETCH
     processes: Processes = ALONE
+    mmap: bool = True
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -104,7 +105,8 @@ class Job:
         self.batch_size = plan.batch_size if plan else self._batch_size()
         self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
         self.failed: list[Failure] = []
-        self.root_identity = identity(self.data.root)
+        self.home = self.data.root if self.data.root.is_dir() else self.data.root.parent  # of tars
+        self.home_identity = identity(self.home)
         self.adapted = options.adapt is not None and self._adapt(options.adapt)
 
     def _adapt(self, name: str) -> bool:
@@ -210,6 +212,7 @@ class Job:
             prefetch=options.prefetch,
             device_id=torch.device(options.device).index or 0,
             hw_decoder_load=options.hw_load,
+            mmap=options.mmap,
         )
 
     def make_backend(self, name: str, planner: Planner, config: LoadConfig) -> Backend:
@@ -414,7 +417,7 @@ class Job:
         """Pass the batches on. Raises DataLost instead of a batch with failures once the data set's folder is gone, or
         another one stands in its place: a file system that went away would make every image unreadable."""
         for batch in batches:
-            if batch.failed and identity(self.data.root) != self.root_identity:
+            if batch.failed and identity(self.home) != self.home_identity:
                 raise DataLost(
                     f"the data set {self.data.root} is no longer there (a lost mount?); images are unreadable since "
                     f"{self.data.names([batch.failed[0].row])[0]}"  # type: ignore[arg-type]
@@ -462,8 +465,8 @@ class Job:
 
     def checked_rows(self, rows: np.ndarray) -> np.ndarray:
         """A few of the rows, of images that PIL reads where there are such: an unreadable one would show nothing."""
-        paths = self.data.paths(rows[:MOST_TIMED])
-        readable = (row for row, path in zip(rows.tolist(), paths, strict=False) if complaint(path) == READS)
+        spans = self.data.spans(rows[:MOST_TIMED])
+        readable = (row for row, span in zip(rows.tolist(), spans, strict=False) if complaint(span) == READS)
         return np.array(list(islice(readable, CHECKED_IMAGES)) or rows[:CHECKED_IMAGES].tolist(), dtype=np.int64)
 
     def _look_for_unreadable(self, rows: np.ndarray) -> None:

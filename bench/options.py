@@ -139,7 +139,12 @@ def _models(group: Any) -> None:
 
 def _data(group: Any) -> None:
     group.add_argument(
-        "--data", "--data-dir", type=Path, metavar="DIR", help="a folder of images (default: the demo set)"
+        "--data",
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="a folder of images, or tar shards, which are not unpacked: val.tar, 'shards-{000..099}.tar', 'val/*.tar' "
+        "(default: the demo set)",
     )
     group.add_argument("--labels-file", type=Path, metavar="FILE", help="labels of a flat folder: devkit, text or CSV")
     group.add_argument("--synsets-file", type=Path, metavar="FILE", help="the devkit's wnids in the devkit's order")
@@ -167,6 +172,11 @@ def _data(group: Any) -> None:
     )
     group.add_argument(
         "--batch-images", type=_positive, metavar="N", help="images per pipeline batch (default: by memory)"
+    )
+    group.add_argument(
+        "--no-mmap",
+        action="store_true",
+        help="read image files plainly, for network file systems (DALI maps them into memory; tar shards never are)",
     )
     group.add_argument(
         "--hw-load", type=_share, metavar="X", help="share of a batch for the GPU's JPEG engine (default: 0.65)"

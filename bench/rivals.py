@@ -117,6 +117,8 @@ def make_job(args: argparse.Namespace) -> Job:
 
     workers = args.workers or usable_cores()
     scan = dataset.scan(args.data if args.data is not None else demo.ensure("val"), workers=workers)
+    if "tar" in scan.table:
+        raise UserError(f"--data {args.data}: the other loaders read files, so unpack these tars and give their folder")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch finds no NVIDIA GPU with a working driver; use --device cpu")

@@ -217,7 +217,7 @@ def begin(
             "policies": [policy.name for policy in policies],
             "data": str(scan.root),
             "images_unreadable_at_scan": len(scan.unreadable),
-            "load": {name: getattr(options, name) for name in ("backend", "workers", "prefetch", "hw_load")},
+            "load": {name: getattr(options, name) for name in ("backend", "workers", "prefetch", "hw_load", "mmap")},
             "environment": environment,
         }
     info["models"] = [one.stored() for one in plans]

@@ -109,6 +109,7 @@ def make_options(
         train_size=args.train_size,
         fold=args.fold,
         processes=processes,
+        mmap=not args.no_mmap,
     )
 
 

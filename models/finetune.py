@@ -45,6 +45,7 @@ from models.classifier import Classifier
 from pipelines.batch import Backend, Failure, Source
 from pipelines.crops import GroupPlan, Plan, Planner, Sizes, centre_offset, parse_policy, uniforms, union
 from pipelines.inputspec import InputSpec
+from pipelines.spans import Span
 
 TUNES = ("classifier", "classifier+bn")
 
@@ -250,8 +251,8 @@ class EpochSource:
         own = self.source.names(rows % self.images)
         return [f"{name} in epoch {e}" for name, e in zip(own, (rows // self.images).tolist(), strict=True)]
 
-    def paths(self, rows: np.ndarray) -> list[str]:
-        return self.source.paths(rows % self.images)
+    def spans(self, rows: np.ndarray) -> list[Span]:
+        return self.source.spans(rows % self.images)
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return self.source.sizes(rows % self.images)

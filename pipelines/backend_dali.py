@@ -16,6 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,14 +29,18 @@ from nvidia.dali import types as dali_types
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
 from pipelines.crops import GroupPlan, Plan, Planner
 from pipelines.decode import changed, complaint
+from pipelines.spans import Span
 
 T = TypeVar("T")
 types: Any = dali_types  # its constants are made at run time; type checkers do not see them
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-HEAD = ([types.UINT8], [1])  # the path's bytes
+HEAD = ([types.UINT8], [1])  # the path's bytes, or the image's
+REFUSED = np.zeros(1, np.uint8)  # fed for an image that could not be read: no decoder takes it
 SIZES = ([types.FLOAT], [1])  # [H, W] to resize to
 RESIZES = ("resize", "frames", "crops")  # the graphs that need the sizes
 PASTE = ([types.INT32] * 5, [1, 2, 2, 2, 1])  # in_ids, in_anchors, out_anchors, shapes, output_size
+
+_Order = tuple[Plan, list[np.ndarray]]  # a batch's plan, and for each image HEAD
 
 
 class _Dali:
@@ -47,7 +52,8 @@ class _Dali:
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
         self.source, self.planner, self.config = source, planner, config
         self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
-        self._pipes: dict[tuple[str, bool], _Fed] = {}
+        self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
+        self._readers = self._new_readers()
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
@@ -61,7 +67,7 @@ class _Dali:
         """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
         for plan, outputs in self._stream("frames", rows):
             if isinstance(outputs, Exception):
-                for single, alone in self._pipe("frames", alone=True).run(self._plan(r) for r in split(plan.rows, 1)):
+                for single, alone in self._alone("frames", plan.rows):
                     if not isinstance(alone, Exception):
                         yield from self._frames(single, alone, group)
             else:
@@ -79,23 +85,39 @@ class _Dali:
             yield 0 if isinstance(outputs, Exception) else len(plan.rows)
 
     def close(self) -> None:
-        """Free DALI's threads and memory."""
+        """Free DALI's threads and memory, and the readers."""
         self._pipes.clear()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._readers = self._new_readers()
+
+    def _new_readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.config.workers, "reader")  # without a thread until there is something to read
 
     def _stream(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
-        """(plan, outputs or the exception) for each batch. Whole batches are planned ahead on a helper thread."""
+        """(plan, outputs or the exception) for each batch. Whole batches are planned, and read where DALI cannot read
+        them, ahead on a helper thread."""
         pieces = split(rows, self.config.batch_images)
-        with Ahead(map(self._plan, pieces), depth=self.config.prefetch + 1) as plans:
-            yield from self._pipe(what).run(plans)
+        with Ahead(map(self._order, pieces), depth=self.config.prefetch + 1) as orders:
+            yield from self._pipe(what, rows).run(orders)
 
-    def _plan(self, rows: np.ndarray) -> Plan:
-        return self.planner.plan(rows, self.source.names(rows), self.source.sizes(rows))
+    def _alone(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
+        return self._pipe(what, rows, alone=True).run(map(self._order, split(rows, 1)))
 
-    def _pipe(self, what: str, *, alone: bool = False) -> _Fed:
-        key = (what, alone)
+    def _order(self, rows: np.ndarray) -> _Order:
+        plan = self.planner.plan(rows, self.source.names(rows), self.source.sizes(rows))
+        spans = self.source.spans(rows)
+        # A task for each image would cost more than to read it from memory; a network makes all of them wait.
+        size = len(spans) if spans[0].is_file else -(-len(spans) // self.config.workers)
+        pieces = [spans[i : i + size] for i in range(0, len(spans), size)]
+        each = map if len(pieces) == 1 else self._readers.map
+        return plan, [head for heads in each(_heads, pieces) for head in heads]
+
+    def _pipe(self, what: str, rows: np.ndarray, *, alone: bool = False) -> _Fed:
+        by_path = all(span.is_file for span in self.source.spans(rows[:1]))
+        key = (what, by_path, alone)
         if key not in self._pipes:
             config = replace(self.config, batch_images=1) if alone else self.config
-            self._pipes[key] = _Fed(what, self.source, self.planner, config, self.mixed)
+            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.mixed)
         return self._pipes[key]
 
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
@@ -120,10 +142,10 @@ class _Dali:
         """
         done: list[CropBatch] = []
         failed: list[Failure] = []
-        for single, outputs in self._pipe("crops", alone=True).run(self._plan(rows) for rows in split(plan.rows, 1)):
+        for single, outputs in self._alone("crops", plan.rows):
             if isinstance(outputs, Exception):
-                path = self.source.paths(single.rows)[0]
-                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {complaint(path)}"))
+                span = self.source.spans(single.rows)[0]
+                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {complaint(span)}"))
             else:
                 batch = self._batch(single, outputs)
                 done.append(batch)
@@ -173,9 +195,9 @@ class DaliGpu(_Dali):
 class _Fed:
     """One built graph and what is in flight in it."""
 
-    def __init__(self, what: str, source: Source, planner: Planner, config: LoadConfig, mixed: bool) -> None:
-        self.source, self.what = source, what
-        self.plans: Iterator[Plan] = iter(())
+    def __init__(self, what: str, by_path: bool, planner: Planner, config: LoadConfig, mixed: bool) -> None:
+        self.what, self.by_path = what, by_path
+        self.orders: Iterator[_Order] = iter(())
         self.in_flight: deque[Plan] = deque()
         self.running = False  # a pass was begun and its end not reached
         self.mirrored = planner.views.mirrored
@@ -196,8 +218,11 @@ class _Fed:
         parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[PASTE] * groups * (self.what == "crops")]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
-        path, *planned = fn.external_source(self._feed, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims)
-        encoded = fn.io.file.read(path)  # type: ignore[attr-defined]
+        encoded, *planned = fn.external_source(
+            self._feed, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims
+        )
+        if self.by_path:
+            encoded = fn.io.file.read(encoded, dont_use_mmap=not config.mmap)  # type: ignore[attr-defined]
         if self.what == "read":
             return [encoded]
         decoder: dict[str, Any] = {"device": "cpu"}
@@ -228,21 +253,18 @@ class _Fed:
 
     def _feed(self) -> tuple[Any, ...]:
         """Called by DALI for each batch; StopIteration ends the epoch."""
-        plan = next(self.plans)
+        plan, heads = next(self.orders)
         self.in_flight.append(plan)
-        paths = [
-            np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8) for path in self.source.paths(plan.rows)
-        ]
         # In C order: DALI refuses arrays whose rows are not dense.
         sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
-        windows = [paste_arguments(group, len(paths)) for group in plan.groups if self.what == "crops"]
-        return (paths, *sizes, *(x for arguments in windows for x in arguments))
+        windows = [paste_arguments(group, len(heads)) for group in plan.groups if self.what == "crops"]
+        return (heads, *sizes, *(x for arguments in windows for x in arguments))
 
-    def run(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Any]]:
+    def run(self, orders: Iterable[_Order]) -> Iterator[tuple[Plan, Any]]:
         """(plan, outputs, or the RuntimeError with which DALI refused the batch). Later batches come all the same."""
         if self.running:
             self._drain()
-        self.running, self.plans = True, iter(plans)
+        self.running, self.orders = True, iter(orders)
         outputs: Any
         while True:
             try:
@@ -258,7 +280,7 @@ class _Fed:
         self.running = False
 
     def _drain(self) -> None:
-        self.plans = iter(())
+        self.orders = iter(())
         while True:
             try:
                 self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
@@ -268,6 +290,20 @@ class _Fed:
                 continue
         self.in_flight.clear()
         self.pipe.reset()
+
+
+def _heads(spans: list[Span]) -> list[np.ndarray]:
+    return [_head(span) for span in spans]
+
+
+def _head(span: Span) -> np.ndarray:
+    """What the graph is fed for an image, uint8: a file's path, which DALI reads, or the bytes of a span."""
+    if span.is_file:
+        return np.frombuffer(span.path.encode("utf-8", "surrogateescape"), np.uint8)
+    try:
+        return np.frombuffer(span.read() or bytes(REFUSED), np.uint8)
+    except OSError:  # the reason is asked for when DALI has refused the image
+        return REFUSED
 
 
 def paste_arguments(group: GroupPlan, images: int) -> tuple[np.ndarray, ...]:

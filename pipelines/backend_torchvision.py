@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from torchvision.transforms.v2.functional import resize
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
 from pipelines.crops import Plan, Planner, cut
 from pipelines.decode import changed, complaint, decode
+from pipelines.spans import Span
 
 
 class Torchvision:
@@ -88,6 +90,7 @@ class Torchvision:
                 prefetch_factor=self.config.prefetch if workers else None,
                 persistent_workers=workers > 0,
                 multiprocessing_context=_context() if workers else None,
+                worker_init_fn=_end_with_parent,
             )
         yield from self._loader
 
@@ -116,6 +119,21 @@ class _Loaded:
         return [Failure(int(plan.rows[i]), reason) for i, reason in self.failed]
 
 
+def _end_with_parent(worker: int) -> None:
+    """End this worker process when the one that it loads for is killed.
+
+    torch's own watchdog looks at the process's parent, which here is the fork server; and that one waits for its
+    children: both stayed for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end with parent").start()
+
+
 def _context() -> Any:
     """Worker processes from a server that has imported this module once and runs no threads."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -139,8 +157,8 @@ class _Upcoming(Sampler):
     def __iter__(self) -> Iterator[_Order]:
         for rows in self.pieces:
             source = self.source
-            names, paths, sizes = source.names(rows), source.paths(rows), source.sizes(rows)
-            yield _Order(rows, names, paths, sizes, self.ship_frames, self.until)
+            names, spans, sizes = source.names(rows), source.spans(rows), source.sizes(rows)
+            yield _Order(rows, names, spans, sizes, self.ship_frames, self.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +167,7 @@ class _Order:
 
     rows: np.ndarray
     names: list[str]
-    paths: list[str]
+    spans: list[Span]
     sizes: np.ndarray
     ship_frames: bool | None
     until: str  # "crops", or the stage at which to stop
@@ -166,14 +184,14 @@ class _Batches(Dataset):
         frames: list[dict[int, np.ndarray]] = [{} for _ in plan.groups]
         failed: list[tuple[int, str]] = []
         mode = InterpolationMode(self.planner.spec.interpolation)
-        for k, path in enumerate(order.paths):
+        for k, span in enumerate(order.spans):
             try:
-                data = Path(path).read_bytes()
+                data = span.read()
                 if order.until == "read":
                     continue
                 image = decode_rgb(data)
             except Exception as error:  # whatever a decoder raises, the image costs itself only
-                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {complaint(path)}"))
+                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {complaint(span)}"))
                 continue
             if reason := changed(plan.source_sizes[k], np.array(image.shape[1:])):
                 failed.append((k, reason))

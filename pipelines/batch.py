@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.crops import Planner
+    from pipelines.spans import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ class Source(Protocol):
     """What a backend needs of a data set. ``pipelines.dataset.Dataset`` is one."""
 
     def names(self, rows: np.ndarray) -> list[str]: ...
-    def paths(self, rows: np.ndarray) -> list[str]: ...
+    def spans(self, rows: np.ndarray) -> list[Span]:
+        """Where each image's bytes lie; either all are files or none is."""
+        ...
+
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """Stored height and width, int64 [b, 2]."""
         ...
@@ -69,6 +73,7 @@ class LoadConfig:
     hw_decoder_load: float = (
         DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
     )
+    mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it

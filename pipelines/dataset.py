@@ -1,4 +1,5 @@
-"""What images a folder holds: their sizes, and which files are unreadable and why. ``pipelines.labels`` adds labels.
+"""What images a folder holds: their sizes, and which files are unreadable and why. ``pipelines.labels`` adds labels,
+``pipelines.tars`` finds the images of tar shards.
 
     found = scan(Path("imagenet/val"), workers=8)      # 50,000 headers: seconds the first time, then below one
     data = label(found, num_classes=1000)               # pipelines.labels
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import stat
 import threading
@@ -34,10 +36,13 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from pipelines.spans import Span
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})  # timm's IMG_EXTENSIONS, compared in lower case as there
 DEMO_TABLE = "demo.csv"
 DEMO_COLUMNS = ("name", "label", "class", "width", "height")  # how the table of pipelines.demo begins
 CHUNK_FILES = 512
+START_BYTES = 16  # of a file that is no image, for the message
 BATCH_ROWS = 8192  # also what an interrupted scan may lose
 CACHE_VERSION = "1"
 
@@ -66,10 +71,12 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """The images of a folder, before anything is known of their classes."""
+    """The images of a folder or of tar shards, before anything is known of their classes."""
 
-    root: Path  # absolute
-    table: pd.DataFrame  # a row an image: name, width, height, bytes, format, mode, and demo.csv's own columns
+    root: Path  # absolute; of tar shards the pattern that names them
+    # A row an image: name, width, height, bytes, format, mode, and demo.csv's own columns; of an image in a tar also
+    # tar (its path, a category), tar_offset and, where the tars hold labels, tar_label (-1 = none).
+    table: pd.DataFrame
     unreadable: pd.DataFrame  # UNREADABLE_COLUMNS
     folders: tuple[str, ...]  # directly below the root, sorted, those without images too: an empty class is a class
     other_files: dict[str, int] = field(default_factory=dict)  # suffix -> how many files were not taken for images
@@ -93,9 +100,15 @@ class Dataset:
     def names(self, rows: np.ndarray) -> list[str]:
         return self.table["name"].iloc[rows].tolist()
 
+    def spans(self, rows: np.ndarray) -> list[Span]:
+        """Where each image's bytes lie."""
+        return spans_of(self.root, self.table, rows)
+
     def paths(self, rows: np.ndarray) -> list[str]:
-        """Absolute paths; derived, because a million of them would be held for nothing."""
-        return [str(self.root / name) for name in self.names(rows)]
+        """Absolute paths, for people: a tar member's is ``shard.tar/name``. Derived, because a million of them would be
+        held for nothing."""
+        names, spans = self.names(rows), self.spans(rows)
+        return [span.path if span.is_file else f"{span.path}/{name}" for name, span in zip(names, spans, strict=True)]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """Stored height and width, int64 [b, 2]."""
@@ -116,12 +129,20 @@ class Dataset:
         return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
 
 
+def spans_of(root: Path, table: pd.DataFrame, rows: np.ndarray) -> list[Span]:
+    """Where the bytes of these rows of a scan's or data set's table lie."""
+    if "tar" not in table:
+        return [Span(str(root / name)) for name in table["name"].iloc[rows]]
+    paths, offsets, lengths = (table[column].iloc[rows].tolist() for column in ("tar", "tar_offset", "bytes"))
+    return list(map(Span, paths, offsets, lengths))
+
+
 def _name_hash(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"subset/{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
 def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress: bool = True) -> Scan:
-    """Find the images below ``root`` and read their headers.
+    """Find the images below ``root`` and read their headers. ``root`` may name tar shards: see ``pipelines.tars``.
 
     ``workers`` threads read headers. ``cache`` is the cache folder (default: ``cache_folder()``); ``progress`` shows
     bars on stderr. Links to files and folders are followed, links that lead back up are not. What cannot be read is in
@@ -130,28 +151,37 @@ def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress:
     Raises DatasetError when ``root`` is no folder, holds no image or none that can be read, or when its ``demo.csv``
     does not fit the files.
     """
-    folder = _checked_folder(root)
+    from pipelines import tars  # here, because it imports this module
+
     if workers < 1:
         raise DatasetError(f"workers={workers}: reading headers takes at least one")
+    if tars.is_pattern(root):
+        return tars.scan(root, workers=workers, cache=cache, progress=progress)
+    folder = _checked_folder(root)
     folders: list[str] = []
     other_files: Counter[str] = Counter()
     found = _find(folder, folders, other_files, progress)
     if found.num_rows == 0:
-        raise DatasetError(_no_images(folder, other_files))
-    cache_file = _cache_file(cache or cache_folder(), folder)
-    good, failed = _headers(folder, found, cache_file, workers, progress)
-    unreadable = _unreadable(folder, failed)
+        raise DatasetError(no_images(folder, other_files))
+    good, failed = _headers(folder, found, cache_file(cache or cache_folder(), folder), workers, progress)
+    names = failed["name"].to_pylist()
+    unreadable = unreadable_frame(names, [str(folder / name) for name in names], failed["problem"].to_pylist())
     if good.num_rows == 0:
-        first = unreadable.iloc[0]
-        raise DatasetError(
-            f"none of the {len(unreadable)} image files in {folder} can be read; {first['name']}, for one: "
-            f"{first['reason']}. Check that the set was copied or unpacked whole"
-        )
-    table = _frame(good.drop_columns(["mtime_ns"]))
-    demo = _read_demo_table(folder)
+        raise none_readable(folder, unreadable)
+    table = frame(good.drop_columns(["mtime_ns"]))
+    demo = _demo_table_in(folder)
     if demo is not None:
-        table = _with_demo_columns(table, demo, folder)
+        table = with_demo_columns(table, demo, folder)
     return Scan(folder, table, unreadable, tuple(sorted(folders)), dict(sorted(other_files.items())), demo is not None)
+
+
+def none_readable(root: Path, unreadable: pd.DataFrame) -> DatasetError:
+    """The error of a set without a single good image."""
+    first = unreadable.iloc[0]
+    return DatasetError(
+        f"none of the {len(unreadable)} image files in {root} can be read; {first['name']}, for one: "
+        f"{first['reason']}. Check that the set was copied or unpacked whole"
+    )
 
 
 def cache_folder() -> Path:
@@ -171,12 +201,14 @@ def _checked_folder(root: Path | str) -> Path:
     return folder.resolve()
 
 
-def _no_images(folder: Path, other_files: Counter[str]) -> str:
+def no_images(root: Path, other_files: Counter[str]) -> str:
+    """The message of a set without any image file."""
     listing = ", ".join(f"{count} {suffix or '(no suffix)'}" for suffix, count in sorted(other_files.items())[:5])
     there = f"only other files ({listing})" if listing else "no files"
+    tars = f", or '{root}/*.tar' for the tars in it" if other_files[".tar"] else ""
     return (
-        f"no images in {folder}: there are {there} in it and the folders below it, and images are taken by their "
-        f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as --data"
+        f"no images in {root}: there are {there} in it and the folders below it, and images are taken by their "
+        f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as --data{tars}"
     )
 
 
@@ -184,7 +216,7 @@ def _find(root: Path, folders: list[str], other_files: Counter[str], progress: b
     """Every image file, sorted by name, as FOUND. Fills ``folders`` and ``other_files``."""
     batches = []
     with tqdm(desc="finding images", unit=" files", disable=not progress, delay=1) as bar:
-        for batch in _record_batches(_walk(str(root), folders, other_files), FOUND):
+        for batch in record_batches(_walk(str(root), folders, other_files), FOUND):
             batches.append(batch)
             bar.update(batch.num_rows)
     table = pa.Table.from_batches(batches, FOUND)
@@ -200,24 +232,25 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
             with os.scandir(f"{root}/{prefix}") as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    suffix = _suffix(entry.name)
+                    suffix = suffix_of(entry.name)
                     if _is_folder(entry) and suffix not in IMAGE_SUFFIXES:
                         if not prefix:
                             folders.append(entry.name)
                         identity = _identity(entry.path)
                         if identity in above:
-                            yield _listed(name, 0, 0, "a link back to a folder above it: not followed")
+                            yield listed(name, 0, 0, "a link back to a folder above it: not followed")
                         else:
                             to_visit.append((f"{name}/", (*above, identity)))
                     elif suffix in IMAGE_SUFFIXES:
-                        yield _listed(name, *_file_facts(entry))
+                        yield listed(name, *_file_facts(entry))
                     else:
                         other_files[suffix] += 1
         except OSError as error:
-            yield _listed(prefix.rstrip("/") or ".", 0, 0, f"a folder that cannot be listed: {error.strerror}")
+            yield listed(prefix.rstrip("/") or ".", 0, 0, f"a folder that cannot be listed: {error.strerror}")
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """``.jpg`` of the file name ``x.JPG``; "" of a name without one, and of a hidden file's."""
     stem, dot, suffix = name.rpartition(".")
     return f".{suffix.lower()}" if dot and stem else ""
 
@@ -250,7 +283,8 @@ def _file_facts(entry: os.DirEntry[str]) -> tuple[int, int, str]:
     return info.st_size, info.st_mtime_ns, "" if stat.S_ISREG(info.st_mode) else "not a regular file"
 
 
-def _listed(name: str, size_bytes: int, mtime_ns: int, problem: str) -> tuple[str, int, int, str]:
+def listed(name: str, size_bytes: int, mtime_ns: int, problem: str) -> tuple[str, int, int, str]:
+    """The same row of FOUND, but for a name that no table can hold."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -259,7 +293,7 @@ def _listed(name: str, size_bytes: int, mtime_ns: int, problem: str) -> tuple[st
     return name, size_bytes, mtime_ns, problem
 
 
-def _record_batches(rows: Iterable[tuple], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def record_batches(rows: Iterable[tuple], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """In pieces, so that a million rows never exist as Python objects at once."""
     remaining = iter(rows)
     while piece := list(islice(remaining, BATCH_ROWS)):
@@ -271,16 +305,17 @@ def _record_batches(rows: Iterable[tuple], schema: pa.Schema) -> Iterator[pa.Rec
 # ----------------------------------------------------------------------------------------------------- read the headers
 
 
-def _headers(root: Path, found: pa.Table, cache_file: Path, workers: int, progress: bool) -> tuple[pa.Table, pa.Table]:
+def _headers(root: Path, found: pa.Table, cache: Path, workers: int, progress: bool) -> tuple[pa.Table, pa.Table]:
     """(readable images as CACHED, others with name and problem), both sorted by name. Renews the cache file."""
     is_file = pc.equal(found["problem"], "")
     files, others = found.filter(is_file).drop_columns(["problem"]), found.filter(pc.invert(is_file))
-    cached = _read_cache(cache_file, root)
+    mark = {b"root": os.fsencode(root)}
+    cached = read_cache(cache, mark, CACHED).replace_schema_metadata(None)
     known, pending = _reuse(files, cached)
     batches: list[pa.RecordBatch] = []
     try:
         rows = _read_all(root, pending["name"], workers, progress)
-        for batch in _record_batches(rows, HEADER):
+        for batch in record_batches(rows, HEADER):
             batches.append(batch)
     finally:  # interrupted or not: what was read need not be read again
         read = pa.Table.from_batches(batches, HEADER)
@@ -289,7 +324,7 @@ def _headers(root: Path, found: pa.Table, cache_file: Path, workers: int, progre
         good = pa.concat_tables([known, fresh.filter(is_good).select(CACHED.names)])
         good = good.take(pc.sort_indices(good["name"])).combine_chunks()
         if good.num_rows != known.num_rows or known.num_rows != cached.num_rows:
-            _write_cache(cache_file, root, good)
+            write_cache(cache, mark, good)
     failed = [table.select(["name", "problem"]) for table in (others, fresh.filter(pc.invert(is_good)))]
     return good, pa.concat_tables(failed).sort_by("name")
 
@@ -348,70 +383,77 @@ def _read_chunk(root: str, names: list[str]) -> list[tuple[int, int, str, str, s
 
 def read_header(path: str) -> tuple[int, int, str, str, str]:
     """(width, height, format, mode, "") of the stored pixels, or (0, 0, "", "", the reason why not)."""
+    return header_facts(path, lambda: Span(path).read(START_BYTES))
+
+
+def header_facts(image: str | io.BytesIO, start: Callable[[], bytes]) -> tuple[int, int, str, str, str]:
+    """As ``read_header``, of a path or of bytes in memory; ``start`` gives the first START_BYTES of them."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        with Image.open(image) as opened:
+            width, height = opened.size
             if width < 1 or height < 1:
                 return 0, 0, "", "", f"a size of {width}x{height} pixels"
-            return width, height, image.format or "", image.mode, ""
+            return width, height, opened.format or "", opened.mode, ""
     except Exception as error:  # on damaged headers Pillow's plugins raise nearly anything
-        return 0, 0, "", "", _reason(path, error)
+        return 0, 0, "", "", _reason(start, error)
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(start: Callable[[], bytes], error: Exception) -> str:
     for kind, reason in REASONS.items():
         if isinstance(error, kind):
-            return reason(path, error)
+            return reason(start, error)
     return f"{type(error).__name__}: {error}"
 
 
-def _no_known_format(path: str, error: Exception) -> str:
-    with Path(path).open("rb") as file:
-        start = file.read(16)
-    return f"no image that Pillow knows, or a damaged header: it starts with {start!r}" if start else "an empty file"
+def _no_known_format(start: Callable[[], bytes], error: Exception) -> str:
+    first = start()
+    return f"no image that Pillow knows, or a damaged header: it starts with {first!r}" if first else "an empty file"
 
 
-REASONS: dict[type[Exception], Callable[[str, Exception], str]] = {
+REASONS: dict[type[Exception], Callable[[Callable[[], bytes], Exception], str]] = {
     UnidentifiedImageError: _no_known_format,
-    Image.DecompressionBombError: lambda path, error: f"absurdly large: {error}",
-    FileNotFoundError: lambda path, error: "vanished during the scan",
-    PermissionError: lambda path, error: "no permission to read it",
+    Image.DecompressionBombError: lambda start, error: f"absurdly large: {error}",
+    FileNotFoundError: lambda start, error: "vanished during the scan",
+    PermissionError: lambda start, error: "no permission to read it",
 }
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def _cache_file(folder: Path, root: Path) -> Path:
+def cache_file(folder: Path, root: Path) -> Path:
+    """Where in the cache folder the headers of a folder, or of one tar, are kept."""
     return folder / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.parquet"
 
 
-def _cache_mark(root: Path) -> dict[bytes, bytes]:
-    return {b"multicrop_scan_version": CACHE_VERSION.encode(), b"root": os.fsencode(root)}
-
-
-def _read_cache(path: Path, root: Path) -> pa.Table:
-    """Rows of CACHED; none when there is no cache, it is another version's, or it is damaged (with a warning)."""
-    nothing = CACHED.empty_table()
+def read_cache(path: Path, mark: dict[bytes, bytes], schema: pa.Schema) -> pa.Table:
+    """The rows that ``write_cache`` wrote with the same mark and CACHE_VERSION, else none; a damaged file is replaced,
+    with a warning. The table's metadata is all that was stored beside the rows."""
+    nothing = schema.empty_table()
     if not path.exists():
         return nothing
     try:
         table = pq.ParquetFile(path).read()
-        if table.schema.metadata != _cache_mark(root):
+        stored = table.schema.metadata or {}
+        if any(stored.get(key) != value for key, value in _versioned(mark).items()):
             return nothing
-        return table.replace_schema_metadata(None).cast(CACHED)
+        return table.cast(schema.with_metadata(stored))
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"the header cache {path} is damaged ({error}): reading all headers again and replacing it"
         warnings.warn(message, stacklevel=2)
         return nothing
 
 
-def _write_cache(path: Path, root: Path, table: pa.Table) -> None:
+def _versioned(mark: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return {b"multicrop_scan_version": CACHE_VERSION.encode(), **mark}
+
+
+def write_cache(path: Path, mark: dict[bytes, bytes], table: pa.Table) -> None:
     """Atomically: another reader, or the start after a killed run, finds a whole file. Failure costs time only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata(_cache_mark(root)), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(_versioned(mark)), temporary, compression="zstd")
         temporary.replace(path)
     except OSError as error:
         message = (
@@ -427,7 +469,7 @@ def _write_cache(path: Path, root: Path, table: pa.Table) -> None:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def _frame(table: pa.Table) -> pd.DataFrame:
+def frame(table: pa.Table) -> pd.DataFrame:
     """Names as TEXT, words that repeat (format, mode) as categories."""
     for column in ("format", "mode"):
         index = table.schema.get_field_index(column)
@@ -435,31 +477,32 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper={pa.string(): TEXT}.get)
 
 
-def _unreadable(root: Path, failed: pa.Table) -> pd.DataFrame:
-    names = failed["name"].to_pylist()
-    columns = {
-        "name": names,
-        "path": [str(root / name) for name in names],
-        "stage": ["scan"] * len(names),
-        "reason": failed["problem"].to_pylist(),
-    }
+def unreadable_frame(names: list[str], paths: list[str], reasons: list[str]) -> pd.DataFrame:
+    """``Scan.unreadable`` of what the scan could not read."""
+    columns = {"name": names, "path": paths, "stage": ["scan"] * len(names), "reason": reasons}
     return pd.DataFrame(columns, columns=list(UNREADABLE_COLUMNS), dtype=TEXT)
 
 
-def _read_demo_table(root: Path) -> pd.DataFrame | None:
-    """``demo.csv`` when it begins as pipelines.demo writes it; a file of that name with other columns is not ours."""
+def _demo_table_in(root: Path) -> pd.DataFrame | None:
     path = root / DEMO_TABLE
-    if not path.is_file():
-        return None
+    return read_demo_table(path, path) if path.is_file() else None
+
+
+def read_demo_table(source: Path | io.BytesIO, shown: Path) -> pd.DataFrame | None:
+    """``demo.csv`` when it begins as pipelines.demo writes it; a file of that name with other columns is not ours.
+
+    Raises DatasetError, which names it ``shown``, when it is no table.
+    """
     try:
-        demo = pd.read_csv(path, dtype={"name": TEXT, "class": TEXT, "subsampling": TEXT})
+        demo = pd.read_csv(source, dtype={"name": TEXT, "class": TEXT, "subsampling": TEXT})
     except (ValueError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}): remove it, or write the demo data anew") from error
+        raise DatasetError(f"{shown} cannot be read ({error}): remove it, or write the demo data anew") from error
     return demo if tuple(demo.columns[: len(DEMO_COLUMNS)]) == DEMO_COLUMNS else None
 
 
-def _with_demo_columns(table: pd.DataFrame, demo: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Add the object boxes and all else that the demo table knows, by name; its labels as ``demo_label``."""
+def with_demo_columns(table: pd.DataFrame, demo: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Add the object boxes and all else that the demo table knows, by name; its labels as ``demo_label``. Raises
+    DatasetError when it is not of these images."""
     remedy = f"remove {root} and write the demo data anew, or remove {DEMO_TABLE} to use the images without it"
     if not demo["name"].is_unique:
         twice = demo["name"][demo["name"].duplicated()].iloc[0]

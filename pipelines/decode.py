@@ -8,19 +8,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.spans import Span
+
 READS = "reads it"
 
 
-def decode(source: str | Path | io.BytesIO) -> np.ndarray:
+def decode(source: str | Path | io.BytesIO | Span) -> np.ndarray:
     """uint8 [H, W, 3]: PIL's pixels. Raises OSError and others of PIL's for a file that is no readable image."""
-    with Image.open(source) as image:
+    with Image.open(opened(source) if isinstance(source, Span) else source) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def complaint(path: str | Path) -> str:
-    """What PIL says of a file that another decoder refused."""
+def opened(span: Span, most: int | None = None) -> str | io.BytesIO:
+    """What PIL can open: a file's path, or the bytes of another span (at most the first ``most``). Raises OSError."""
+    return span.path if span.is_file else _Bytes(span, most)
+
+
+class _Bytes(io.BytesIO):
+    """PIL's messages show the repr of what it reads."""
+
+    def __init__(self, span: Span, most: int | None) -> None:
+        super().__init__(span.read(most))
+        self.span = span
+
+    def __repr__(self) -> str:
+        return f"byte {self.span.offset} of {self.span.path!r}"
+
+
+def complaint(source: str | Path | Span) -> str:
+    """What PIL says of an image that another decoder refused."""
     try:
-        decode(path)
+        decode(source)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return READS

@@ -5,6 +5,7 @@
     numbered class folders 0/ ... 999/       the number (ImageNet-V2: as text, "10" sorts before "2")
     other class folders                      the rank, only if the model has exactly as many classes
     a labels file                            by the image's name (or by line number, as in ImageNet's devkit)
+    tar shards with .cls or .json members    the number in them, as in WebDataset
     images only                              none: throughput can be measured, accuracy cannot
     any of these with a class map            as the map says
 
@@ -77,6 +78,8 @@ def label(
     source = labels_file or _labels_file_in(scan)
     if source:
         labels, rule = _labels_from_file(scan, source, num_classes, mapping, synsets_file)
+    elif "tar_label" in scan.table:
+        labels, rule = _labels_in_tars(scan, num_classes, mapping)
     else:
         labels, rule = _labels_from_folders(scan, num_classes, mapping)
     if class_map:
@@ -90,7 +93,7 @@ def unlabelled(scan: Scan, reason: str) -> Dataset:
 
 
 def _dataset(scan: Scan, labels: np.ndarray, rule: str) -> Dataset:
-    table = scan.table.drop(columns="demo_label", errors="ignore")
+    table = scan.table.drop(columns=["demo_label", "tar_label"], errors="ignore")
     table.insert(1, "label", labels)
     return Dataset(scan.root, table, scan.unreadable, rule, bool((labels >= 0).all()), scan.is_demo)
 
@@ -322,6 +325,23 @@ def _demo_labels(scan: Scan, num_classes: int) -> Labels:
             "classes: write the demo data anew"
         )
     return labels, f"demo data: {num_classes} class folders -> the labels in {DEMO_TABLE}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- tars
+
+
+def _labels_in_tars(scan: Scan, num_classes: int, mapping: dict[str, int] | None) -> Labels:
+    numbers = scan.table["tar_label"].to_numpy(np.int64)
+    if (numbers < 0).any():
+        without = scan.table["name"][numbers < 0].tolist()
+        raise DatasetError(
+            f"{len(without)} of the {len(numbers)} images in {scan.root} have no label beside them ({_some(without)}), "
+            f"and the others have: pack a .cls or a .json with each, or give --labels-file; {SPEED_ONLY}"
+        )
+    distinct, code = np.unique(numbers, return_inverse=True)
+    tokens = [str(number) for number in distinct.tolist()]
+    labels, rule = _match(tokens, num_classes, mapping, f"labels in {scan.root}")
+    return np.array(labels, dtype=np.int64)[code], f"the .cls or .json beside each image -> {rule}"
 
 
 # --------------------------------------------------------------------------------------------------------- labels file

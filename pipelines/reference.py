@@ -31,7 +31,7 @@ def frame(source: Source, planner: Planner, row: int, group: int = 0) -> np.ndar
     """The resized frame that the row's crops are cut from, those of one of the plan's groups."""
     plan = planner.plan(np.array([row]), source.names(np.array([row])), source.sizes(np.array([row])))
     h, w = plan.groups[group].sizes[0].tolist()
-    return resize_frame(decode(source.paths(np.array([row]))[0]), (h, w), planner.spec.interpolation)
+    return resize_frame(decode(source.spans(np.array([row]))[0]), (h, w), planner.spec.interpolation)
 
 
 class WrongPixels(RuntimeError):
@@ -46,8 +46,8 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     """
     frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
     if not frames[0]:
-        for row, path in zip(rows.tolist(), source.paths(rows), strict=True):
-            if complaint(path) == READS:
+        for row, span in zip(rows.tolist(), source.spans(rows), strict=True):
+            if complaint(span) == READS:
                 name = source.names(np.array([row]))[0]
                 raise WrongPixels(f"{backend.name} calls each of {len(rows)} images unreadable, and PIL reads {name}")
     worst = max(_check_frames(backend, source, planner, g, found) for g, found in enumerate(frames))

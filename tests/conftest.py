@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.spans import Span
+
 # Before torch and DALI's helpers are imported, here and in every process that a test starts: batches as small as the
 # tests' gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,6 +50,9 @@ class Listing:
 
     def paths(self, rows: np.ndarray) -> list[str]:
         return [str(self.root / self.listed[row]) for row in rows]
+
+    def spans(self, rows: np.ndarray) -> list[Span]:
+        return [Span(path) for path in self.paths(rows)]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return np.array([self.stored[row] for row in rows], dtype=np.int64).reshape(-1, 2)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "analysis": (
         "analysis",
         "bench.records",
-        *(f"pipelines.{planning}" for planning in ("crops", "dataset", "inputspec")),
+        *(f"pipelines.{planning}" for planning in ("crops", "dataset", "inputspec", "spans")),
         "pipelines.decode",  # PIL: figures that show pictures
     ),
 }
@@ -30,7 +30,10 @@ HEAVY = ("torch", "torchvision", "timm", "nvidia")
 # Importing one of these imports none of HEAVY: --help, planning, and reading records answer at once.
 LIGHT = (
     "pipelines",
-    *(f"pipelines.{name}" for name in ("batch", "crops", "dataset", "decode", "demo", "inputspec", "labels")),
+    *(
+        f"pipelines.{name}"
+        for name in ("batch", "crops", "dataset", "decode", "demo", "inputspec", "labels", "spans", "tars")
+    ),
     "models.families",
     *(f"bench.{name}" for name in ("cases", "options", "records", "report", "setup", "run")),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +37,8 @@ from analysis.runs import (
     spec_of,
 )
 from pipelines.crops import Planner, parse_policy, union
+from pipelines.dataset import spans_of
+from pipelines.spans import Span
 
 EACH = 4  # pictures of either kind
 MOST_WINDOWS = 20  # drawn on a picture
@@ -93,7 +94,8 @@ def _data(source: Source, part: Part, frame: pd.DataFrame) -> Data:
     names = class_names(table, answers.labels)
 
     def pictures(rows: list[int]) -> list[Picture]:
-        return [picture(answers, row, policy, part, names, scan.root) for row in rows]
+        spans = spans_of(scan.root, table, np.array(rows, dtype=np.int64))
+        return [picture(answers, row, policy, part, names, span) for row, span in zip(rows, spans, strict=True)]
 
     notes = [
         f"Of {(answers.labels >= 0).sum():,} images {policy} (softmax) repairs {repaired_count(answers, policy)} and "
@@ -138,12 +140,12 @@ def class_names(table: pd.DataFrame, labels: np.ndarray) -> dict[int, str]:
     return out
 
 
-def picture(answers: Predictions, row: int, policy: str, part: Part, names: dict[int, str], root: Path) -> Picture:
+def picture(answers: Predictions, row: int, policy: str, part: Part, names: dict[int, str], span: Span) -> Picture:
     """Plan one image's windows again, and read it."""
     setting = part[1]
     views = union([parse_policy(p) for p in answers.policies])
     planner = Planner(spec_of(setting), union([parse_policy("CC"), parse_policy(policy)]), setting.seed)
-    pixels = resized_picture(root / answers.names[row], setting)
+    pixels = resized_picture(span, setting)
     windows = planner.windows([answers.names[row]], np.array([pixels.shape[:2]]))[0]
     own = planner.views
     said = answers.view_top1[row, views.take(parse_policy(policy))].tolist()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipelines.inputspec import InputSpec
+from pipelines.spans import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,8 @@ class Files:
     def names(self, rows: np.ndarray) -> list[str]:
         return [self.listed[row] for row in rows]
 
-    def paths(self, rows: np.ndarray) -> list[str]:
-        return [f"{self.root}/{self.listed[row]}" for row in rows]
+    def spans(self, rows: np.ndarray) -> list[Span]:
+        return [Span(f"{self.root}/{self.listed[row]}") for row in rows]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return self.stored[rows]

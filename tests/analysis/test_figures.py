@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -474,6 +475,16 @@ def test_the_gallery_shows_what_changed_and_the_runs_own_windows(maker, labelled
         assert [view_right[row, columns].tolist() for row in rows] == [picture.right.tolist()]
     boxes = [patch.get_xy() for patch in gallery.draw(data).axes[0].patches]
     assert [tuple(xy) for xy in boxes[:5]] == [(x, y) for y, x in first.windows.tolist()]
+
+
+def test_the_gallery_reads_tars_too(maker, labelled_images, monkeypatch, tmp_path):
+    monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
+    run = scored_images(maker, labelled_images, maker.setting(S=40, K=32, seed=3))
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(labelled_images, ".")
+    folder, packed = (gallery.parts(Source((run,), data))[""].repaired for data in (None, tmp_path / "images.tar"))
+    assert len(folder) == len(packed) > 0
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(folder, packed, strict=True))
 
 
 def test_the_gallery_chooses_by_agreement():

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from bench import accuracy, auto_batch, kills, plan, records, run, shards
@@ -582,3 +583,35 @@ def test_the_setting_of_another_process_may_have_another_device(data: Dataset, m
         plan.require_same_setting(elsewhere, one, ALONE)
     with pytest.raises(plan.Different, match=r"data_hash.*in process 1"):
         plan.require_same_setting(replace(setting, data_hash="00"), one, replace(ALONE, rank=1, world=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forkserver's workers")
+def test_workers_end_when_the_process_that_they_load_for_is_killed(tmp_path: Path, demo_root: Path) -> None:
+    script = tmp_path / "load.py"
+    script.write_text(f"""
+import sys
+sys.path[0] = {str(ROOT)!r}
+import numpy as np
+import psutil
+from pipelines import backend, dataset, labels
+from pipelines.batch import LoadConfig
+from pipelines.crops import Planner, parse_policy, union
+from pipelines.inputspec import InputSpec
+if __name__ == "__main__":
+    data = labels.unlabelled(dataset.scan({str(demo_root)!r}, workers=1, progress=False), "not needed")
+    planner = Planner(InputSpec(S=64, K=48), union([parse_policy("2RC")]))
+    batches = backend("torchvision")(data, planner, LoadConfig(batch_images=2, workers=2)).batches(np.arange(24))
+    next(batches)
+    print("loading", flush=True)
+    sys.stdin.read()
+""")
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "loading\n"
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # the fork server and two workers
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,15 @@ def test_sides_by_letter_and_name() -> None:
     assert chosen("a,dali-cpu") == ["dali-cpu", "pil"]
     with pytest.raises(ValueError, match="no such side; known are"):
         chosen("nobody")
+
+
+def test_tars_are_refused_because_others_read_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, ".")
+    assert rivals.main(["--only", "a", "--data", str(tmp_path / "images.tar"), "--out", str(tmp_path / "out")]) == 2
+    assert "unpack these tars" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(200)

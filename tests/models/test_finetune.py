@@ -542,7 +542,7 @@ def test_epoch_source_numbers_rows_by_epoch(images: Any) -> None:
     source = EpochSource(images, IMAGES)
     rows = np.array([3, IMAGES + 3, 2 * IMAGES])
     assert source.names(rows) == ["03.png in epoch 0", "03.png in epoch 1", "00.png in epoch 2"]
-    assert source.paths(rows) == images.paths(np.array([3, 3, 0]))
+    assert source.spans(rows) == images.spans(np.array([3, 3, 0]))
     assert np.array_equal(source.sizes(rows), images.sizes(np.array([3, 3, 0])))
 
 
