@@ -324,6 +324,7 @@ def absent_grid(found: Sequence[Network], runs: Sequence[Run], undrawn: dict[str
         for record in network.run.absents
         if record.setting == network.setting
     ]
+    rows += [(one.label, f"FAILED at {one.stage}", one.reason) for run in runs for one in run.failed]
     rows += [("", f"figure {name}", reason) for name, reason in undrawn.items()]
     rows += [("", "comparison with the paper's tables", reason) for reason in unmatched(runs)]
     return Grid("Not measured", ("Network", "What", "Reason"), tuple(rows), ())
