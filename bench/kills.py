@@ -35,8 +35,9 @@ RUN = Path(__file__).resolve().with_name("run.py")
 # Batches of a settled size: otherwise it follows the speed of the moment, and stands in the records.
 COMMAND = ["--crops", "1,3", "--batch-images", "8", "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-STATUSES = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGINT: (130,), signal.SIGTERM: (143,)}
-IMPORTING_S = 3.0  # a signal that comes before the handlers are there ends a process as it ends any other
+STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+# A signal that comes before the handlers are there, or when the work is done, ends a process as it ends any other.
+IMPORTING_S, DONE = 3.0, "a summary"
 PATIENCE_S = 120.0  # a process that does not end after a signal hangs
 
 
@@ -117,10 +118,10 @@ def one_life(
         return "failed"
     if process.returncode == 0:  # it was just done
         return "finished"
-    kills[f"{state(out)} ({number.name})"] += 1
-    if process.returncode not in (*STATUSES[number], -number) or (
-        process.returncode == -number and number != signal.SIGKILL and delay_s > IMPORTING_S
-    ):
+    there = state(out)
+    kills[f"{there} ({number.name})"] += 1
+    uncaught = number == signal.SIGKILL or delay_s < IMPORTING_S or there == DONE
+    if process.returncode != STATUSES[number] and not (uncaught and process.returncode == -number):
         wrong.append(f"{out.name}: {number.name} gave exit status {process.returncode}: {said(process)}")
     wrong += [f"{out.name}: after {number.name}: {what}" for what in damaged(out)]
     return ""
@@ -157,7 +158,7 @@ def state(out: Path) -> str:
     if not out.exists():
         return "no folder yet"
     if (out / "summary.csv").exists():
-        return "a summary"
+        return DONE
     done = [line["kind"] for line in lines(out)]
     shards = len(list(out.glob("shards/*/*.npz")))
     if shards:
