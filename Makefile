@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 FAMILY ?= nfnet
 
-.PHONY: demo test lint check gpu-test gpu clean
+.PHONY: demo test lint faults check gpu-test gpu clean
 
 demo: $(VENV)/ready
 	$(PY) bench/run.py --family $(FAMILY) --crops 1,2,5,10,20
@@ -17,6 +17,10 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Damaged files of every kind through every backend that works here; about two minutes.
+faults: $(VENV)/ready
+	$(PY) bench/faults.py
 
 check: lint test
 

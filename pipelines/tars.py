@@ -358,16 +358,21 @@ class _Reader:
 
     def _header(self, span: Span) -> tuple[int, int, str, str, str]:
         """As ``pipelines.dataset.read_header``."""
-        for most in HEADER_BYTES:
+        for most in HEADER_BYTES[self._ends_in_zeros(span) :]:
             try:
                 data = pread(self.file.fileno(), span, most)
             except OSError as error:
                 self.is_sure = False
                 return 0, 0, "", "", f"cannot be read: {error}"
-            facts = header_facts(io.BytesIO(data), partial(bytes, data[:START_BYTES]))
+            facts = header_facts(io.BytesIO(data), partial(bytes, data[:START_BYTES]), len(data) == span.length)
             if not facts[-1] or len(data) == span.length:
                 break
         return facts
+
+    def _ends_in_zeros(self, span: Span) -> bool:
+        """Whether the image may be one that was cut off and filled: then all of it is looked at."""
+        length = span.length or 0
+        return length > 2 and os.pread(self.file.fileno(), 2, span.offset + length - 2) == b"\0\0"
 
     def _label(self, image: str, beside: dict[tuple[str, str], _Member]) -> tuple[int, str]:
         """(the label beside the image, -1 for none; why it cannot be used). ``.cls`` goes before ``.json``."""

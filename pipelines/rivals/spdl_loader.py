@@ -7,15 +7,22 @@ stacked; a batch is normalised at once, on the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import spdl.io
 import torch
+from spdl.io.utils import get_ffmpeg_versions
 from spdl.pipeline import PipelineBuilder
 from torch import Tensor
 from torchvision.transforms import v2
 
 from pipelines.rivals import UINT8, Order
 from pipelines.rivals.dataloaders import arrive
+
+try:
+    get_ffmpeg_versions()
+except RuntimeError as error:  # it loads them when they are first used
+    raise ImportError("SPDL finds no libraries of FFmpeg") from error
 
 
 def spdl_loader(order: Order) -> Iterator[Tensor]:
@@ -28,9 +35,9 @@ def spdl_loader(order: Order) -> Iterator[Tensor]:
         frame = spdl.io.to_torch(spdl.io.load_image(path, filter_desc=scaled)).permute(2, 0, 1)
         return torch.stack([random_crop(frame) for _ in range(order.crops)])
 
+    builder: Any = PipelineBuilder()
     pipeline = (
-        PipelineBuilder()
-        .add_source(order.paths)
+        builder.add_source(order.paths)
         .pipe(load, concurrency=max(order.workers, 1), output_order="input")
         .aggregate(order.batch_images)
         .pipe(torch.cat)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -410,6 +412,37 @@ def test_a_bad_file_costs_itself_only(
             assert "\n" not in failure.reason
             assert reasons[file] in failure.reason, failure
         assert [row for row, _ in backend.frames(source.rows)] == good
+
+
+UNPARSABLE = """
+import sys
+import numpy as np
+from pipelines.backend_dali import DaliCpu
+from pipelines.batch import LoadConfig
+from pipelines.crops import Planner, parse_policy, union
+from pipelines.inputspec import InputSpec
+from pipelines.spans import Span
+
+class OneGif:
+    def names(self, rows): return ["x"] * len(rows)
+    def spans(self, rows): return [Span(sys.argv[1] if row % 32 == 0 else sys.argv[2]) for row in rows]
+    def sizes(self, rows): return np.full((len(rows), 2), 200)
+
+backend = DaliCpu(OneGif(), Planner(InputSpec(40, 32), union([parse_policy("CC")])), LoadConfig(32, 2))
+print(sum(backend.stage("decode", np.arange(32 * 60))))
+"""
+
+
+@pytest.mark.dali
+def test_dali_survives_large_batches_with_a_header_that_it_cannot_parse(
+    picture: Callable[..., Any], tmp_path: Path
+) -> None:
+    """DALI 2.4.0's decoder ends the process at 32 images and more; hence a process of its own."""
+    picture(200, 200, 0).save(tmp_path / "a.gif")
+    picture(200, 200, 1).save(tmp_path / "b.jpg")
+    command = [sys.executable, "-c", UNPARSABLE, str(tmp_path / "a.gif"), str(tmp_path / "b.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr[-2000:]
 
 
 def test_a_batch_without_a_readable_image_is_a_batch(

@@ -152,6 +152,20 @@ def absurd() -> bytes:
     return bytes(data)
 
 
+def zeros_from(share: float) -> bytes:
+    """A JPEG with detail, the rest of its bytes zeros; 1 leaves it whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "JPEG")
+    kept = int(len(data.getvalue()) * share)
+    return data.getvalue()[:kept] + bytes(len(data.getvalue()) - kept)
+
+
+def without_adobe(data: bytes) -> bytes:
+    assert data[2:4] == b"\xff\xee"
+    return data[:2] + data[4 + int.from_bytes(data[4:6], "big") :]
+
+
 FAULTS = {
     "empty.jpg": (lambda path: write(path, b""), "an empty file"),
     "page.jpg": (lambda path: write(path, b"<!DOCTYPE html><html>"), r"no image that Pillow knows.*<!DOCTYPE"),
@@ -162,6 +176,9 @@ FAULTS = {
     "nowhere.jpg": (lambda path: path.symlink_to("missing"), "a link to nothing"),
     "itself.jpg": (lambda path: path.symlink_to(path.name), "OSError: .*symbolic links"),
     "pipe.jpg": (lambda path: os.mkfifo(path), "not a regular file"),
+    "deep.png": (lambda path: write(path, encoded(format="PNG", mode="I;16")), "more than 8 bits"),
+    "plain_cmyk.jpg": (lambda path: write(path, without_adobe(encoded(mode="CMYK"))), "without Adobe's marker"),
+    "half.jpg": (lambda path: write(path, zeros_from(0.7)), "a JPEG cut off, its end filled with zeros"),
 }
 
 
@@ -177,6 +194,14 @@ def test_a_fault_is_listed_with_its_reason_and_costs_itself_only(name: str, root
     assert (row["name"], row["path"], row["stage"]) == (name, str(root / name), "scan")
     assert pd.Series([row["reason"]]).str.contains(reason, regex=True).all(), row["reason"]
     assert look().unreadable.equals(found.unreadable)  # from the second start's cache too
+
+
+def test_what_every_decoder_reads_alike_is_taken(root: Path, look: Look) -> None:
+    """Also zeros behind the end of a JPEG, as cameras pad their files."""
+    write(root / "whole.jpg", zeros_from(1))
+    write(root / "padded.jpg", zeros_from(1) + bytes(500))
+    write(root / "cmyk.jpg", encoded(mode="CMYK"))
+    assert len(look().table) == 3
 
 
 def test_an_image_inside_a_folder_named_like_one_is_not_taken_for_a_class(root: Path, look: Look) -> None:
