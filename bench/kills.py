@@ -32,8 +32,10 @@ if not __package__:  # run as a script: search the repo root, not bench/
 import numpy as np
 
 RUN = Path(__file__).resolve().with_name("run.py")
-# Batches of a settled size: otherwise it follows the speed of the moment, and stands in the records.
-COMMAND = ["--crops", "1,3", "--batch-images", "8", "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
+# Batches and workers of a settled number: else they follow the moment's speed, or a bench/tune.py in between, and stand
+# in the records.
+SETTLED = ["--batch-images", "8", "-j", "2"]
+COMMAND = ["--crops", "1,3", *SETTLED, "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 # A signal that comes before the handlers are there, or when the work is done, ends a process as it ends any other.
@@ -211,9 +213,21 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """What differs, by name."""
+    """What differs, by name; of lines, in which fields."""
     names = expected.keys() | found.keys()
-    return [name for name in sorted(names) if not np.array_equal(expected.get(name, []), found.get(name, []))]
+    differ = [name for name in sorted(names) if not np.array_equal(expected.get(name, []), found.get(name, []))]
+    return [name + _fields(expected.get(name), found.get(name)) for name in differ]
+
+
+def _fields(mine: Any, theirs: Any) -> str:
+    if not (isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs)):
+        return ""
+    pairs = [(_flat(a), _flat(b)) for a, b in zip(mine, theirs, strict=True) if isinstance(a, dict)]
+    return "".join(f" {key}" for key in sorted({key for a, b in pairs for key in a | b if a.get(key) != b.get(key)}))
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, **line.get("setting", {}), "setting": None}
 
 
 if __name__ == "__main__":
