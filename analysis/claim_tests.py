@@ -17,7 +17,7 @@ from scipy.stats import binom, norm, rankdata, spearmanr, ttest_1samp
 
 from analysis.evidence import Answers, Evidence, Scored, Timed, common
 from analysis.tables import POLICY_TABLES, table_policies
-from bench.records import CONFIDENCE, END_TO_END, Setting, mcnemar, paired_difference
+from bench.records import CONFIDENCE, END_TO_END, SPEED_FIELDS, Setting, mcnemar, paired_difference
 from pipelines.crops import parse_policy
 
 HOLDS, DENIED, UNDECIDED, ABSENT = "holds", "does not hold", "undecided", "not measured"
@@ -433,7 +433,7 @@ def grouped(networks: Iterable[Scored], *keys: str) -> list[list[Scored]]:
 @of_answers
 def gain_with_slack_of_one_network(evidence: Evidence) -> Findings:
     """One network, one K, several S: nothing but the crop ratio varies."""
-    varying = {"S", "batch_images", "workers", "machine_id"}
+    varying = {"S", *SPEED_FIELDS}
     groups = grouped(evidence.scored, *(f.name for f in fields(Setting) if f.name not in varying))
     swept = [group for group in groups if len({network.setting.S for network in group}) >= 3]
     if not swept:

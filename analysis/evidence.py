@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.tables import distinct_names
-from bench.records import Run, Setting, Throughput
+from bench.records import Run, Setting, Throughput, without_speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _merged(one: Answers, other: Answers) -> Answers | None:
 
 def _accuracy_key(setting: Setting) -> Setting:
     """Without what the answers do not depend on, so that two runs of one network are known as such."""
-    return replace(setting, batch_images=0, workers=0, machine_id="")
+    return without_speed(setting)
 
 
 def _scored(parts: Sequence[_Part]) -> tuple[Scored, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.published import load
-from bench.records import ORIGINAL, Incomparable, Run, Setting, read_run, require_comparable
+from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
 from pipelines.dataset import DatasetError, Scan, scan
 from pipelines.decode import decode
@@ -26,7 +26,7 @@ CURVES = {("CC",): "CC", ("RC",): "RC", ("CC", "RC"): "CC+RC", ("ARC",): "ARC"}
 # to be fed, and what does not change an answer. Data, seed, backend, device and number format must agree.
 NETWORK_FIELDS = (
     "model", "family", "variant", "weights", "weight_hash", "param_count", "published_top1", "published_in",
-    "S", "K", "interpolation", "batch_size", "batch_images", "workers", "machine_id",
+    "S", "K", "interpolation", "batch_size", *SPEED_FIELDS,
 )  # fmt: skip
 PAPER_TABLES = {
     f"MID Table {roman}": f"mid_table{i}" for i, roman in enumerate(("I", "II", "III", "IV", "V", "VI", "VII"), 1)

@@ -35,9 +35,9 @@ from analysis.runs import (
     require_all_comparable,
     scored_parts,
 )
-from bench.records import END_TO_END, Run, mcnemar, paired_difference, write_whole
+from bench.records import END_TO_END, SPEED_FIELDS, Run, mcnemar, paired_difference, write_whole
 
-VARYING = ("S", "K", "batch_size", "batch_images", "workers", "machine_id")
+VARYING = ("S", "K", "batch_size", *SPEED_FIELDS)
 LEVEL = "softmax"
 
 

@@ -1,14 +1,18 @@
 """Everything that only a machine with an NVIDIA GPU can show, step by step, with nothing downloaded.
 
     python bench/gpu.py                     # or: make gpu; call it again until it says that all is done
-    python bench/gpu.py --dry-run           # the steps, and which are done
+    python bench/gpu.py --dry-run           # the steps, which are done, how long the others take, how many calls
     python bench/gpu.py --device cpu --quick    # every step in miniature on a CPU: does the script work?
 
-Each call stops before ``--minutes`` (9) and goes on where the last one stopped; a step that was cut off begins anew,
-once: one that a whole call is too short for is given up, and the others go on.
-Results lie in ``results/<gpu>/``: the tests' report, decoder_sweep.csv, rivals/, runs/ (one for each network, random
-weights, generated JPEGs with ImageNet's distribution of sizes), network/, kernels.csv, figures/, and steps.jsonl, which
-says what each step took and how it ended. They go into one archive beside the folder.
+Each call stops before ``--minutes`` (9) and goes on where the last one stopped. A step that fails is noted with its
+reason, and the others go on; one that was cut off begins anew, once: one that a whole call is too short for is given
+up. To have a step done again, remove its line from steps.jsonl.
+
+Results lie in ``results/<gpu>/``: tune/ (threads x the JPEG engine's share; what was best is used by all later steps,
+also on a machine that was given back in between), parity/, rivals/, runs/ (one for each network, random weights,
+generated JPEGs with ImageNet's distribution of sizes), network/, kernels.csv, figures/, logs/ with what each step said,
+steps.jsonl, which says what each took and how it ended, and bars.csv: what was wanted, what was measured. They go into
+one archive beside the folder.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ import csv
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +38,19 @@ if not __package__:  # run as a script: search the repo root, not bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("torch", "torchvision", "timm", "nvidia.dali", "numpy", "pandas", "matplotlib", "pyarrow", "PIL",
-          "safetensors", "scipy", "tqdm", "psutil", "pytest")  # fmt: skip
+NEEDED = {  # module -> what to ask pip for
+    "torch": "torch", "torchvision": "torchvision", "timm": "timm", "nvidia.dali": "nvidia-dali-cuda120==2.4.*",
+    "numpy": "numpy", "pandas": "pandas", "matplotlib": "matplotlib", "pyarrow": "pyarrow", "PIL": "pillow",
+    "safetensors": "safetensors", "scipy": "scipy", "tqdm": "tqdm", "psutil": "psutil", "pytest": "pytest",
+}  # fmt: skip
+WHEELS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014")  # kinds of system that their wheels are for
 FIRST = ("resnet:50", "mobilenet:v3-large", "efficientnet:ap:b0", "efficientnet:ap:b4", "nfnet:f0")
-HW_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
-KERNEL_NETWORKS = ("resnet:50",)
+HEADLINE = FIRST[0]  # of which the share of kernels is measured
+NETWORKS = ("resnet:50", "efficientnet:ap:b0", "mobilenet:v3-large", "nfnet:f0")  # beside timm's benchmark
+PARITY_HW_LOADS = (0, 1)
 LEAST_SECONDS = 20.0  # with less left, no step is begun
+LARGE_K, HUGE_K = 380, 600  # crops from so many pixels on: -b auto; a run takes longer
+MOST_ARCHIVE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +60,29 @@ class Step:
     name: str
     command: tuple[str, ...]
     writes: str = ""  # what it makes below the results; removed before it is begun anew
+    expected_s: float = 0.0  # roughly, on an H100 with 16 cores: a guess
+    is_last: bool = False  # is about what all others wrote
+
+    def is_begun(self, left_s: float, rest: int, first: bool) -> bool:
+        """Whether it is begun with so much time left, and so many steps, of which it is one. A call's first always is;
+        later ones only when they should end in time, so that a short one may come before a long one."""
+        if self.is_last and rest > 1:
+            return False
+        return first or left_s >= max(LEAST_SECONDS, self.expected_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when all is done, 3 when another call is needed, 1 when steps failed, 2 for what can be mended."""
     args = parse(argv)
+    if missing := [name for name in NEEDED if not _there(name)]:
+        print(how_to_bring(missing), file=sys.stderr)
+        return 2
     out = args.out or ROOT / "results" / name_of(args.device)
     todo = steps(args, out)
     done = finished(out)
     if args.dry_run:
-        for step in todo:
-            print(f"{done.get(step.name, 'to do'):8s} {step.name}: {' '.join(step.command)}")
+        print("\n".join(overview(todo, done, 60 * args.minutes)))
         return 0
-    if missing := [name for name in NEEDED if not _there(name)]:
-        print(f"error: not installed here: {', '.join(missing)}; pip install -e '.[dev]'", file=sys.stderr)
-        return 2
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -71,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.step:
         FUNCTIONS[args.step](out, args)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended too
     return go_on(out, todo, done, args)
 
 
@@ -79,6 +101,19 @@ def _there(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the package that it lies in
         return False
+
+
+def how_to_bring(missing: Sequence[str]) -> str:
+    """What is not installed here, and how it comes to a machine that reaches no package index."""
+    wanted = " ".join(f"'{NEEDED[name]}'" for name in missing)
+    python, machine = ".".join(platform.python_version_tuple()[:2]), platform.machine()
+    return (
+        f"error: not installed here: {', '.join(missing)}. With a package index: pip install {wanted}\n"
+        "Without one, on another machine, and with the folder wheels copied here:\n"
+        f"  pip download --dest wheels --only-binary=:all: --python-version {python} "
+        f"{' '.join(f'--platform {kind}_{machine}' for kind in WHEELS)} {wanted}\n"
+        f"  {sys.executable} -m pip install --no-index --find-links wheels {wanted}"
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -98,102 +133,218 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def name_of(device: str) -> str:
     """For the folder: ``nvidia-h100-80gb-hbm3``."""
-    from bench.machine import cpu_name, gpu_name
+    text = device
+    if device == "cuda":
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            text = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")[0]
+        except (OSError, subprocess.SubprocessError):
+            from bench.machine import gpu_name
 
-    text = (gpu_name() if device == "cuda" else cpu_name()) or device
+            text = gpu_name() or device
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
 def steps(args: argparse.Namespace, out: Path) -> list[Step]:
     """In order of what a reader wants first."""
-    from models.families import FAMILIES
-
-    rest = [m.key for family in FAMILIES.values() for m in family.members if m.key not in FIRST]
-    models = FIRST[:1] if args.quick else (*FIRST, *rest)
-    short = ("--rounds", "1", "--round-seconds", "0.2") if args.quick else ("--rounds", "3")
-    small = ("--img-size", "64") if args.quick else ()
-    half = ("--amp-dtype", "float16", "--channels-last", "--torchcompile") if args.device == "cuda" else ()
-    crops = "1,2" if args.quick else "1,2,5,10,20"
-    python = sys.executable
-    here = (python, "bench/gpu.py", "--device", args.device, *(("--quick",) if args.quick else ()), "--out", str(out))
-    shared = ("--weights", "random", "--device", args.device, *half, *short, *small)
-    tests = ("tests/test_rooms.py",) if args.quick else ("-m", "gpu")
+    make = Maker(args, out)
     made = [
-        Step("tests", (python, "-m", "pytest", "-q", "-rA", *tests)),
-        Step("decoder-sweep", (*here, "--step", "decoder-sweep"), writes="decoder_sweep.csv"),
+        make.tune(),  # the later ones use what it finds
+        make.tests(),
+        *map(make.parity, PARITY_HW_LOADS),
+        *map(make.rivals, ((1, 2) if args.quick else (1, 20))),
+        make.run(HEADLINE),
+        *(make.network(model, make.chunks[-1]) for model in make.chosen(NETWORKS)),
+        make.own("kernels", "kernels.csv", 180),
+        *map(make.run, make.chosen(FIRST)[1:]),
+        *([] if args.quick else [make.rivals(5)]),
+        *(make.network(model, n) for n in make.chunks[-2::-1] for model in make.chosen(NETWORKS)),
+        *([] if args.quick else map(make.run, others())),
+        replace(make.own("figures", "figures", 60), is_last=True),
     ]
-    for n in ("1,2",) if args.quick else ("1", "20", "5"):  # apart: all together do not end within a call
-        folder = f"rivals/{n.replace(',', '-')}"
-        command = (
-            python, "bench/rivals.py", "--device", args.device, *short, *(("--only", "a,f") if args.quick else ()),
-            "--crops", n, *(("--amp-dtype", "float16") if half else ()), *small, "--out", str(out / folder),
-        )  # fmt: skip
-        made.append(Step(f"rivals-{n}", command, writes=folder))
-    for model in models:
-        folder = f"runs/{model.replace(':', '-')}"
-        command = (
-            python, "bench/run.py", "--models", model, "--no-accuracy", "--crops", crops, *shared, "--no-figures",
-            "--yes", "--out", str(out / folder),
-        )  # fmt: skip
-        made.append(Step(f"run-{model}", command, writes=folder))
-    for model in models[: len(FIRST)]:
-        folder = f"network/{model.replace(':', '-')}"
-        chunks = "1,2" if args.quick else "1,8,64,256"
-        command = (
-            python, "bench/network.py", "--models", model, "--chunks", chunks, "--weights", "random", "--device",
-            args.device, *(("--torchcompile",) if half else ()), *short, *small, "--out", str(out / folder),
-        )  # fmt: skip
-        made.append(Step(f"network-{model}", command, writes=folder))
-    made.append(Step("kernels", (*here, "--step", "kernels"), writes="kernels.csv"))
-    made.append(Step("figures", (*here, "--step", "figures"), writes="figures"))
     chosen = tuple(args.only.split(",")) if args.only else ("",)
     return [step for step in made if step.name.startswith(chosen)]
 
 
-def finished(out: Path) -> dict[str, str]:
-    """Step -> how it ended: ``ok``, ``failed`` or ``too long``. One that another call may finish is not there."""
+def others() -> list[str]:
+    """The networks that are not among FIRST. With random weights two of one architecture and size are one."""
+    from models.families import FAMILIES
+
+    seen: dict[tuple[str, int], str] = {}
+    for member in sorted((m for f in FAMILIES.values() for m in f.members), key=lambda m: m.key not in FIRST):
+        seen.setdefault((member.model_id.partition(".")[0], member.K), member.key)
+    return [key for key in seen.values() if key not in FIRST]
+
+
+class Maker:
+    """Steps from the options that all of them share."""
+
+    def __init__(self, args: argparse.Namespace, out: Path) -> None:
+        self.out, self.quick = out, args.quick
+        self.chunks = (1, 2) if args.quick else (1, 8, 64, 256)
+        self.device = ("--device", args.device)
+        self.short = ("--rounds", "1", "--round-seconds", "0.2") if args.quick else ("--rounds", "3")
+        self.small = ("--img-size", "64") if args.quick else ()
+        self.half = half(args.device)
+        self.dtype, self.compiled = self.half[:2], self.half[-1:]
+
+    def chosen(self, models: Sequence[str]) -> Sequence[str]:
+        return models[:1] if self.quick else models
+
+    def step(self, name: str, program: str, given: Sequence[str], writes: str, expected_s: float) -> Step:
+        command = (sys.executable, program, *self.device, *given, "--out", str(self.out / writes))
+        return Step(name, command, writes, 20 if self.quick else expected_s)
+
+    def tests(self) -> Step:
+        folders = ("tests/pipelines", "tests/models")
+        chosen = ("tests/test_rooms.py",) if self.quick else ("-m", "gpu", *folders)
+        command = (sys.executable, "-m", "pytest", "-q", "-rA", *chosen)
+        return Step("tests", command, expected_s=20 if self.quick else 120)
+
+    def tune(self) -> Step:
+        trial = ("--rounds", "1", "--round-seconds", "0.1", "--no-store")  # a trial's rates are worth nothing
+        seconds = trial if self.quick else ("--round-seconds", "0.5")
+        return self.step("tune", "bench/tune.py", ("--crops", "1", *seconds, *self.small), "tune", 360)
+
+    def parity(self, load: int) -> Step:
+        few = ("--limit", "8", "--policies", "2RC") if self.quick else ("--limit", "500", "--policies", "5FC+5MFC,10RC")
+        given = ("--family", "resnet", *few, "--hw-load", str(load))
+        return self.step(f"parity-{load}", "bench/parity.py", given, f"parity/hw-{load}", 150)
+
+    def rivals(self, crops: int) -> Step:
+        """One crop count each: all together do not end within a call."""
+        only = ("--only", "a,f") if self.quick else ()
+        given = (*self.short, *only, "--crops", str(crops), *self.dtype, *self.small)
+        return self.step(f"rivals-{crops}", "bench/rivals.py", given, f"rivals/{crops}", 420)
+
+    def run(self, model: str) -> Step:
+        from models.families import FAMILIES
+
+        K = next(member.K for family in FAMILIES.values() for member in family.members if member.key == model)
+        given = (
+            "--models", model, "--no-accuracy", "--crops", "1,2" if self.quick else "1,2,5,10,20", "--weights",
+            "random", *self.half, *self.short, *self.small, *(("-b", "auto") if K >= LARGE_K else ()), "--no-figures",
+            "--yes",
+        )  # fmt: skip
+        expected_s = 200 if K < LARGE_K else 320 if K < HUGE_K else 450
+        return self.step(f"run-{model}", "bench/run.py", given, f"runs/{place(model)}", expected_s)
+
+    def network(self, model: str, chunk: int) -> Step:
+        """One chunk each: two compilations of a large network take minutes."""
+        given = ("--models", model, "--chunks", str(chunk), "--weights", "random", *self.compiled, *self.short)
+        name = f"network-{model}-{chunk}"
+        return self.step(name, "bench/network.py", (*given, *self.small), f"network/{place(model)}-{chunk}", 180)
+
+    def own(self, name: str, writes: str, expected_s: float) -> Step:
+        """A step of this program."""
+        quick = ("--quick",) if self.quick else ()
+        here = (sys.executable, "bench/gpu.py", *self.device, *quick, "--out", str(self.out), "--step", name)
+        return Step(name, here, writes, 20 if self.quick else expected_s)
+
+
+def place(model: str) -> str:
+    """The name of a network's folder."""
+    return model.replace(":", "-")
+
+
+def half(device: str) -> tuple[str, ...]:
+    """How a network is run on a GPU; on a CPU this would only make the trial slow."""
+    return ("--amp-dtype", "float16", "--channels-last", "--torchcompile") if device == "cuda" else ()
+
+
+def overview(todo: Sequence[Step], done: dict[str, dict[str, Any]], call_s: float) -> list[str]:
+    """The steps, what the finished ones took, what the others may take, and how many calls that is."""
+    lines = []
+    for step in todo:
+        how = f"{done[step.name]['took_s']:5.0f} s  {done[step.name]['end']}" if step.name in done else (
+            f"{step.expected_s:5.0f} s? to do"
+        )  # fmt: skip
+        lines.append(f"{how:17s} {step.name}: {' '.join(step.command)}")
+    rest = [step for step in todo if step.name not in done]
+    minutes = sum(step.expected_s for step in rest) / 60
+    return [
+        *lines,
+        f"{len(rest)} of {len(todo)} steps are left: about {minutes:.0f} minutes (guessed, for an H100), "
+        f"{calls(rest, call_s)} calls of {call_s / 60:g} minutes",
+    ]
+
+
+def calls(todo: Sequence[Step], call_s: float) -> int:
+    """How many calls the steps take if each takes what is expected."""
+    rest, number = list(todo), 0
+    while rest:
+        left, number, begun = call_s, number + 1, 0
+        for step in list(rest):
+            if step.is_begun(left, len(rest), begun == 0):
+                rest.remove(step)
+                left, begun = left - step.expected_s, begun + 1
+    return number
+
+
+def finished(out: Path) -> dict[str, dict[str, Any]]:
+    """Step -> its line: ``end`` (``ok``, ``failed`` or ``too long``), ``took_s``, ``reason`` where it is not ok.
+
+    One that another call may finish is not there.
+    """
     path = out / "steps.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {one["step"]: one["end"] for one in map(json.loads, lines)}
+    return {one["step"]: one for one in map(json.loads, lines)}
 
 
-def go_on(out: Path, todo: Sequence[Step], done: dict[str, str], args: argparse.Namespace) -> int:
+def go_on(out: Path, todo: Sequence[Step], done: dict[str, dict[str, Any]], args: argparse.Namespace) -> int:
     """Do what is not done while there is time."""
     deadline, first = time.monotonic() + 60 * args.minutes, True
+    if not args.quick:
+        take_up_tuning(out)
     for step in todo:
-        if step.name in done:
-            continue
         left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
-            print(f"time is up; call it again: {sum(s.name not in done for s in todo)} steps are left", flush=True)
-            archive(out)
-            return 3
-        if step.writes:
-            path = out / step.writes
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if step.name in done or not step.is_begun(left, sum(s.name not in done for s in todo), first):
+            continue
+        remove(step, out)
         print(f"{step.name} ...", flush=True)
         start = time.monotonic()
         end = attempt(step, out, left)
         if end == "cut off" and not first:
             print(f"{step.name} was cut off after {left:.0f} s; call it again", flush=True)
-            archive(out)
+            remove(step, out)  # half of it would stand in the table
+            conclude(out, done, args.device)
             return 3
-        end, first = "too long" if end == "cut off" else end, False
-        done[step.name] = end
+        line: dict[str, Any] = {"step": step.name, "end": "too long" if end == "cut off" else end}
+        line["took_s"], first = round(time.monotonic() - start, 1), False
+        if end != "ok":
+            line["reason"] = f"not done after {left:.0f} s" if end == "cut off" else last_line(log_of(step, out))
+            print(f"{step.name}: {line['end']}: {line['reason']}", flush=True)
+        done[step.name] = line
         with (out / "steps.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step.name, "end": end, "took_s": round(time.monotonic() - start, 1)}) + "\n")
-    print(f"all is done: {archive(out)}")
-    failed = [step.name for step in todo if done[step.name] != "ok"]
-    if failed:
-        print(f"failed: {', '.join(failed)}; their output is in {out / 'logs'}")
-    return int(bool(failed))
+            file.write(json.dumps(line) + "\n")
+    fits = conclude(out, done, args.device)
+    if rest := [step.name for step in todo if step.name not in done]:
+        print(f"time is up; call it again: {len(rest)} steps are left, {rest[0]} first")
+        return 3
+    failed = [step.name for step in todo if done[step.name]["end"] != "ok"]
+    print(f"all is done; failed: {', '.join(failed)}; what they said is in {out / 'logs'}" if failed else "all is done")
+    return int(bool(failed) or not fits)
+
+
+def remove(step: Step, out: Path) -> None:
+    """What an earlier attempt wrote."""
+    if step.writes:
+        path = out / step.writes
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def take_up_tuning(out: Path) -> None:
+    """What the step ``tune`` found, where this machine does not know it: it may have been another of the same kind."""
+    from bench.tune import restore
+
+    if (out / "tune" / "tuned.json").is_file():
+        restore(out / "tune")
 
 
 def attempt(step: Step, out: Path, left_s: float) -> str:
     """``ok``, ``failed`` or ``cut off``; what it said goes into logs/."""
-    logs = out / "logs"
-    logs.mkdir(exist_ok=True)
-    with (logs / f"{step.name.replace(':', '-')}.txt").open("w", encoding="utf-8") as log:
+    log_of(step, out).parent.mkdir(exist_ok=True)
+    with log_of(step, out).open("w", encoding="utf-8") as log:
         child = subprocess.Popen(
             step.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )  # fmt: skip
@@ -205,6 +356,41 @@ def attempt(step: Step, out: Path, left_s: float) -> str:
             if child.poll() is None:  # too long, or Ctrl-C: with its workers and its rivals' processes
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+
+
+def log_of(step: Step, out: Path) -> Path:
+    return out / "logs" / f"{step.name.replace(':', '-')}.txt"
+
+
+def last_line(log: Path) -> str:
+    """What a failed step said last, of a progress bar its last state."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "it said nothing"
+
+
+def conclude(out: Path, done: dict[str, dict[str, Any]], device: str) -> bool:
+    """Print and write the table of bars; pack everything. False where the archive is too large to be kept."""
+    from bench import bars
+
+    def why(name: str) -> str:
+        """A step, or the first of several whose names begin so, that did not end well."""
+        mine = [line for step, line in done.items() if step == name or step.startswith(f"{name}-")]
+        bad = [f"{line['end']}: {line['reason']}" for line in mine if line["end"] != "ok"]
+        return bad[0] if bad else f"{name} left no figure of it" if mine else f"{name} is still to do"
+
+    table = bars.bars(out, why)
+    bars.write(out / "bars.csv", table)
+    print("\n".join(bars.text(table)))
+    if device == "cpu":
+        print("This was a trial of the script on a CPU: the table says nothing about a GPU.")
+    path = archive(out)
+    size = path.stat().st_size
+    print(f"packed: {path}, {size / 2**20:.1f} MiB")
+    if size > MOST_ARCHIVE_BYTES:
+        files = sorted((p for p in out.rglob("*") if p.is_file()), key=lambda p: -p.stat().st_size)[:5]
+        largest = ", ".join(f"{p.relative_to(out)} {p.stat().st_size / 2**20:.1f}" for p in files)
+        print(f"error: that is more than {MOST_ARCHIVE_BYTES >> 20} MiB; the largest files, MiB: {largest}")
+    return size <= MOST_ARCHIVE_BYTES
 
 
 def archive(out: Path) -> Path:
@@ -220,43 +406,11 @@ def _job(args: argparse.Namespace, model: str, *more: str) -> Any:
     from bench.options import parse as parse_run
     from bench.setup import find_images, make_job, make_options
 
-    half = ["--amp-dtype", "float16", "--channels-last", "--torchcompile"] if args.device == "cuda" else []
     small = ["--img-size", "64"] if args.quick else []
-    given = parse_run(
-        ["--models", model, "--weights", "random", "--device", args.device, "--no-accuracy", *half, *small, *more]
-    )
+    shared = ["--weights", "random", "--device", args.device, "--no-accuracy", *half(args.device), *small]
+    given = parse_run(["--models", model, *shared, *more])
     options = make_options(given, "random", cases.policies(crops=[1], named=None))
     return make_job(cases.model_cases(given, demo=False)[0], find_images(given, options.workers), options)
-
-
-def decoder_sweep(out: Path, args: argparse.Namespace) -> None:
-    """Images per second of the pipeline alone at one crop, by the JPEG engine's share and the number of threads."""
-    import numpy as np
-
-    from bench.clocks import segment
-    from pipelines import backend
-    from pipelines.batch import LoadConfig
-
-    job = _job(args, FIRST[0])
-    name = job.options.backend
-    threads = sorted({1, job.options.workers} if args.quick else {2, 4, 8, job.options.workers})
-    loads = HW_LOADS if name == "dali-gpu" else (0.65,)
-    planner = job.planner(job.options.policies[0])
-    rows = np.resize(job.rows, len(job.rows) * (1 if args.quick else 100))
-    rates: list[dict[str, Any]] = []
-    for number in range(1 if args.quick else 3):
-        for load in loads:
-            for workers in threads:
-                config = LoadConfig(batch_images=32 if args.quick else 256, workers=workers, hw_decoder_load=load)
-                source = backend(name)(job.data, planner, config)
-                stream = (len(batch.rows) for batch in source.batches(rows))
-                took = segment(stream, seconds=0.1 if args.quick else 1.0, warmup_items=2, device=job.options.device)
-                source.close()
-                rates.append(
-                    {"backend": name, "hw_load": load, "threads": workers, "round": number,
-                     "images_per_sec": took.count / took.duration_s}
-                )  # fmt: skip
-    _write_csv(out / "decoder_sweep.csv", rates)
 
 
 def kernels(out: Path, args: argparse.Namespace) -> None:
@@ -271,33 +425,44 @@ def kernels(out: Path, args: argparse.Namespace) -> None:
     from pipelines import backend
 
     rows = []
-    for model in KERNEL_NETWORKS:
-        crops = [1, 2] if args.quick else [1, 5, 10, 20]
-        job = _job(args, model, "--crops", ",".join(map(str, crops)))
-        options = job.options
-        bench = Bench(backend(options.backend), job.data, job.rows, job.planner, job.config, job.network, options.crops)
-        bench.fill()
-        for n in crops:
-            stream = bench.stream(Cell("end_to_end", n))
-            for _ in range(3):
+    crops = [1, 2] if args.quick else [1, 5, 10, 20]
+    job = _job(args, HEADLINE, "--crops", ",".join(map(str, crops)))
+    options = job.options
+    bench = Bench(backend(options.backend), job.data, job.rows, job.planner, job.config, job.network, options.crops)
+    bench.fill()
+    for n in crops:
+        stream = bench.stream(Cell("end_to_end", n))
+        for _ in range(3):
+            next(stream)
+        activities = [ProfilerActivity.CUDA] if args.device == "cuda" else [ProfilerActivity.CPU]
+        synchronize(options.device)
+        with profile(activities=activities) as trace:
+            start = time.perf_counter()
+            while time.perf_counter() - start < (0.1 if args.quick else 3.0):
                 next(stream)
-            activities = [ProfilerActivity.CUDA] if args.device == "cuda" else [ProfilerActivity.CPU]
             synchronize(options.device)
-            with profile(activities=activities) as trace:
-                start = time.perf_counter()
-                while time.perf_counter() - start < (0.1 if args.quick else 3.0):
-                    next(stream)
-                synchronize(options.device)
-                wall_us = 1e6 * (time.perf_counter() - start)
-            spans = [
-                (e.time_range.start, e.time_range.end)
-                for e in trace.events()
-                if e.device_type.name == "CUDA" and not e.name.startswith(("Memcpy", "Memset"))
-            ]
-            share = covered(spans) / wall_us if args.device == "cuda" else None
-            rows.append({"model": model, "crops": n, "wall_us": round(wall_us), "kernel_share": share})
-        bench.close()
+            wall_us = 1e6 * (time.perf_counter() - start)
+        found = kernel_spans(exported(trace))
+        share = covered(found) / wall_us if found else None
+        rows.append(
+            {"model": HEADLINE, "crops": n, "wall_us": round(wall_us), "kernels": len(found), "kernel_share": share}
+        )
+    bench.close()
     _write_csv(out / "kernels.csv", rows)
+
+
+def exported(trace: Any) -> dict[str, Any]:
+    """A profiler's trace in the format of Chrome's viewer."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        trace.export_chrome_trace(str(path))
+        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def kernel_spans(trace: dict[str, Any]) -> list[tuple[float, float]]:
+    """[start, end) of every kernel on the GPU, microseconds; copies and fills are events of other categories."""
+    kernels = (event for event in trace["traceEvents"] if (event.get("ph"), event.get("cat")) == ("X", "kernel"))
+    return [(event["ts"], event["ts"] + event["dur"]) for event in kernels]
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
@@ -310,7 +475,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def figures(out: Path, args: argparse.Namespace) -> None:
-    """Of all runs together."""
+    """Of all runs together; those that ended."""
     runs = [str(path) for path in sorted((out / "runs").glob("*")) if (path / "run.json").is_file()]
     command = [sys.executable, str(ROOT / "analysis/make_figures.py"), *runs, "--out", str(out / "figures")]
     only = ["--only", "throughput_vs_crops"]
@@ -320,7 +485,6 @@ def figures(out: Path, args: argparse.Namespace) -> None:
 
 
 FUNCTIONS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
-    "decoder-sweep": decoder_sweep,
     "kernels": kernels,
     "figures": figures,
 }

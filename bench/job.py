@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -175,14 +175,15 @@ class Job:
     def _batch_size(self) -> int:
         K, asked = self.classifier.spec.K, self.options.batch_size
         if asked == "auto":
-            return auto_batch.largest(self._network, max([K, *self.specs]))
+            # Uncompiled: a graph for each chunk that is tried would take minutes. One that then does not fit is halved.
+            return auto_batch.largest(partial(self._network, compiled=False), max([K, *self.specs]))
         return int(asked) if asked else default_batch_size(K, self.options.device)
 
     @cached_property
     def network(self) -> Network:
-        return self._network(self.batch_size)
+        return self._network(self.batch_size, compiled=self.options.torchcompile)
 
-    def _network(self, batch_size: int) -> Network:
+    def _network(self, batch_size: int, *, compiled: bool) -> Network:
         options = self.options
         return Network(
             self.classifier,
@@ -190,7 +191,7 @@ class Job:
             device=options.device,
             amp_dtype=options.amp_dtype,
             channels_last=options.channels_last,
-            compiled=options.torchcompile,
+            compiled=compiled,
         )
 
     def planner(self, *policies: Policy) -> Planner:
@@ -329,6 +330,9 @@ class Job:
             adapt=options.adapt if self.adapted else None,
             folded=self.classifier.folded,
             processes=options.processes.world if options.time else 1,
+            prefetch=options.prefetch,
+            mmap=options.mmap,
+            hw_load=options.hw_load if options.backend == "dali-gpu" else None,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:
@@ -389,7 +393,9 @@ class Job:
         if not mine:
             return
         planner = self.planner(*options.policies)
-        source = self.make_backend(options.backend, planner, self.config(self.view_cost))
+        # Without the JPEG engine, whose pixels may differ: which images it would take depends on the batch (rule 10).
+        config = replace(self.config(self.view_cost), hw_decoder_load=0.0)
+        source = self.make_backend(options.backend, planner, config)
         rows = np.concatenate([shards.pieces[number] for number in mine])
         labels = self.data.table["label"].to_numpy(np.int64)
         sets = self.real.sets if self.real else None

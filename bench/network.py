@@ -46,7 +46,7 @@ class Way:
     as_timm: bool = False
 
 
-PLAIN, TIMM = "plain", "timm's benchmark"
+PLAIN, TIMM, COMPILED = "plain", "timm's benchmark", "channels-last, fold, compiled"
 WAYS = {
     PLAIN: Way(),
     "channels-last": Way(channels_last=True),
@@ -108,7 +108,7 @@ def ways(device: str, compiled: bool) -> dict[str, Way]:
     gpu = device.startswith("cuda")
     dtype = "float16" if gpu else "float32"
     out = {**WAYS, **(GPU_WAYS if gpu else {}), TIMM: Way(True, False, dtype, compiled, as_timm=True)}
-    return {**out, f"{dtype}, channels-last, fold, compiled": Way(True, True, dtype, True)} if compiled else out
+    return {**out, f"{dtype}, {COMPILED}": Way(True, True, dtype, True)} if compiled else out
 
 
 def some_crops(job: Job, n: int) -> Any:

@@ -179,7 +179,10 @@ def _data(group: Any) -> None:
         help="read image files plainly, for network file systems (DALI maps them into memory; tar shards never are)",
     )
     group.add_argument(
-        "--hw-load", type=_share, metavar="X", help="share of a batch for the GPU's JPEG engine (default: 0.65)"
+        "--hw-load",
+        type=_share,
+        metavar="X",
+        help="share of a batch for the GPU's JPEG engine (default: bench/tune.py's, or 0.65)",
     )
 
 

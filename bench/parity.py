@@ -5,7 +5,8 @@
 
 For each backend: every crop against the NumPy slice of the backend's own resized frame (must be equal), every frame
 against PIL's decoding and a float32 torchvision resize, and, for each pair, frames and per-image top-1. Flags are those
-of bench/run.py. Exits with 1 when windows differ or top-1 agrees for fewer than 99 % of the images.
+of bench/run.py; ``--out`` is a new folder for parity.json, which is the output's last line. Exits with 1 when windows
+differ or top-1 agrees for fewer than 99 % of the images.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Compare on the first of the named networks."""
+    from bench.records import write_whole
     from pipelines import reference, unusable
 
+    if args.out and args.out.exists():
+        raise UserError(f"--out {args.out} exists; results are never written over others: name a new folder")
     policies = cases.policies(crops=args.crops, named=args.policies)
     weights = default_weights(args)
     case = cases.model_cases(args, demo=weights == "demo")[0]
@@ -84,6 +88,9 @@ def report(args: argparse.Namespace) -> int:
         low = min(shares, key=lambda policy: shares[policy])
         print(f"top-1 {pair}: the same for {100 * shares['CC']:.2f} % at CC; least {100 * shares[low]:.2f} % at {low}")
     result["top1_agreement"] = agreement
+    if args.out:
+        args.out.mkdir(parents=True)
+        write_whole(args.out / "parity.json", json.dumps({**result, "hw_load": options.hw_load}) + "\n")
     print(json.dumps(result))
     return int(any(share < MIN_AGREEMENT for shares in agreement.values() for share in shares.values()))
 

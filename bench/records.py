@@ -14,9 +14,10 @@ here, so that a better statistic needs no new run. A number that was not measure
 
 Every file appears whole or not at all, whatever ends the run (``whole_file``).
 
-History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt`, `.folded`, `.processes`, `fitting_batch_size`,
-`Throughput.rank_rates` and `Ledger` came later: lines without them are of the original labels, neither adapted nor
-folded, of one process and of the batch size asked for.
+History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt`, `.folded`, `.processes`, `.prefetch`, `.mmap`,
+`.hw_load`, `fitting_batch_size`, `Throughput.rank_rates` and `Ledger` came later: lines without them are of the
+original labels, neither adapted nor folded, of one process, of two batches in flight (where `load` in run.json does not
+say otherwise), of mapped files, and of the batch size asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -74,6 +75,19 @@ class Setting:
     folded: bool = False  # --fold, where there was something to fold (models.folding)
     adapt: str | None = None  # the parametric adaptation to K (models.activations), if any
     processes: int = 1  # that share the timing; accuracy does not depend on their number
+    prefetch: int = 2  # batches in flight
+    mmap: bool = True  # DALI may map image files
+    hw_load: float | None = None  # share of a batch for a GPU's JPEG engine, whose pixels may differ; dali-gpu only
+
+
+# No answer depends on these, only how fast it comes: accuracies are comparable where they differ.
+SPEED_FIELDS = ("batch_images", "workers", "prefetch", "mmap", "machine_id")
+
+
+def without_speed(setting: Setting) -> Setting:
+    """The setting with SPEED_FIELDS left empty: equal where answers are."""
+    empty: dict[str, Any] = dict.fromkeys(SPEED_FIELDS)
+    return replace(setting, **empty)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ class Job:
     hw_load: float
     warmup: int  # cycles before each timed segment
     budget_bytes: int  # memory that a loader's batches in flight may take
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)  # our backends' threads and hw_decoder_load
 
 
 def batch_images(side: Rival, cell: Cell, job: Job) -> int:
@@ -185,7 +186,8 @@ def order_of(name: str, cell: Cell, job: Job, rows: np.ndarray) -> Order:
         from pipelines.batch import default_batch_images
 
         size = default_batch_images(crops, job.spec.K, gpu=name == "dali-gpu")
-    return Order(job.files, rows, job.spec, crops, cell.output, job.device, job.workers, size, job.seed)
+    workers = int(job.tuned.get(name, {}).get("workers", job.workers))
+    return Order(job.files, rows, job.spec, crops, cell.output, job.device, workers, size, job.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ class Player:
 
     def __init__(self, name: str, job: Job) -> None:
         self.name, self.side, self.job = name, SIDES[name], job
-        self.load: Load = Ours(name, job.chunk, job.hw_load) if name in OURS else self.side.load()
+        hw_load = job.tuned.get(name, {}).get("hw_decoder_load", job.hw_load)
+        self.load: Load = Ours(name, job.chunk, hw_load) if name in OURS else self.side.load()
 
     def check(self, cell: Cell) -> float:
         """Compare a few images' crops with the reference; the worst mean difference of a crop, grey levels.
@@ -231,7 +234,7 @@ class Player:
         images = len(self.job.files)
         rows = np.resize(np.roll(np.arange(images), -start), max(images, STREAM_IMAGES // images * images))
         order = order_of(self.name, cell, self.job, rows)
-        cycle = order.batch_images * order.crops * (self.side.in_flight or max(self.job.workers, 1))
+        cycle = order.batch_images * order.crops * (self.side.in_flight or max(order.workers, 1))
         source = self.load(order)
         stream = grouped((len(crops) for crops in source), cycle)
         done: Segment = segment(stream, seconds=seconds, warmup_items=self.job.warmup, device=self.job.device)

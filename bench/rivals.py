@@ -31,6 +31,7 @@ from bench.cases import int_list
 from bench.rival_records import Cell, NotTimed, Ratio, Timed
 from bench.rival_sides import OURS, SIDES, Child, Job, SideFailed, chosen, with_budget
 from bench.setup import UserError, say
+from pipelines.batch import DEFAULT_HW_LOAD
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 from pipelines.rivals import UINT8, Files
 
@@ -67,10 +68,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="bilinear", help="default: bilinear")
     parser.add_argument("--amp-dtype", choices=FLOATS, default="float32", help="what enters the network (float32)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--workers", "-j", type=int, metavar="N", help="of every side (default: usable cores)")
+    parser.add_argument(
+        "--workers", "-j", type=int, metavar="N",
+        help="of every side (default: usable cores; for our backends bench/tune.py's threads, which share them)",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--round-seconds", type=float, default=2.0, metavar="S", help="of a segment, at least (2)")
-    parser.add_argument("--hw-load", type=float, default=0.65, metavar="X", help="of dali-gpu (0.65)")
+    parser.add_argument("--hw-load", type=float, metavar="X", help="of dali-gpu (default: bench/tune.py's, or 0.65)")
     parser.add_argument("--seed", type=int, default=0, help="of our windows (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: runs/rivals-<time>)")
     args = parser.parse_args(argv)
@@ -131,11 +135,26 @@ def make_job(args: argparse.Namespace) -> Job:
         workers=workers,
         chunk=default_batch_size(args.img_size, device),
         seed=args.seed,
-        hw_load=args.hw_load,
+        hw_load=DEFAULT_HW_LOAD if args.hw_load is None else args.hw_load,
         warmup=1,
         budget_bytes=0,
+        tuned=tuned(args),
     )
     return with_budget(job)
+
+
+def tuned(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Our backends' threads and share of the JPEG engine, where bench/tune.py stored them and no flag says otherwise.
+    (Prefetch stays as it is: the sides' cycles depend on it.)"""
+    from bench.tune import stored
+
+    flags = {"workers": args.workers, "hw_decoder_load": args.hw_load}
+    free = [name for name, given in flags.items() if given is None]
+    found = {side: {name: value for name, value in stored(side).items() if name in free} for side in OURS}
+    for side, values in found.items():
+        if values:
+            say(f"{side}: tuned for this machine by bench/tune.py, where no flag says otherwise: {values}")
+    return found
 
 
 def write_info(out: Path, args: argparse.Namespace, job: Job, names: Sequence[str]) -> None:

@@ -33,13 +33,23 @@ if not __package__:  # run as `python bench/spread.py`: search the repo root, no
 
 import numpy as np
 
-from bench.records import LABELS, Run, Setting, read_run, require_comparable, wilson, write_whole
+from bench.records import (
+    LABELS,
+    SPEED_FIELDS,
+    Run,
+    Setting,
+    read_run,
+    require_comparable,
+    wilson,
+    without_speed,
+    write_whole,
+)
 from bench.report import aligned, is_shown
 from pipelines.crops import parse_policy
 
 FOLDS = 10  # the papers'
 # What no answer depends on, or is compared.
-VARYING = ("seed", "batch_images", "workers", "machine_id")
+VARYING = ("seed", *SPEED_FIELDS)
 
 
 def folds_of(names: Sequence[str], folds: int = FOLDS) -> np.ndarray:
@@ -167,7 +177,7 @@ def _all(run: Run) -> list[Any]:
 
 
 def _key(setting: Setting, *others: str) -> tuple[Any, ...]:
-    return (replace(setting, seed=0, batch_images=0, workers=0, machine_id=""), *others)
+    return (replace(without_speed(setting), seed=0), *others)
 
 
 FOLD_HEADINGS = ("network", "labels", "policy", "top-1", "95 % interval", "fold std", "expected", "standard error")

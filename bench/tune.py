@@ -2,19 +2,22 @@
 
     python bench/tune.py                          # demo images, 224 from 256, at 20 crops; a minute or two
     python bench/tune.py --data imagenet/val --img-size 380 --crops 10
+    python bench/tune.py --out DIR                # every rate in DIR/tune.csv, what was kept in DIR/tuned.json
 
-Threads, prefetch depth and, on a GPU, the JPEG engine's share are tried in turn around what a run takes by default;
-the sides alternate in rounds, and a setting is kept only where it is faster in every round. The result lies beside the
-header scans, in tuned.json, for this machine (its ``machine_id``) and backend; bench/run.py takes from it what no flag
-says, and says so. Nothing in it changes a prediction on one backend (but see ``--hw-load``).
+Threads, on a GPU each number of them with each share of the JPEG engine (the best share falls as threads are added),
+then prefetch depth are tried around what a run takes by default; the sides alternate in rounds, and a setting is kept
+only where it is faster in every round. The result lies beside the header scans, in tuned.json, for this machine (its
+``machine_id``) and backend; bench/run.py and bench/rivals.py take from it what no flag says, and say so. Nothing in it
+changes a prediction on one backend (but see ``--hw-load``).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE = "tuned.json"
 FIELDS = ("workers", "prefetch", "hw_decoder_load")  # of LoadConfig
+HW_LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +59,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--crops", type=int, default=20, metavar="N", help="of each image (20)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--round-seconds", type=float, default=1.0, metavar="S", help="default: 1.0")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for tune.csv and tuned.json")
+    parser.add_argument("--no-store", action="store_true", help="try and print only; later runs take nothing from it")
+    args = parser.parse_args(argv)
+    if args.out and args.out.exists():
+        parser.error(f"--out {args.out} exists; results are never written over others: name a new folder")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,36 +101,48 @@ def run(args: argparse.Namespace) -> int:
             source.close()
         return took.count / took.duration_s
 
-    for field, values in candidates(cores, gpu).items():
-        best = better(best, field, values, rate, args.rounds)
+    measured: list[dict[str, Any]] = []
+    for choices in candidates(cores, gpu):
+        best, found = better(best, choices, rate, args.rounds)
+        measured += found
     kept = {field: getattr(best, field) for field in FIELDS}
+    if args.out:
+        write(args.out, [{"backend": name, "crops": args.crops, **row} for row in measured], {key(name): kept})
+    if args.no_store:
+        print(f"best for {name} on this machine, not stored: {kept}")
+        return 0
     store(name, kept)
     print(f"stored for {name} on this machine: {kept} ({path()})")
     return 0
 
 
-def candidates(cores: int, gpu: bool) -> dict[str, list[Any]]:
-    """Field of LoadConfig -> values to try, in the order in which the fields are settled."""
-    out: dict[str, list[Any]] = {
-        "workers": sorted({max(cores // 2, 1), max(cores - 1, 1), cores, cores + cores // 2, 2 * cores}),
-        "prefetch": [1, 2, 3, 4],
-    }
-    return {**out, "hw_decoder_load": [0.0, 0.25, 0.5, 0.65, 0.8, 1.0]} if gpu else out
+def candidates(cores: int, gpu: bool) -> list[list[dict[str, Any]]]:
+    """Fields of LoadConfig to try; each list is settled before the next is begun."""
+    threads = sorted({max(cores // 2, 1), max(cores - 1, 1), cores, cores + cores // 2, 2 * cores})
+    engine: list[dict[str, Any]] = [{"hw_decoder_load": load} for load in HW_LOADS] if gpu else [{}]
+    return [[{"workers": n, **share} for n in threads for share in engine], [{"prefetch": n} for n in (1, 2, 3, 4)]]
 
 
-def better(best: LoadConfig, field: str, values: list[Any], rate: Any, rounds: int) -> LoadConfig:
-    """The value of one field that is faster than what ``best`` has in every round; else what it has."""
-    standing = getattr(best, field)
-    values = [standing, *(value for value in values if value != standing)]
-    rates: dict[Any, list[float]] = {value: [] for value in values}
+def better(
+    best: LoadConfig, choices: list[dict[str, Any]], rate: Callable[[LoadConfig], float], rounds: int
+) -> tuple[LoadConfig, list[dict[str, Any]]]:
+    """The choice that is faster than what ``best`` has in every round, else ``best``; and a row for each rate."""
+    configs = list(dict.fromkeys([best, *(replace(best, **choice) for choice in choices)]))
+    rates: dict[LoadConfig, list[float]] = {config: [] for config in configs}
     for number in range(rounds):
-        for value in values[number % len(values) :] + values[: number % len(values)]:
-            rates[value].append(rate(replace(best, **{field: value})))
-    for value in values:
-        shown = ", ".join(f"{one:.0f}" for one in rates[value])
-        print(f"  {field} {value}: {shown} images/s" + "  (default)" * (value == standing), flush=True)
-    faster = [v for v in values[1:] if all(a > b for a, b in zip(rates[v], rates[standing], strict=True))]
-    return replace(best, **{field: max(faster, key=lambda value: sorted(rates[value])[rounds // 2], default=standing)})
+        for config in configs[number % len(configs) :] + configs[: number % len(configs)]:
+            rates[config].append(rate(config))
+    for config in configs:
+        what = ", ".join(f"{field} {getattr(config, field)}" for field in choices[0])
+        shown = ", ".join(f"{one:.0f}" for one in rates[config])
+        print(f"  {what}: {shown} images/s" + "  (default)" * (config == best), flush=True)
+    faster = [c for c in configs[1:] if all(a > b for a, b in zip(rates[c], rates[best], strict=True))]
+    rows = [
+        {**{field: getattr(config, field) for field in FIELDS}, "round": number, "images_per_sec": one}
+        for config, found in rates.items()
+        for number, one in enumerate(found)
+    ]
+    return max(faster, key=lambda config: sorted(rates[config])[rounds // 2], default=best), rows
 
 
 def path() -> Path:
@@ -157,10 +178,31 @@ def _is_between(value: object, low: float, high: float) -> bool:
 
 def store(backend_name: str, kept: dict[str, Any]) -> None:
     """Written whole or not at all."""
+    _add({key(backend_name): kept})
+
+
+def restore(folder: Path) -> None:
+    """Take up what ``--out`` wrote, where this machine's cache has nothing of the kind: it may have been lost since."""
+    _add({**json.loads((folder / FILE).read_text(encoding="utf-8")), **_all()})
+
+
+def _add(found: dict[str, dict[str, Any]]) -> None:
     from bench.records import write_whole
 
     path().parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path(), json.dumps({**_all(), key(backend_name): kept}, indent=1) + "\n")
+    write_whole(path(), json.dumps({**_all(), **found}, indent=1) + "\n")
+
+
+def write(out: Path, rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
+    """tune.csv and tuned.json."""
+    from bench.records import write_whole
+
+    out.mkdir(parents=True)
+    with (out / "tune.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_whole(out / FILE, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from analysis.runs import (
     require_all_comparable,
     scored_parts,
 )
+from bench.records import SPEED_FIELDS
 
 SHOWN = {"CC": ("black", "o"), "2RC": (style.SKY, "s"), "5RC": (style.GREEN, "D"), "10RC": (style.ORANGE, "^"),
          "20RC": (style.BLUE, "v")}  # fmt: skip
-VARYING = ("S", "batch_images", "workers", "machine_id")
+VARYING = ("S", *SPEED_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from analysis.runs import (
     provenance,
     require_all_comparable,
 )
-from bench.records import Setting, require_comparable
+from bench.records import SPEED_FIELDS, Setting, require_comparable
 
 LEVEL = "softmax"
 # The two printed accuracies of the kinds of networks: ImageNet, ImageNet-V2.
@@ -79,7 +79,7 @@ def scored_on_both(source: Source) -> list[tuple[Part, Part]]:
             "figure: --published"
         )
     for one, other in both:
-        require_comparable(one[1], other[1], varying=("data", "data_hash", "batch_images", "workers", "machine_id"))
+        require_comparable(one[1], other[1], varying=("data", "data_hash", *SPEED_FIELDS))
     require_all_comparable([one for one, _ in both])
     return both
 

@@ -35,7 +35,7 @@ def spdl_loader(order: Order) -> Iterator[Tensor]:
         frame = spdl.io.to_torch(spdl.io.load_image(path, filter_desc=scaled)).permute(2, 0, 1)
         return torch.stack([random_crop(frame) for _ in range(order.crops)])
 
-    builder: Any = PipelineBuilder()
+    builder: Any = PipelineBuilder()  # its type parameters change with every step, and without SPDL there are none
     pipeline = (
         builder.add_source(order.paths)
         .pipe(load, concurrency=max(order.workers, 1), output_order="input")

@@ -62,6 +62,11 @@ def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, we
     assert (setting.device, setting.amp_dtype, setting.torchcompile) == ("cpu", "float32", False)
     assert (setting.channels_last, setting.seed) == (True, 7)
     assert setting == make_job(*argv).setting()
+    assert (setting.prefetch, setting.mmap, setting.hw_load) == (2, True, None)
+    job = make_job(*argv, "--no-mmap", "--hw-load", "0.25")
+    assert (job.setting().mmap, job.setting().hw_load) == (False, None)
+    job.options = replace(job.options, backend="dali-gpu", prefetch=4)
+    assert (job.setting().prefetch, job.setting().hw_load) == (4, 0.25)  # it decodes there, and there only
 
 
 # --------------------------------------------------------------------------------------------------- how it is loaded
@@ -297,3 +302,20 @@ def test_labels_are_those_of_the_data_set(make_job: Callable[..., Job], demo_roo
     expected = label(scan(demo_root, workers=1, progress=False), num_classes=16).subset(7, seed=2)
     assert job.data.table.equals(expected.table) and job.rows.tolist() == list(range(7))
     assert job.views.total == 2 and list(job.options.policies) == [parse_policy("CC"), parse_policy("1RC")]
+
+
+def test_the_jpeg_engine_takes_no_image_of_the_accuracy_pass(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels may differ, and which images it takes depends on what shares their batch."""
+    job = make_job("--crops", "1", "--hw-load", "0.9")
+    shares: list[float] = []
+    real = Job.make_backend
+
+    def make_backend(self: Job, name: str, planner: Any, config: Any) -> Any:
+        shares.append(config.hw_decoder_load)
+        return real(self, name, planner, config)
+
+    monkeypatch.setattr(Job, "make_backend", make_backend)
+    list(job.phase("accuracy", job.setting(), tmp_path))
+    assert shares == [0.0] and job.config(1).hw_decoder_load == 0.9

@@ -214,7 +214,10 @@ def test_other_schemas_and_kinds_are_refused_by_name(kind: str, changes: dict[st
 
 
 # Came later than the first records.
-OPTIONAL = {"mean_views", "labels", "adapt", "folded", "processes", "fitting_batch_size", "rank_rates"}
+OPTIONAL = {
+    "mean_views", "labels", "adapt", "folded", "processes", "prefetch", "mmap", "hw_load", "fitting_batch_size",
+    "rank_rates",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import accuracy, auto_batch, kills, plan, records, run, shards
+from bench import accuracy, auto_batch, kills, plan, records, run, shards, tune
 from bench import job as job_module
 from bench.accuracy import Predictions
 from bench.job import Job
@@ -101,6 +101,18 @@ def test_a_case_goes_on_from_its_last_whole_shard(
     assert ("were scored before and are kept" in said) == (at > 0)
     assert kills.differences(kills.contents(expected.out), kills.contents(stopped.out)) == []
     assert len(stopped.run.info["resumed"]) == 1
+
+
+def test_what_was_tuned_since_is_not_taken(
+    small_run: Small, resume: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        stop_at_shard(patch, 1, KeyboardInterrupt())
+        stopped = small_run(*ARGV)
+    tune.store("torchvision", {"prefetch": 5})
+    assert resume(stopped.out, "--no-figures")[0] == 0
+    assert {record.setting.prefetch for record in stopped.run.records} == {2}
 
 
 def test_finished_networks_are_not_loaded_again(

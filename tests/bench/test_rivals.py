@@ -14,7 +14,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from bench import rival_records as records  # noqa: E402
-from bench import rivals  # noqa: E402
+from bench import rivals, tune  # noqa: E402
 from bench.rival_records import Cell, NotTimed, Timed  # noqa: E402
 from bench.rival_sides import OURS, SIDES, Job, Player, check_crops, chosen, grouped, order_of  # noqa: E402
 from pipelines import reference  # noqa: E402
@@ -108,6 +108,20 @@ def test_lines_come_back_and_damage_is_named(tmp_path: Path) -> None:
 
 def test_whole_cycles_are_counted() -> None:
     assert list(grouped([3, 3, 3, 1], 6)) == [6, 4]
+
+
+def test_what_was_tuned_is_taken_by_our_backends_where_no_flag_says_otherwise(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path))
+    tune.store("dali-gpu", {"workers": 24, "prefetch": 4, "hw_decoder_load": 0.25})
+    found = rivals.tuned(rivals.parse([]))
+    assert found == {"dali-gpu": {"workers": 24, "hw_decoder_load": 0.25}, "dali-cpu": {}, "torchvision": {}}
+    assert rivals.tuned(rivals.parse(["--hw-load", "0"]))["dali-gpu"] == {"workers": 24}
+    assert rivals.tuned(rivals.parse(["-j", "4"]))["dali-gpu"] == {"hw_decoder_load": 0.25}
+    job, cell = replace(job, workers=3, tuned={"dali-cpu": {"workers": 5, "hw_decoder_load": 0.25}}), Cell("uint8", 2)
+    workers = {name: order_of(name, cell, job, np.arange(4)).workers for name in ("dali-cpu", "torchvision", "pil")}
+    assert workers == {"dali-cpu": 5, "torchvision": 3, "pil": 3}
 
 
 def test_sides_by_letter_and_name() -> None:

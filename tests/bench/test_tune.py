@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,25 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_only_what_is_faster_in_every_round_is_kept(rates: dict[int, list[float]], kept: int) -> None:
     left = {value: iter(found) for value, found in rates.items()}
-    best = tune.better(LoadConfig(workers=1), "workers", [1, 2, 3], lambda config: next(left[config.workers]), 3)
+    choices = [{"workers": value} for value in (1, 2, 3)]
+    best, rows = tune.better(LoadConfig(workers=1), choices, lambda config: next(left[config.workers]), 3)
     assert best.workers == kept
+    assert {(row["workers"], row["round"]): row["images_per_sec"] for row in rows} == {
+        (value, number): rate for value, found in rates.items() for number, rate in enumerate(found)
+    }
+
+
+def test_a_gpus_threads_and_its_engines_share_are_settled_together() -> None:
+    both, then = tune.candidates(16, gpu=True)
+    assert {(choice["workers"], choice["hw_decoder_load"]) for choice in both} == {
+        (threads, load) for threads in (8, 15, 16, 24, 32) for load in tune.HW_LOADS
+    }
+    assert [set(choice) for choice in then] == [{"prefetch"}] * 4
+    assert all(set(choice) == {"workers"} for choice in tune.candidates(16, gpu=False)[0])
+    best, _ = tune.better(
+        LoadConfig(workers=16), both, lambda c: 1000 - abs(c.workers - 24) - 99 * abs(c.hw_decoder_load - 0.25), 2
+    )
+    assert (best.workers, best.hw_decoder_load) == (24, 0.25)
 
 
 def test_what_was_stored_is_taken_where_no_flag_says_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +89,19 @@ def test_settings_change_no_prediction(small_run: Callable[..., Any]) -> None:
 
 def test_the_command(demo_root: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--data", str(demo_root), "--data-backend", "dali-cpu", "--img-size", "32", "--crops", "2"]
+    out = own_cache.with_name("tune")
     pytest.importorskip("nvidia.dali")
-    assert tune.main([*argv, "--device", "cpu", "--rounds", "1", "--round-seconds", "0.02"]) == 0
-    assert set(tune.stored("dali-cpu")) == set(tune.FIELDS)
+    assert tune.main([*argv, "--device", "cpu", "--rounds", "1", "--round-seconds", "0.02", "--out", str(out)]) == 0
+    kept = tune.stored("dali-cpu")
+    assert set(kept) == set(tune.FIELDS)
     assert "(default)" in capsys.readouterr().out
+    with (out / "tune.csv").open() as file:
+        assert {row["backend"] for row in csv.DictReader(file)} == {"dali-cpu"}
+    (own_cache / tune.FILE).unlink()  # as on a machine that was given back
+    tune.store("torchvision", {"workers": 2})
+    tune.restore(out)
+    assert (tune.stored("dali-cpu"), tune.stored("torchvision")) == (kept, {"workers": 2})
+    tune.store("dali-cpu", {"workers": 7})
+    tune.restore(out)
+    assert tune.stored("dali-cpu") == {"workers": 7}  # found since
     assert tune.main(["--data", str(own_cache / "no"), "--device", "cpu"]) == 2

@@ -432,3 +432,16 @@ def test_without_room_for_one_crop_the_error_names_the_network_and_the_remedy() 
     crowded(network, 0, MemoryError())
     with pytest.raises(OutOfMemory, match=f"test_resnet.*single crop of {K} pixels.*--img-size"):
         network.forward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp_dtype", ["float32", "float16"])
+def test_replayed_graphs_give_each_crop_its_own_answer(amp_dtype: str) -> None:
+    """CUDA graphs write every answer to one place: what is kept must have been copied before the next replay."""
+    answers = {}
+    for compiled in (False, True):
+        network = network_of("test_resnet", device="cuda:0", compiled=compiled, amp_dtype=amp_dtype, channels_last=True)
+        found = [one.outputs for one in predict(map(batch_of, ([0, 1, 2], [3, 4], [5, 6])), network, VIEWS)]
+        answers[compiled] = torch.cat([outputs.logits.flatten(0, 1).cpu() for outputs in found if outputs is not None])
+    distance = torch.cdist(answers[True], answers[False])
+    assert distance.argmin(1).tolist() == list(range(IMAGES * VIEWS.total))

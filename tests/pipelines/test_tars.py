@@ -645,7 +645,9 @@ def make() -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def make(name: str, source: Any, planner: Planner, **config: Any) -> Any:
-        made.append(pipelines.backend(name)(source, planner, LoadConfig(**{"batch_images": 4, "workers": 2, **config})))
+        # Without the JPEG engine: which images it takes depends on the batch, and its pixels may differ from CUDA's.
+        settings = {"batch_images": 4, "workers": 2, "hw_decoder_load": 0.0, **config}
+        made.append(pipelines.backend(name)(source, planner, LoadConfig(**settings)))
         return made[-1]
 
     yield make
