@@ -57,6 +57,10 @@ class Predictions:
         """Images scored or failed."""
         return len(self.rows) + len(self.failed)
 
+    def seen(self) -> np.ndarray:
+        """Their rows, int64, in no order."""
+        return np.concatenate([self.rows, np.array([f.row for f in self.failed], dtype=np.int64)])
+
     def save(self, path: Path, names: list[str], *, compress: bool = True) -> None:
         """An .npz file, names beside the numbers; written whole or not at all."""
         arrays = {field: values for field in BY_IMAGE if (values := getattr(self, field)) is not None}
@@ -204,9 +208,8 @@ def nothing(network: Network, views: Views, policies: Sequence[Policy], real: bo
 
 def check_ledger(rows: np.ndarray, predictions: Predictions) -> None:
     """Raises RuntimeError unless every row was scored or failed, exactly once."""
-    scored_rows, failed = predictions.rows, predictions.failed
-    seen = np.sort(np.concatenate([scored_rows, np.array([f.row for f in failed], dtype=np.int64)]))
-    if not np.array_equal(seen, np.sort(rows)):
+    if not np.array_equal(np.sort(predictions.seen()), np.sort(rows)):
+        scored_rows, failed = predictions.rows, predictions.failed
         raise RuntimeError(
             f"of {len(rows)} images, {len(scored_rows)} were scored and {len(failed)} failed, and these are not the "
             "same images once each: the backend lost or repeated some. This is a bug, and no result is written"

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.activations import ADAPTATIONS, FrechetAdaptation, GaussianAdaptation, Statistics, measure
 from models.predict import Network
+from pipelines.batch import default_batch_images
 from pipelines.crops import parse_policy
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def statistics(job: Job, images: int = MOST_IMAGES) -> Statistics:
         amp_dtype=options.amp_dtype,
         channels_last=options.channels_last,
     )
-    source = job.make_backend(options.backend, job.planner(parse_policy("CC")), job.config(1))
+    # Of a settled size, as sums of another order differ in the last digit: each continuation must adapt alike.
+    batch_images = options.batch_images or default_batch_images(1, job.classifier.spec.K)
+    config = replace(job.config(1), batch_images=batch_images)
+    source = job.make_backend(options.backend, job.planner(parse_policy("CC")), config)
     try:
         return measure(network, source.batches(np.arange(min(images, len(job.data)))))
     finally:
@@ -42,7 +46,9 @@ def at_size(job: Job, K: int) -> Job:
     """The same network and images with crops of K pixels, unadapted."""
     from bench.job import Job
 
-    return Job(replace(job.case, img_size=K), job.scan, replace(job.options, adapt=None))
+    asked = job.options.batch_size  # never searched for: another chunk would be another last digit
+    options = replace(job.options, adapt=None, batch_size=None if asked == "auto" else asked)
+    return Job(replace(job.case, img_size=K), job.scan, options)
 
 
 def fit(job: Job, name: str, train_K: int) -> FrechetAdaptation | GaussianAdaptation:

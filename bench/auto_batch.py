@@ -2,12 +2,14 @@
 
 Powers of two, upwards, each with a forward of zeros. On a GPU a chunk fits when torch has taken no more than a share of
 the memory: the pipeline needs the rest. On a CPU, where the system ends a process that takes too much instead of
-telling it, the next chunk is tried only while the growth so far says that it leaves half of the free memory free.
+telling it, the next chunk is tried only while the growth so far says that it leaves half of the free memory free, and
+while a forward takes no longer than a few seconds.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -16,6 +18,7 @@ from models.predict import Network
 
 GPU_SHARE = 0.7
 CPU_SHARE = 0.5
+LONGEST_S = 4.0
 MOST = 1024  # crops: beyond it no network here gets faster, and a forward takes long enough to be felt
 
 
@@ -26,13 +29,15 @@ def largest(make: Callable[[int], Network], K: int) -> int:
     chunk = 1
     while chunk <= MOST:
         network = make(chunk)
+        start = time.perf_counter()
         network.forward(K)  # of a single crop: raises OutOfMemory where even that is too much
         if network.rows < chunk or not _leaves_room(network):
             break
         best = chunk
         peaks.append(peak_bytes())
         growth = peaks[-1] - peaks[-2]
-        if network.device.type == "cpu" and peaks[-1] + 2 * growth - peaks[0] > CPU_SHARE * free:
+        on_cpu, forward_s = network.device.type == "cpu", time.perf_counter() - start
+        if on_cpu and (peaks[-1] + 2 * growth - peaks[0] > CPU_SHARE * free or 2 * forward_s > LONGEST_S):
             break
         chunk *= 2
     return best

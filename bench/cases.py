@@ -30,21 +30,33 @@ class ModelCase:
 
     @property
     def label(self) -> str:
-        """Name and size, for a person and for file names."""
+        """Name and size, for a person."""
         size = f" img-size {self.img_size}" if self.img_size else ""
         return self.name + size + (f" crop-pct {self.crop_pct:g}" if self.crop_pct else "")
+
+    @property
+    def file_name(self) -> str:
+        """The label, for file names."""
+        return "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.label)
 
 
 def model_cases(args: argparse.Namespace, *, demo: bool) -> list[ModelCase]:
     """``--family``, ``--variants``, ``--models``, ``--img-size``, ``--crop-pct`` -> the cases, in order, each once.
 
     With demo weights a family is its demo network. Else it is its smallest member, or the ``variants``.
-    Raises ValueError for unknown names and combinations that mean nothing.
+    Raises ValueError for unknown names, combinations that mean nothing, and cases whose files would have one name.
     """
     networks = _networks(args.family, args.models, args.variants, demo)
     sizes = product(networks, args.img_size or [None], args.crop_pct or [None])
     found = (replace(case, img_size=img_size, crop_pct=crop_pct) for case, img_size, crop_pct in sizes)
-    return list(dict.fromkeys(found))  # results are filed by it
+    by_file_name: dict[str, ModelCase] = {}
+    for case in found:
+        first = by_file_name.setdefault(case.file_name, case)
+        if first != case:
+            raise ValueError(
+                f"{first.label} and {case.label} would write to files of one name, {case.file_name}: run them apart"
+            )
+    return list(by_file_name.values())
 
 
 def _networks(family: str | None, models: str | None, variants: str | None, demo: bool) -> list[ModelCase]:

@@ -105,7 +105,8 @@ class Job:
         self.batch_size = plan.batch_size if plan else self._batch_size()
         self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
         self.failed: list[Failure] = []
-        self.home = self.data.root if self.data.root.is_dir() else self.data.root.parent  # of tars
+        first = Path(self.data.spans(self.rows[:1])[0].path)
+        self.home = self.data.root if self.data.root.is_dir() else first.parent  # of tars
         self.home_identity = identity(self.home)
         self.adapted = options.adapt is not None and self._adapt(options.adapt)
 
@@ -251,7 +252,7 @@ class Job:
 
     @property
     def predictions_name(self) -> str:
-        return f"predictions-{''.join(c if c.isalnum() or c in '.-_' else '-' for c in self.case.label)}.npz"
+        return f"predictions-{self.case.file_name}.npz"
 
     def expected_s(self) -> float:
         """How long this job will take, from a few seconds of measuring the pipeline and the network."""
@@ -364,7 +365,7 @@ class Job:
         processes = self.options.processes
         shards = self._shards(out)
         self._fill(shards)
-        rows = min(processes.gather(self.network.rows))  # and all shards are on the disk
+        rows = shards.least_rows(min(processes.gather(self.network.rows)))  # and all shards are on the disk
         kept: list[accuracy.Predictions] = []  # by the first process: those of a million images are not sent about
 
         def whole() -> list[Failure]:
@@ -407,7 +408,13 @@ class Job:
             )  # fmt: skip
             label = f"accuracy {self.case.label}"
             with tqdm(total=len(rows), desc=label, unit="image", disable=not processes.first) as bar:
-                fill(shards, mine, parts, bar.update)
+
+                def scored(images: int) -> None:
+                    bar.update(images)
+                    if self.network.rows < self.batch_size:
+                        shards.note_rows(self.network.rows)
+
+                fill(shards, mine, parts, scored)
         finally:
             source.close()
 
@@ -479,7 +486,7 @@ class Job:
         """Where nothing was scored: an unreadable image inside a timed segment would cost its whole batch."""
         source = self.make_backend(self.options.backend, self.planner(self.options.policies[0]), self.config(1))
         try:
-            self.failed = [failure for batch in source.batches(rows) for failure in batch.failed]
+            self.failed = [failure for batch in self._while_there(source.batches(rows)) for failure in batch.failed]
         finally:
             source.close()
 
@@ -494,7 +501,8 @@ class Job:
             readable = np.setdiff1d(self.rows[:MOST_TIMED], [failure.row for failure in self.failed])
         else:
             stored = out / self.predictions_name  # of the process that scored, before an interruption
-            self.failed = self.failed or accuracy.Predictions.load(stored).failed
+            # By the first: on another machine the file may not be seen yet.
+            self.failed = options.processes.share(lambda: self.failed or accuracy.Predictions.load(stored).failed)
             readable = np.setdiff1d(self.rows, [failure.row for failure in self.failed])
         if len(readable) == 0:
             yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bench.processes import Processes
     from bench.records import FailedModel, Run, Setting
 
+FLAGS = {"workers": " (-j N; unless given it follows each machine's cores)"}  # that a remedy should name
+TIME_IS_UP_AGAIN_S = 5.0  # said again, where the first time was in an exchange or in a destructor, which goes on
 # What a continuation may say anew; all else must be what it was.
 FREE_FLAGS = frozenset({"argv", "resume", "out", "yes", "no_figures", "strict", "timeout"})
 
@@ -57,22 +59,29 @@ def read_plans(info: dict[str, Any]) -> dict[str, Plan]:
 
 
 def make_plans(
-    cases: Sequence[ModelCase], make_job: Callable[[ModelCase], Job], has_others: bool = False
+    cases: Sequence[ModelCase],
+    make_job: Callable[[ModelCase], Job],
+    has_others: bool = False,
+    timeout: float | None = None,
 ) -> tuple[list[Plan], list[FailedModel], Job | None]:
     """Load each network once and measure it for some seconds; the job itself is kept where there is only one.
 
-    A network that cannot be loaded is an error where it is the only one (``has_others``: it is not); among several it
-    is listed and left out.
+    A network that cannot be loaded, or takes longer than ``timeout`` seconds, is an error where it is the only one
+    (``has_others``: it is not); among several it is listed and left out.
     """
     from bench.records import FailedModel
+    from models.predict import OutOfMemory
 
     plans: list[Plan] = []
     failed: list[FailedModel] = []
     for case in cases:
         try:
-            job = make_job(case)
-            plans.append(plan_of(job))
+            with time_limit(timeout):
+                job = make_job(case)
+                plans.append(plan_of(job))
         except Exception as error:
+            if len(cases) == 1 and not has_others and isinstance(error, (OutOfMemory, TimeoutError)):
+                raise UserError(reason(error)) from error
             if (len(cases) == 1 and not has_others) or is_fatal(error):
                 raise
             failed.append(FailedModel(case.label, "load", reason(error)))
@@ -114,12 +123,19 @@ def plan_of(job: Job) -> Plan:
 # --------------------------------------------------------------------------------------------------- what stops the run
 
 
+class _TimeIsUp(BaseException):
+    """No Exception: those are taken for the fault of an image where images are read."""
+
+
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError in the block when it takes longer. (A call into a library that never returns is not ended.)
+    """Raises TimeoutError when the block takes longer. (A call into a library that never returns is not ended.)
 
+    Not while processes exchange words: one that left such an exchange half way would not understand the others again.
     Raises UserError where the system has no such timer (Windows).
     """
+    from bench import processes
+
     if seconds is None:
         yield
         return
@@ -127,12 +143,16 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         raise UserError("--timeout: this system has no interval timer; leave it out")
 
     def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"it took longer than --timeout {seconds:g} s")
+        if not processes.conversation.underway:
+            raise _TimeIsUp
 
+    processes.conversation.underway = False
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, TIME_IS_UP_AGAIN_S)
     try:
         yield
+    except _TimeIsUp:
+        raise TimeoutError(f"it took longer than --timeout {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -166,16 +186,21 @@ def reason(error: BaseException) -> str:
 
 def read_resumable(folder: Path) -> Run:
     """The run that ``--resume`` names. Raises UserError when it is none, or one of an earlier version."""
-    from bench.records import read_run
+    from bench import records
 
     if not folder.is_dir():
         raise UserError(f"--resume {folder}: there is no such folder; give the folder of a run, such as runs/nfnet-...")
     try:
-        run = read_run(folder)
+        run = records.read_run(folder)
     except ValueError as error:
         raise UserError(f"--resume {folder}: {error}") from error
     if not all("setting" in model for model in run.info.get("models", [])) or "directory" not in run.info:
         raise UserError(f"--resume {folder}: an earlier version wrote it, which kept no plan; start the run anew")
+    try:
+        for model in run.info["models"]:
+            records.checked(records.Setting, model["setting"])
+    except ValueError as error:
+        raise UserError(f"--resume {folder}: another version wrote it ({error}); go on with that one") from error
     return run
 
 
@@ -198,6 +223,18 @@ def require_same_flags(given: dict[str, Any], stored: dict[str, Any]) -> None:
             )
 
 
+def require_same_networks(labels: Sequence[str], info: dict[str, Any]) -> None:
+    """Raises UserError, naming a network, when the command now means others: a --model-list that was edited, or a
+    family that has grown."""
+    then = info.get("networks", labels)
+    if others := set(labels) ^ set(then):
+        one = min(others)
+        what = (
+            "was one of the run's networks and is none" if one in then else "was none of the run's networks and is one"
+        )
+        raise UserError(f"--resume: {one} {what} now; restore --model-list, or start another run")
+
+
 def require_same_setting(now: Setting, plan: Plan, processes: Processes) -> None:
     """Raises Different, naming the field, when what the results depend on is not what was planned: at a continuation,
     or in another process of the run (of which each has its own device, perhaps on another machine)."""
@@ -211,8 +248,18 @@ def require_same_setting(now: Setting, plan: Plan, processes: Processes) -> None
             where = "" if processes.first else f" in process {processes.rank}"
             raise Different(
                 f"{one.name} of {plan.label} was {theirs!r} when the run began and is {mine!r} now{where}: its results "
-                f"would not be of one kind. Restore the old {one.name}, or start another run"
+                f"would not be of one kind. Restore the old {one.name}{FLAGS.get(one.name, '')}, or start another run"
             )
+
+
+def require_same_real_labels(file_hash: str | None, plan: Plan) -> None:
+    """Raises Different when the file of ``--real-labels`` was edited: part of the images are scored by the former."""
+    then = plan.description.get("real_label_hash")
+    if file_hash != then:
+        raise Different(
+            f"the file of --real-labels was another when the run began (its hash is {file_hash} now and was {then}): "
+            "restore it, or start another run"
+        )
 
 
 def require_same_packages(then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -248,9 +295,11 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
     if folder.exists():
         write_whole(folder / "run.json", text)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-    hidden.mkdir()
+    try:
+        hidden.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made ({error}): name a folder that you may write") from error
     try:
         write_whole(hidden / "run.json", text)
         hidden.rename(folder)

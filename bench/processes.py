@@ -26,6 +26,20 @@ class PeerLost(RuntimeError):
     """Another process of the run is gone."""
 
 
+@dataclass(slots=True)
+class Conversation:
+    """What a signal's handler must know (bench.plan.time_limit).
+
+    ``underway`` from the start of an exchange to its end; where it ends with an error, until the limit is left: all
+    have agreed on that error, and nobody may come with another.
+    """
+
+    underway: bool = False
+
+
+conversation = Conversation()
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """This process among ``world``; ``local``: among those on this machine."""
@@ -76,6 +90,7 @@ class Processes:
         import torch.distributed as dist
 
         said: list[Any] = [None] * self.world
+        conversation.underway = True
         try:
             dist.all_gather_object(said, (value, _sendable(error)))
         except RuntimeError as lost:
@@ -88,6 +103,7 @@ class Processes:
                 theirs = error if rank == self.rank and error is not None else other
                 setattr(theirs, AGREED, True)
                 raise theirs
+        conversation.underway = False
         return [value for value, _ in said]
 
     def leave(self) -> None:
@@ -120,6 +136,9 @@ def join() -> Processes:
         return ALONE
     import torch.distributed as dist
 
+    from bench.setup import say
+
+    say(f"meeting the other processes of {os.environ['WORLD_SIZE']} (WORLD_SIZE) ...")
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:

@@ -386,14 +386,15 @@ def from_line(line: str) -> Record | FailedModel:
         raise ValueError(f"{line.strip()[:40]!r} is no JSON object")
     schema, kind = values.pop("schema", None), values.pop("kind", None)
     if schema == SCHEMA and kind == FailedModel.kind:
-        return FailedModel(**_checked(FailedModel, values))
+        return FailedModel(**checked(FailedModel, values))
     if schema != SCHEMA or kind not in KINDS:
         raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
-    values["setting"] = Setting(**_checked(Setting, values.get("setting", {})))
-    return KINDS[kind](**_checked(KINDS[kind], values))
+    values["setting"] = Setting(**checked(Setting, values.get("setting", {})))
+    return KINDS[kind](**checked(KINDS[kind], values))
 
 
-def _checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+def checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """``values``, when they are the fields of that class. Raises ValueError, naming those that are not, or missing."""
     names = {f.name for f in fields(cls)}
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if unknown := set(values) - names:
@@ -509,12 +510,14 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def write_summary(folder: Path, records: list[Record]) -> Path:
-    """summary.csv: every record's plain fields and derived figures, one row each; an absent figure is an empty cell."""
+def write_summary(folder: Path, records: list[Record], failed: Sequence[FailedModel] = ()) -> Path:
+    """summary.csv: every record's plain fields and derived figures, one row each; an absent figure is an empty cell.
+    Of a network that failed its label as the model, the stage and the reason."""
     rows = []
     for record in records:
         plain = {k: v for k, v in asdict(record).items() if k != "setting" and not isinstance(v, list)}
         rows.append({"kind": record.kind, **asdict(record.setting), **plain, **record.derived()})
+    rows += [{"kind": one.kind, "model": one.label, "stage": one.stage, "reason": one.reason} for one in failed]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ASK_ABOVE_S = 30 * 60
 # Exit statuses beside 0; 130 and 143 are a shell's for the two signals.
 UNREADABLE, USERS, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
-EXPECTED_ERRORS = (UserError, ValueError, FileNotFoundError, FileExistsError)  # their text is enough
+PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+EXPECTED_ERRORS = (UserError, ValueError, *PATH_ERRORS)  # their text is enough
 EXPECTED_FAILURES = (*EXPECTED_ERRORS, RuntimeError, TimeoutError)
 
 
@@ -113,6 +115,8 @@ def run(args: argparse.Namespace, began: list[Path]) -> int:
     weights = default_weights(args)
     model_cases = cases.model_cases(args, demo=weights == "demo")
     policies = cases.policies(crops=args.crops, named=args.policies)
+    if earlier:
+        plan.require_same_networks([case.label for case in model_cases], earlier.info)
     if args.dry_run:
         return dry_run(args, model_cases, policies)
     everyone = processes.join()
@@ -124,20 +128,24 @@ def run(args: argparse.Namespace, began: list[Path]) -> int:
         options = as_before(options, earlier)
     scan = scanned(args, options)
     if args.strict and len(scan.unreadable):
-        raise UserError(f"--strict: {unreadable_text(scan.unreadable[['name', 'reason']].to_numpy().tolist())}")
+        lost = scan.unreadable[["name", "reason"]].to_numpy().tolist()
+        print(f"error: --strict: {unreadable_text(lost)}", file=sys.stderr)
+        return UNREADABLE
     kept: list[Job] = []  # the only network need not be loaded twice
-    plans, failed = everyone.share(lambda: planned(model_cases, scan, options, earlier, kept))
+    plans, failed = everyone.share(lambda: planned(model_cases, scan, options, earlier, kept, args.timeout))
     with ExitStack() as while_writing:
         with everyone.agreed():
             if everyone.first:
                 if not earlier:
                     ask_about(sum(one.expected_s for one in plans.values()), args, scan)
-                begin(out, args, policies, list(plans.values()), failed, scan, options, earlier, while_writing)
+                labels = [case.label for case in model_cases]
+                begin(out, args, labels, policies, list(plans.values()), failed, scan, options, earlier, while_writing)
         began[:] = [out]
         for case in model_cases:
             if case.label in plans:
-                failed += run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
-        status = finish(out, args, started, scan) if everyone.first else FAILED if failed else 0
+                run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
+        # Of the others always 0: torchrun ends all processes when one fails, and the first is still writing.
+        status = finish(out, args, started, scan) if everyone.first else 0
     everyone.leave()
     return status
 
@@ -147,6 +155,8 @@ def continued(args: argparse.Namespace) -> tuple[argparse.Namespace, Run]:
     when the command line asks for another run."""
     folder = args.resume.resolve()
     earlier = plan.read_resumable(folder)
+    if args.out and args.out.resolve() != folder:
+        raise UserError(f"--resume {args.resume} goes on in that folder: leave --out {args.out} out")
     command = earlier.info["command"][2:]
     here = given(args.argv)
     plan.require_same_flags(here, vars(build_parser().parse_args(command)))
@@ -177,12 +187,17 @@ def scanned(args: argparse.Namespace, options: Options) -> Scan:
 
 
 def planned(
-    model_cases: Sequence[cases.ModelCase], scan: Scan, options: Options, earlier: Run | None, kept: list[Job]
+    model_cases: Sequence[cases.ModelCase],
+    scan: Scan,
+    options: Options,
+    earlier: Run | None,
+    kept: list[Job],
+    timeout: float | None,
 ) -> tuple[dict[str, Plan], list[FailedModel]]:
     """What each network will do, by label, and those that cannot be loaded."""
     plans = plan.read_plans(earlier.info) if earlier else {}
     new = [case for case in model_cases if case.label not in plans]
-    made, failed, job = plan.make_plans(new, lambda case: make_job(case, scan, options), bool(plans))
+    made, failed, job = plan.make_plans(new, lambda case: make_job(case, scan, options), bool(plans), timeout)
     kept += [job] if job else []
     return plans | {one.label: one for one in made}, failed
 
@@ -190,6 +205,7 @@ def planned(
 def begin(
     out: Path,
     args: argparse.Namespace,
+    networks: list[str],
     policies: list[Policy],
     plans: list[Plan],
     failed: list[FailedModel],
@@ -214,6 +230,7 @@ def begin(
             "started": now(),
             "resumed": [],
             "expected_s": round(sum(one.expected_s for one in plans), 1),
+            "networks": networks,  # all that were asked for
             "policies": [policy.name for policy in policies],
             "data": str(scan.root),
             "images_unreadable_at_scan": len(scan.unreadable),
@@ -246,20 +263,22 @@ def run_case(
     timeout: float | None,
     earlier: Run | None,
     kept: list[Job],
-) -> list[FailedModel]:
-    """Score and time one network; what stands in the folder already is not done again. Returns how it failed, if so."""
+) -> None:
+    """Score and time one network; what stands in the folder already is not done again. How it fails is recorded."""
     from bench import records
     from bench.job import PHASES
 
     stage = "load"
     done = plan.finished_phases(earlier, records.Setting(**one.setting)) if earlier else set()
     if done.issuperset(PHASES):
-        return []
+        return
+    plan.free_memory()  # not at the end: this function's own variables still hold its network there
     try:
         with options.processes.agreed(), plan.time_limit(timeout):
             job = kept.pop() if kept else make_job(case, scan, options, one)
             setting = job.setting()
             plan.require_same_setting(setting, one, options.processes)
+            plan.require_same_real_labels(job.real.file_hash if job.real else None, one)
             for stage in PHASES:
                 if stage not in done:
                     found = list(job.phase(stage, setting, out))
@@ -275,10 +294,6 @@ def run_case(
         say(f"{case.label} failed: {failed.reason}")
         if options.processes.first:
             records.extend(out, [failed])
-        return [failed]
-    finally:
-        plan.free_memory()
-    return []
 
 
 def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
@@ -360,10 +375,13 @@ def write_unreadable(out: Path, scan: Scan, ledgers: Sequence[Ledger]) -> None:
 def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> int:
     """Summary, figures, table, paths; the last line of standard output is JSON. Returns the exit status."""
     from bench import records, report
+    from bench.shards import FOLDER
 
     done = records.read_run(out)
+    if not done.failed:  # left where a run was killed just before it removed them
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
     write_unreadable(out, scan, done.ledgers)
-    summary = records.write_summary(out, done.records)
+    summary = records.write_summary(out, done.records, done.failed)
     figures = [] if args.no_figures else draw(out)
     print(report.text(done.records))
     for line in report.ledger_lines(done.ledgers) + report.failure_lines(done.failed):
@@ -381,8 +399,8 @@ def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> i
         "failed": [{"model": one.label, "stage": one.stage, "reason": one.reason} for one in done.failed],
     }
     print(json.dumps(result))
-    if args.strict and (lost := [[name, why] for one in done.ledgers for name, _, why in one.failed]):
-        print(f"error: --strict: {unreadable_text(lost)}", file=sys.stderr)
+    if args.strict and (lost := {name: why for one in done.ledgers for name, _, why in one.failed}):
+        print(f"error: --strict: {unreadable_text(list(lost.items()))}", file=sys.stderr)
         return UNREADABLE
     return FAILED if done.failed else 0
 

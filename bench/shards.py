@@ -23,6 +23,7 @@ from pipelines.batch import split
 FOLDER = "shards"  # of a run's folder; gone when the run is done
 SHARDS = 64  # about as many, so that eight processes find nearly equal shares ...
 LEAST_IMAGES, MOST_IMAGES = 8, 256  # ... but small enough that a crash costs little, and not a file an image
+FITTING = "fitting-"  # begins the name of an empty file, which ends with the crops per forward that fitted
 VISIBLE_S = 60  # how long a network file system may take to show what another machine has written
 
 
@@ -40,6 +41,15 @@ class Shards:
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06}.npz"
+
+    def note_rows(self, rows: int) -> None:
+        """Remember that memory gave out and forwards of so many crops fitted: a continuation may have more of it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{FITTING}{rows}").touch()
+
+    def least_rows(self, rows: int) -> int:
+        """``rows``, or the least that was noted."""
+        return min([rows, *(int(path.name.removeprefix(FITTING)) for path in self.folder.glob(f"{FITTING}*"))])
 
     def missing(self) -> list[int]:
         """Those that have no file yet."""
@@ -95,10 +105,11 @@ def fill(
             done = together.only(rows)
             check_ledger(rows, done)
             done.save(shards.path(waiting.pop(0)), names=[], compress=False)
-            rest = np.concatenate([shards.pieces[number] for number in waiting] or [np.zeros(0, np.int64)])
-            held = [together.only(rest)]
+            held = [together.only(np.setdiff1d(together.seen(), rows))]
     if waiting:
         raise RuntimeError(f"the backend ended before shard {waiting[0]} was whole. This is a bug")
+    if left := sum(map(len, held)):
+        raise RuntimeError(f"the backend gave {left} images more than it was asked for. This is a bug")
 
 
 def said_already(shards: Shards) -> None:

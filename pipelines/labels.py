@@ -51,6 +51,7 @@ KINDS = {"wnid": re.compile(r"n\d{8}", re.ASCII), "number": re.compile(r"\d+", r
 DEVKIT_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.ASCII)
 
 MAP_REMEDY = "give --class-map FILE, a text file with the model's class names in its order, one a line"
+MOST_FILE_BYTES = 1_000_000_000  # of labels: those of 14 million images take half of it
 SPEED_ONLY = "to measure speed only, leave accuracy out (--no-accuracy)"
 
 Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
@@ -373,8 +374,18 @@ def _labels_from_file(
     return np.array([of_token[token] for token in tokens], dtype=np.int64), f"{path.name} {order} -> {rule}{spare}"
 
 
+def refuse_absurd(path: Path, flag: str) -> None:
+    """Raises DatasetError for a file of labels that is too large to be one, before it fills the memory."""
+    if path.is_file() and (size_bytes := path.stat().st_size) > MOST_FILE_BYTES:
+        raise DatasetError(
+            f"{path} has {size_bytes / 1e9:.1f} GB, and a file of labels at most {MOST_FILE_BYTES / 1e9:.0f}: check "
+            f"the path given as {flag}"
+        )
+
+
 def _read_lines(path: Path, flag: str) -> list[str]:
     """Lines without the blank ones at the end. A byte-order mark, as Windows editors write it, is no part of them."""
+    refuse_absurd(path, flag)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.dataset import Dataset, DatasetError
-from pipelines.labels import DEVKIT_CLASSES, DEVKIT_NAME, SYNSET_LISTS
+from pipelines.labels import DEVKIT_CLASSES, DEVKIT_NAME, SYNSET_LISTS, refuse_absurd
 
 FORMS = "a list of lists of classes, as ImageNet's real.json, or an object {image name: [classes]}"
 
@@ -39,6 +39,7 @@ def read(path: Path, data: Dataset, num_classes: int) -> RealLabels:
     Raises DatasetError, naming file, place and remedy, for a file of another form, a class that the model does not
     have, and an image that the file does not know.
     """
+    refuse_absurd(path, "--real-labels")
     try:
         stored = path.read_bytes()
         entries = json.loads(stored, object_pairs_hook=_without_repeats)

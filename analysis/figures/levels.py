@@ -61,9 +61,10 @@ def parts(source: Source) -> dict[str, Data]:
     names = line_names(found)
     measured = [measured_pairs(of_part(frame, part)).assign(name=name) for part, name in zip(found, names, strict=True)]
     tables = [level_differences(predictions(part)).assign(name=name) for part, name in zip(found, names, strict=True)]
-    differences = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    if differences.empty:
+    tables = [table for table in tables if len(table)]
+    if not tables:
         raise NotDrawable("needs the curve of random crops at several levels: run with --crops 1,2,5,10,20")
+    differences = pd.concat(tables, ignore_index=True)
     notes.append("Filled: measured, every nRC with n > 1. Right: 95 % interval of the paired difference (Newcombe).")
     notes += provenance(found, int(frame["images"].iloc[0]))
     pairs = [table for table in measured if len(table)]

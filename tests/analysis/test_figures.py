@@ -361,6 +361,16 @@ def test_level_differences_are_paired(maker):
     assert lines_of(right)["resnet 18 feature"] == ([5], [pytest.approx(10.0)])
 
 
+def test_levels_need_a_curve(maker):
+    """A run of --crops 1: one random crop has no average."""
+    labels = np.zeros(10, dtype=int)
+    top1 = {"CC": np.ones((2, 10), dtype=int), "1RC": np.ones((2, 10), dtype=int)}
+    run = maker.run("one", maker.records_of(maker.setting(), labels, top1))
+    maker.predictions(run, "x", [str(i) for i in range(10)], labels.tolist(), top1, np.ones((10, 2)))
+    with pytest.raises(NotDrawable, match="--crops"):
+        levels_figure.parts(Source((run,)))
+
+
 # ---- crop ratio
 
 

@@ -192,3 +192,10 @@ def test_each_case_comes_once(given: dict[str, Any]) -> None:
 def test_what_means_nothing_is_refused_with_the_remedy(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         model_cases(**given)
+
+
+def test_networks_whose_files_would_have_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"hf-hub:a/b-c and hf-hub:a-b/c .*run them apart"):
+        model_cases(models="hf-hub:a/b-c,hf-hub:a-b/c")
+    with pytest.raises(ValueError, match="one name"):
+        model_cases(models="x", crop_pct=[0.9, 0.9000001])

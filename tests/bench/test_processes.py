@@ -110,6 +110,34 @@ def test_an_error_in_one_process_is_recorded_once_and_all_end(launch: Callable[.
     assert done.returncode != 0 and "FAILED" in done.stdout
 
 
+def test_the_limit_passes_while_one_waits_for_the_other_and_the_sweep_goes_on(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Process 1 has done its share and waits; its timer must not end the exchange half way. The first one writes for
+    long, and torchrun ends it if another process ends with an error."""
+    slow = """
+        import time
+        from bench import job, plan, run
+        real_fill, real_finish, real_plans = job.Job._fill, run.finish, plan.make_plans
+        plan.make_plans = lambda *arguments: real_plans(*arguments[:3])  # without the limit
+        def fill(self, shards):
+            if self.classifier.spec.K == 48:
+                time.sleep(60)
+            real_fill(self, shards)
+        def finish(*arguments):
+            time.sleep(4)
+            return real_finish(*arguments)
+        if os.environ["RANK"] == "0":
+            job.Job._fill, run.finish = fill, finish
+    """
+    argv = ["--no-throughput", "--timeout", "12", "--img-size", "48,64"]
+    done = launch(2, *argv, "--out", str(tmp_path / "out"), before=slow)
+    run = records.read_run(tmp_path / "out")
+    assert [one.reason for one in run.failed] == ["it took longer than --timeout 12 s"], done.stderr
+    assert [one.setting.K for one in run.ledgers] == [64]
+    assert done.returncode != 0 and '"failed": [{"model": "test_resnet img-size 48"' in done.stdout
+
+
 # --------------------------------------------------------------------------------------------------- without torchrun
 
 

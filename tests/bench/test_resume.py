@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gc
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +22,13 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import accuracy, auto_batch, kills, plan, records, run, shards, tune
+from bench import accuracy, adapt, auto_batch, kills, plan, processes, records, run, shards, tune
 from bench import job as job_module
 from bench.accuracy import Predictions
+from bench.cases import ModelCase
 from bench.job import Job
 from bench.processes import ALONE
+from bench.setup import UserError
 from models.predict import Network, OutOfMemory
 from pipelines.batch import Failure
 from pipelines.dataset import Dataset
@@ -178,6 +183,39 @@ def damaged(demo_root: Path) -> Callable[..., list[str]]:
     return make
 
 
+def test_shards_that_outlived_their_network_are_swept_away(
+    small_run: Small, resume: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the last record and the removal."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "tidy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped = small_run(*ARGV)
+    assert stopped.status == 130 and list(stopped.out.glob("shards/*/*.npz"))
+    assert resume(stopped.out)[0] == 0
+    assert not (stopped.out / "shards").exists()
+
+
+def test_an_adaptation_is_the_same_in_each_continuation(make_job: Callable[..., Job]) -> None:
+    """Its sums are taken batch by batch; a plan knows how fast the network is, and batches are cut by it elsewhere."""
+    first = make_job("--policies", "CC", "--adapt", "gaussian", "--train-size", "48")
+    options = replace(first.options, batch_images=None)
+    settled = plan.Plan("x", 8, 2.0, {}, 1.0, {})
+    jobs = [Job(first.case, first.scan, options, one) for one in (None, settled)]
+    assert len({job.config(1).batch_images for job in jobs}) == 2
+    sums = [adapt.statistics(job).before for job in jobs]
+    assert sums[0] is not None and sums[1] is not None
+    assert np.array_equal(sums[0].total.numpy(), sums[1].total.numpy())
+    assert np.array_equal(sums[0].squares.numpy(), sums[1].squares.numpy())
+
+
+def test_the_size_of_an_adaptations_reference_is_not_searched_for(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto_batch, "largest", lambda make, K: 4)
+    job = make_job("--policies", "CC", "-b", "auto")
+    assert job.batch_size == 4 and adapt.at_size(job, 48).batch_size == job_module.default_batch_size(48, "cpu")
+
+
 def test_what_a_killed_writer_left_is_swept_away(small_run: Small, resume: Small) -> None:
     finished = small_run(*ARGV)
     left = finished.out / "summary.csv.part"
@@ -204,6 +242,44 @@ def test_other_flags_are_refused_by_name(argv: list[str], says: str, small_run: 
     status, said = resume(finished.out, *argv)
     assert status == 2 and says in said
     assert {path: path.read_bytes() for path in finished.out.iterdir()} == before
+
+
+def test_another_folder_is_refused(small_run: Small, resume: Small, tmp_path: Path) -> None:
+    finished = small_run(*ARGV)
+    status, said = resume(finished.out, "--out", str(tmp_path / "elsewhere"))
+    assert status == 2 and "elsewhere" in said
+    assert resume(finished.out, "--out", str(finished.out), "--no-figures")[0] == 0
+
+
+@pytest.mark.parametrize("now", ["a:demo\n", "a:demo\nb:demo\nc:demo\n"])
+def test_another_list_of_networks_is_refused(now: str, small_run: Small, resume: Small, tmp_path: Path) -> None:
+    info = {"networks": ["a:demo", "b:demo"]}
+    with pytest.raises(UserError, match=r"[bc]:demo was .* --model-list"):
+        plan.require_same_networks(now.split(), info)
+    plan.require_same_networks(["b:demo", "a:demo"], info)
+    finished = small_run(*ARGV)
+    assert finished.run.info["networks"] == ["test_resnet img-size 64"]
+    finished.run.info["networks"].append("x")
+    stored = finished.run.info | {"networks": ["test_resnet img-size 64", "x"]}
+    (finished.out / "run.json").write_text(json.dumps(stored))
+    status, said = resume(finished.out)
+    assert status == 2 and "x was one of the run's networks" in said
+
+
+def test_other_real_labels_are_refused(
+    small_run: Small, resume: Small, demo_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Half of the images are scored by the former, and a shard does not say by which."""
+    names = sorted(path.relative_to(demo_root).as_posix() for path in demo_root.rglob("*.jpg"))
+    file = tmp_path / "real.json"
+    file.write_text(json.dumps({name: [0] for name in names}))
+    with monkeypatch.context() as patch:
+        stop_at_shard(patch, 1, KeyboardInterrupt())
+        stopped = small_run(*ARGV, "--real-labels", str(file))
+    assert stopped.status == 130
+    file.write_text(json.dumps({name: [1, 2] for name in names}))
+    status, said = resume(stopped.out)
+    assert status == 2 and "--real-labels" in said
 
 
 def test_the_same_flags_may_be_given_again(small_run: Small, resume: Small) -> None:
@@ -381,6 +457,28 @@ while True:
     assert len(seen) > 5
 
 
+def test_a_folder_that_cannot_be_made_is_named(small_run: Small, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    finished = small_run(*ARGV, out="file/out")
+    assert finished.status == 2 and "--out" in finished.stderr and "file/out" in finished.stderr
+
+
+def test_strict_counts_an_image_once(small_run: Small, damaged: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Two networks cannot read the same two images."""
+    damaged(tmp_path / "damaged")
+    argv = ["--data", str(tmp_path / "damaged"), "--strict", "--img-size", "48,64", *ARGV]
+    finished = small_run(*argv)
+    assert finished.status == 1 and "--strict: 2 images cannot be read" in finished.stderr
+    assert finished.last["failed"] == []
+
+
+def test_strict_and_an_image_that_the_scan_cannot_read(small_run: Small, demo_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_root, tmp_path / "images")
+    next((tmp_path / "images").rglob("*.jpg")).with_name("text.jpg").write_text("no image")
+    finished = small_run("--data", str(tmp_path / "images"), "--strict", *ARGV)
+    assert finished.status == 1 and "--strict: 1 images" in finished.stderr and not finished.out.exists()
+
+
 def test_a_clock_that_jumps_changes_no_duration(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     real = time.time
@@ -457,6 +555,84 @@ def test_a_network_that_takes_too_long_is_recorded(small_run: Small, monkeypatch
     assert finished.run.failed[0].reason == "it took longer than --timeout 12 s"
 
 
+def test_time_that_is_up_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images are read, whatever is raised is taken for the image's fault; the limit is none of that."""
+
+    def reads_images() -> None:
+        try:
+            time.sleep(5)
+        except Exception as error:
+            pytest.fail(f"taken for an image's fault: {error!r}")
+
+    with pytest.raises(TimeoutError, match=r"--timeout 0\.1 s"), plan.time_limit(0.1):
+        reads_images()
+
+
+def test_time_that_is_up_waits_for_the_end_of_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that left in the middle of one would take the others' next words for these."""
+    monkeypatch.setattr(plan, "TIME_IS_UP_AGAIN_S", 0.05)
+    ended = False
+    with pytest.raises(TimeoutError), plan.time_limit(0.05):
+        processes.conversation.underway = True
+        time.sleep(0.2)
+        ended = True
+        processes.conversation.underway = False
+        time.sleep(5)
+    assert ended
+
+
+def test_a_network_that_takes_too_long_to_load_is_left_out(make_job: Callable[..., Job]) -> None:
+    job = make_job("--crops", "1")
+    job.expected_s = lambda: 1.0  # type: ignore[method-assign]
+    slow, fast = ModelCase("slow"), ModelCase("fast")
+
+    def load(case: ModelCase) -> Job:
+        if case is slow:
+            time.sleep(30)
+        return job
+
+    made, failed, _ = plan.make_plans([slow, fast], load, timeout=1.0)
+    assert len(made) == 1
+    assert [(one.label, one.stage, one.reason) for one in failed] == [
+        ("slow", "load", "it took longer than --timeout 1 s")
+    ]
+    with pytest.raises(UserError, match="--timeout 1 s"):
+        plan.make_plans([slow], load, timeout=1.0)
+
+
+def test_a_network_is_gone_before_the_next_one_is_loaded(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of two may not be there."""
+    networks: list[weakref.ref[Network]] = []
+    alive: list[int] = []
+    real_load, real_network = Job._load, Job._network
+
+    def load(job: Job) -> Any:
+        alive.append(sum(one() is not None for one in networks))
+        return real_load(job)
+
+    def network(job: Job, size: int, **how: Any) -> Network:
+        made = real_network(job, size, **how)
+        networks.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Job, "_load", load)
+    monkeypatch.setattr(Job, "_network", network)
+    gc.disable()  # it may come by at the right moment
+    try:
+        assert small_run("--img-size", "48,56,64", "--crops", "1", "--no-throughput").status == 0
+    finally:
+        gc.enable()
+    assert alive == [0] * 6  # three are planned, then scored
+
+
+def test_a_failed_network_is_in_the_summary(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(48, OutOfMemory("not even one crop fits"), monkeypatch)
+    finished = small_run("--img-size", "48,64", "--crops", "1", "--no-throughput")
+    with (finished.out / "summary.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["kind"] == "failed"]
+    assert (row["model"], row["stage"]) == ("test_resnet img-size 48", "accuracy") and "not even one" in row["reason"]
+
+
 def test_names_come_from_a_file_and_one_that_does_not_load_is_left_out(finish: Small, demo_root: Path) -> None:
     listed = demo_root.parent / "networks.txt"
     listed.write_text("# two networks\ntest_resnet  # small\n\nno_such_network\n")
@@ -512,6 +688,15 @@ def test_shards_are_the_same_whatever_the_batches(batch: int, tmp_path: Path) ->
     assert whole.rows.tolist() == [r for r in range(40) if r not in (4, 17)]
     assert whole.top1[0, 0].tolist() == whole.nll[0, 0].tolist() == whole.rows.tolist()
     assert [(f.row, f.reason) for f in whole.failed] == [(4, "reason 4"), (17, "reason 17")]
+
+
+def test_images_that_nobody_asked_for_are_an_error(tmp_path: Path) -> None:
+    """0 came twice, behind the shard that it belongs to; 99 belongs to none."""
+    some = shards.Shards(tmp_path, np.arange(16))
+    with pytest.raises(RuntimeError, match="1 images more than it was asked for"):
+        shards.fill(some, [0, 1], [made(list(range(8))), made([0, *range(8, 16)])])
+    with pytest.raises(RuntimeError, match="1 images more than"):
+        shards.fill(some, [0, 1], [made(list(range(16))), made([99])])
 
 
 def test_a_damaged_shard_is_removed_and_named(tmp_path: Path) -> None:
@@ -627,3 +812,34 @@ if __name__ == "__main__":
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
+
+
+def test_a_chunk_that_was_halved_before_an_interruption_is_recorded(
+    small_run: Small, resume: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process has room for 3 of the 8 crops of a forward, its continuation for all."""
+    real = Network._step
+
+    def crowded(self: Network, crops: Any) -> Any:
+        if len(crops) > 3:
+            raise MemoryError
+        return real(self, crops)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "_step", crowded)
+        stop_at_shard(patch, 2, KeyboardInterrupt())
+        stopped = small_run(*ARGV)
+    assert stopped.status == 130
+    assert resume(stopped.out)[0] == 0
+    assert {r.fitting_batch_size for r in stopped.run.accuracies} == {2}
+    assert {path.name for path in stopped.out.iterdir()} >= {"run.json"} and not (stopped.out / "shards").exists()
+    whole = small_run(*ARGV, out="whole")
+    assert {r.fitting_batch_size for r in whole.run.accuracies} == {None}
+
+
+def test_a_run_of_another_version_is_refused(stopped: Any, resume: Small) -> None:
+    info = json.loads((stopped.out / "run.json").read_text())
+    info["models"][0]["setting"]["quantised"] = True
+    (stopped.out / "run.json").write_text(json.dumps(info))
+    status, said = resume(stopped.out)
+    assert status == 2 and "another version" in said and "quantised" in said

@@ -596,3 +596,13 @@ def test_the_table_and_the_unreadable_go_through(fill: Fill) -> None:
 )
 def test_kinds_of_words(token: str, kind: str) -> None:
     assert kind_of(token) == kind
+
+
+@pytest.mark.parametrize("flag", ["labels_file", "class_map"])
+def test_a_file_that_is_far_too_large_for_labels_is_refused_unread(flag: str, fill: Fill, tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    with path.open("wb") as file:
+        file.truncate(3 << 40)  # with holes: it takes no room
+    scan = fill("a/1.jpg", "b/2.jpg")
+    with pytest.raises(DatasetError, match=r"labels.txt has 3298.5 GB.*--"):
+        label(scan, num_classes=2, **{flag: path})
