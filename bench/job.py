@@ -73,6 +73,7 @@ class Options:
     prefetch: int = DEFAULT_PREFETCH
     processes: Processes = ALONE
     mmap: bool = True
+    cut: str | None = None  # as in bench.setup.unusual_cut
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -215,6 +216,7 @@ class Job:
             device_id=torch.device(options.device).index or 0,
             hw_decoder_load=options.hw_load,
             mmap=options.mmap,
+            cut=options.cut,
         )
 
     def make_backend(self, name: str, planner: Planner, config: LoadConfig) -> Backend:
@@ -334,6 +336,7 @@ class Job:
             prefetch=options.prefetch,
             mmap=options.mmap,
             hw_load=options.hw_load if options.backend == "dali-gpu" else None,
+            cut=options.cut,
         )
 
     def run(self, out: Path) -> Iterator[records.Record]:

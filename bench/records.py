@@ -15,9 +15,9 @@ here, so that a better statistic needs no new run. A number that was not measure
 Every file appears whole or not at all, whatever ends the run (``whole_file``).
 
 History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt`, `.folded`, `.processes`, `.prefetch`, `.mmap`,
-`.hw_load`, `fitting_batch_size`, `Throughput.rank_rates` and `Ledger` came later: lines without them are of the
+`.hw_load`, `.cut`, `fitting_batch_size`, `Throughput.rank_rates` and `Ledger` came later: lines without them are of the
 original labels, neither adapted nor folded, of one process, of two batches in flight (where `load` in run.json does not
-say otherwise), of mapped files, and of the batch size asked for.
+say otherwise), of mapped files, of the usual operator, and of the batch size asked for.
 """
 
 from __future__ import annotations
@@ -78,10 +78,13 @@ class Setting:
     prefetch: int = 2  # batches in flight
     mmap: bool = True  # DALI may map image files
     hw_load: float | None = None  # share of a batch for a GPU's JPEG engine, whose pixels may differ; dali-gpu only
+    cut: str | None = (
+        None  # DALI's operator for the crops (pipelines.cuts) where it is not the usual one; dali-gpu only
+    )
 
 
 # No answer depends on these, only how fast it comes: accuracies are comparable where they differ.
-SPEED_FIELDS = ("batch_images", "workers", "prefetch", "mmap", "machine_id")
+SPEED_FIELDS = ("batch_images", "workers", "prefetch", "mmap", "cut", "machine_id")
 
 
 def without_speed(setting: Setting) -> Setting:

@@ -55,6 +55,7 @@ class Ours:
     backend: str
     chunk: int  # crops per forward
     hw_load: float
+    cut: str | None = None
     kept: dict[int, Backend] = field(default_factory=dict)
 
     def __call__(self, order: Order) -> Iterator[Tensor]:
@@ -75,7 +76,7 @@ class Ours:
                 one = batch.failed[0]
                 raise RuntimeError(f"{order.files.listed[one.row]} cannot be read: {one.reason}")
             for group in batch.groups:
-                yield group.crops[: int((group.image >= 0).sum())]  # padding comes last
+                yield group.crops  # without padding: every image has as many views
 
     def _normalized(self, pieces: Iterator[Tensor], order: Order, dtype: Any) -> Iterator[Tensor]:
         import torch
@@ -105,6 +106,7 @@ class Ours:
             workers=order.workers,
             prefetch=DALI_PREFETCH,
             hw_decoder_load=self.hw_load,
+            cut=self.cut,
         )
         return backend(self.backend)(order.files, planner(order), config)
 
@@ -163,7 +165,7 @@ class Job:
     hw_load: float
     warmup: int  # cycles before each timed segment
     budget_bytes: int  # memory that a loader's batches in flight may take
-    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)  # our backends' threads and hw_decoder_load
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)  # of our backends' LoadConfig
 
 
 def batch_images(side: Rival, cell: Cell, job: Job) -> int:
@@ -205,8 +207,9 @@ class Player:
 
     def __init__(self, name: str, job: Job) -> None:
         self.name, self.side, self.job = name, SIDES[name], job
-        hw_load = job.tuned.get(name, {}).get("hw_decoder_load", job.hw_load)
-        self.load: Load = Ours(name, job.chunk, hw_load) if name in OURS else self.side.load()
+        tuned = job.tuned.get(name, {})
+        ours = Ours(name, job.chunk, tuned.get("hw_decoder_load", job.hw_load), tuned.get("cut"))
+        self.load: Load = ours if name in OURS else self.side.load()
 
     def check(self, cell: Cell) -> float:
         """Compare a few images' crops with the reference; the worst mean difference of a crop, grey levels.

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a script: search the repo root, not bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -143,12 +144,12 @@ def make_job(args: argparse.Namespace) -> Job:
     return with_budget(job)
 
 
-def tuned(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Our backends' threads and share of the JPEG engine, where bench/tune.py stored them and no flag says otherwise.
-    (Prefetch stays as it is: the sides' cycles depend on it.)"""
+def tuned(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What bench/tune.py stored for our backends and no flag says otherwise. (But prefetch stays as it is: the sides'
+    cycles depend on it.)"""
     from bench.tune import stored
 
-    flags = {"workers": args.workers, "hw_decoder_load": args.hw_load}
+    flags = {"workers": args.workers, "hw_decoder_load": args.hw_load, "cut": None}
     free = [name for name, given in flags.items() if given is None]
     found = {side: {name: value for name, value in stored(side).items() if name in free} for side in OURS}
     for side, values in found.items():

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK_ABOVE_S = 30 * 60
+LOAD_FIELDS = ("backend", "workers", "prefetch", "hw_load", "mmap", "cut")
 # Exit statuses beside 0; 130 and 143 are a shell's for the two signals.
 UNREADABLE, USERS, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -171,7 +172,9 @@ def continued(args: argparse.Namespace) -> tuple[argparse.Namespace, Run]:
 
 def as_before(options: Options, earlier: Run) -> Options:
     """What may have been tuned since, or divided among another number of processes."""
-    return replace(options, **{name: earlier.info["load"][name] for name in ("workers", "prefetch", "hw_load")})
+    load = earlier.info["load"]
+    again = {name: load[name] for name in ("workers", "prefetch", "hw_load")}
+    return replace(options, cut=load.get("cut"), **again)  # `cut` came later
 
 
 def scanned(args: argparse.Namespace, options: Options) -> Scan:
@@ -234,7 +237,7 @@ def begin(
             "policies": [policy.name for policy in policies],
             "data": str(scan.root),
             "images_unreadable_at_scan": len(scan.unreadable),
-            "load": {name: getattr(options, name) for name in ("backend", "workers", "prefetch", "hw_load", "mmap")},
+            "load": {name: getattr(options, name) for name in LOAD_FIELDS},
             "environment": environment,
         }
     info["models"] = [one.stored() for one in plans]

@@ -110,7 +110,25 @@ def make_options(
         fold=args.fold,
         processes=processes,
         mmap=not args.no_mmap,
+        cut=unusual_cut(backend, device, tuned.get("cut")),
     )
+
+
+def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
+    """DALI's operator for the crops where it is not the usual one: by bench/tune.py, or because that is wrong on this
+    GPU, which is then said."""
+    if backend != "dali-gpu":
+        return None
+    import torch
+
+    from pipelines.batch import CUT_NAMES
+    from pipelines.cuts import right_cut
+
+    usual = CUT_NAMES[0]
+    chosen = tuned or right_cut(torch.device(device).index or 0).name
+    if chosen != usual and not tuned:
+        say(f"crops are cut by {chosen}: DALI's {usual} cuts them wrongly on this GPU")
+    return chosen if chosen != usual else None
 
 
 def find_images(args: argparse.Namespace, workers: int) -> Scan:

@@ -5,10 +5,11 @@
     python bench/tune.py --out DIR                # every rate in DIR/tune.csv, what was kept in DIR/tuned.json
 
 Threads, on a GPU each number of them with each share of the JPEG engine (the best share falls as threads are added),
-then prefetch depth are tried around what a run takes by default; the sides alternate in rounds, and a setting is kept
-only where it is faster in every round. The result lies beside the header scans, in tuned.json, for this machine (its
-``machine_id``) and backend; bench/run.py and bench/rivals.py take from it what no flag says, and say so. Nothing in it
-changes a prediction on one backend (but see ``--hw-load``).
+then prefetch depth, and on a GPU the operator that cuts the crops (of those that cut rightly there), are tried around
+what a run takes by default; the sides alternate in rounds, and a setting is kept only where it is faster in every
+round. The result lies beside the header scans, in tuned.json, for this machine (its ``machine_id``) and backend;
+bench/run.py and bench/rivals.py take from it what no flag says, and say so. Nothing in it changes a prediction on one
+backend (but see ``--hw-load``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from pipelines.batch import LoadConfig
 
 FILE = "tuned.json"
-FIELDS = ("workers", "prefetch", "hw_decoder_load")  # of LoadConfig
+FIELDS = ("workers", "prefetch", "hw_decoder_load", "cut")  # of LoadConfig
+CUT_CROPS = 20  # at least, when operators that cut are compared: one crop would hardly tell them apart
 HW_LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 1.0)
 
 
@@ -85,14 +88,16 @@ def run(args: argparse.Namespace) -> int:
     cores = usable_cores()
     data = unlabelled(dataset.scan(args.data or demo.ensure("val"), workers=cores), "not needed")
     spec = InputSpec(S=int(args.img_size / args.crop_pct), K=args.img_size)
-    planner = Planner(spec, union([parse_policy(f"{args.crops}RC")]))
     gpu = name == "dali-gpu"
-    best = LoadConfig(batch_images=default_batch_images(args.crops, spec.K, gpu=gpu), workers=cores)
+    cuts = right_cuts() if gpu else [None]
+    best = LoadConfig(workers=cores, cut=cuts[0])
     rows = np.resize(np.arange(len(data)), max(len(data), 100_000))
 
-    def rate(config: LoadConfig) -> float:
+    def rate(config: LoadConfig, crops: int) -> float:
         from bench.clocks import segment
 
+        planner = Planner(spec, union([parse_policy(f"{crops}RC")]))
+        config = replace(config, batch_images=default_batch_images(crops, spec.K, gpu=gpu))
         source = backend(name)(data, planner, config)
         try:
             stream = (len(batch.rows) for batch in source.batches(rows))
@@ -102,12 +107,13 @@ def run(args: argparse.Namespace) -> int:
         return took.count / took.duration_s
 
     measured: list[dict[str, Any]] = []
-    for choices in candidates(cores, gpu):
-        best, found = better(best, choices, rate, args.rounds)
-        measured += found
-    kept = {field: getattr(best, field) for field in FIELDS}
+    for choices in candidates(cores, gpu, cuts):
+        crops = max(args.crops, CUT_CROPS) if "cut" in choices[0] else args.crops
+        best, found = better(best, choices, partial(rate, crops=crops), args.rounds)
+        measured += [{"backend": name, "crops": crops, **row} for row in found]
+    kept = {field: value for field in FIELDS if (value := getattr(best, field)) is not None}
     if args.out:
-        write(args.out, [{"backend": name, "crops": args.crops, **row} for row in measured], {key(name): kept})
+        write(args.out, measured, {key(name): kept})
     if args.no_store:
         print(f"best for {name} on this machine, not stored: {kept}")
         return 0
@@ -116,11 +122,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def candidates(cores: int, gpu: bool) -> list[list[dict[str, Any]]]:
+def right_cuts() -> list[str | None]:
+    """The operators that cut rightly on the GPU."""
+    from pipelines.cuts import CUTS, fault_of
+
+    return [name for name, cut in CUTS.items() if fault_of(cut, 0) is None]
+
+
+def candidates(cores: int, gpu: bool, cuts: Sequence[str | None] = ()) -> list[list[dict[str, Any]]]:
     """Fields of LoadConfig to try; each list is settled before the next is begun."""
     threads = sorted({max(cores // 2, 1), max(cores - 1, 1), cores, cores + cores // 2, 2 * cores})
     engine: list[dict[str, Any]] = [{"hw_decoder_load": load} for load in HW_LOADS] if gpu else [{}]
-    return [[{"workers": n, **share} for n in threads for share in engine], [{"prefetch": n} for n in (1, 2, 3, 4)]]
+    return [
+        [{"workers": n, **share} for n in threads for share in engine],
+        [{"prefetch": n} for n in (1, 2, 3, 4)],
+        *([[{"cut": cut} for cut in cuts]] if len(cuts) > 1 else []),
+    ]
 
 
 def better(
@@ -167,9 +184,12 @@ def key(backend_name: str) -> str:
 
 def stored(backend_name: str) -> dict[str, Any]:
     """What was found for a backend on this machine: some of FIELDS, or nothing."""
+    from pipelines.batch import CUT_NAMES
+
     found = _all().get(key(backend_name), {})
     valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_decoder_load": (0, 1)}
-    return {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
+    kept = {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
+    return kept | ({"cut": found["cut"]} if found.get("cut") in CUT_NAMES else {})
 
 
 def _is_between(value: object, low: float, high: float) -> bool:

@@ -1,9 +1,8 @@
 """The DALI graph, on CPU and GPU: decode once, resize once, cut every crop in one operator, uint8 out.
 
-The plan (integers, made on the host) enters the graph as data: DALI draws nothing. One ``multi_paste`` cuts all views
-of a batch: ``in_ids`` names the image that each window reads, so the output is dense whatever the number of views, and
-reaches torch without a copy. On a CPU the 20th crop costs a copy of its pixels; one ``crop_mirror_normalize`` for each
-crop halves the rate at 20 crops, ``warp_affine`` costs more still (measured: bench/ceilings.py shows the rates).
+The plan (integers, made on the host) enters the graph as data: DALI draws nothing. One operator cuts all views of a
+batch (``pipelines.cuts``), into an output that is dense whatever the number of views and reaches torch without a copy.
+On a CPU the 20th crop costs a copy of its pixels; one ``crop_mirror_normalize`` for each crop halves the rate at 20.
 
 Four of DALI's defaults silently break parity with torchvision and timm, and are switched here:
 ``subpixel_scale`` (shifts the sampling grid), the long side rounded instead of floored (so sizes are given outright),
@@ -27,7 +26,8 @@ from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
-from pipelines.crops import GroupPlan, Plan, Planner
+from pipelines.crops import Plan, Planner
+from pipelines.cuts import CUTS, PASTE, Cut, right_cut
 from pipelines.decode import changed, complaint
 from pipelines.spans import Span
 
@@ -38,7 +38,6 @@ HEAD = ([types.UINT8], [1])  # the path's bytes, or the image's
 REFUSED = np.zeros(1, np.uint8)  # fed for an image that could not be read: no decoder takes it
 SIZES = ([types.FLOAT], [1])  # [H, W] to resize to
 RESIZES = ("resize", "frames", "crops")  # the graphs that need the sizes
-PASTE = ([types.INT32] * 5, [1, 2, 2, 2, 1])  # in_ids, in_anchors, out_anchors, shapes, output_size
 
 _Order = tuple[Plan, list[np.ndarray]]  # a batch's plan, and for each image HEAD
 
@@ -52,6 +51,7 @@ class _Dali:
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
         self.source, self.planner, self.config = source, planner, config
         self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
+        self.cut = CUTS[config.cut] if config.cut else right_cut(config.device_id) if self.mixed else PASTE
         self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
         self._readers = self._new_readers()
 
@@ -117,7 +117,7 @@ class _Dali:
         key = (what, by_path, alone)
         if key not in self._pipes:
             config = replace(self.config, batch_images=1) if alone else self.config
-            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.mixed)
+            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.cut, self.mixed)
         return self._pipes[key]
 
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
@@ -125,13 +125,10 @@ class _Dali:
         groups = []
         for group, output in zip(plan.groups, outputs[1:], strict=True):
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
-            image = np.full(len(crops), -1, dtype=np.int64)
-            view = np.full(len(crops), -1, dtype=np.int32)
-            n = len(group.image)
-            image[:n], view[:n] = plan.rows[group.image], group.view
-            for i in changed:
-                image[:n][group.image == i] = view[:n][group.image == i] = -1
-            groups.append(Group(crops, image, view))
+            slots = self.cut.slots(group, len(plan.rows)).reshape(-1)
+            empty = (slots < 0) | np.isin(group.image[slots], changed)
+            image = np.where(empty, -1, plan.rows[group.image[slots]])
+            groups.append(Group(crops, image, np.where(empty, -1, group.view[slots])))
         failed = [Failure(int(plan.rows[i]), _changed(plan, i, outputs[0]) or "") for i in changed]
         return CropBatch(groups, np.delete(plan.rows, changed), failed)
 
@@ -187,6 +184,7 @@ class DaliGpu(_Dali):
             pipe = Pipeline(batch_size=1, num_threads=1, device_id=0)
             pipe.set_outputs(types.Constant(np.zeros(1, np.uint8)))
             pipe.build()
+            right_cut(0)
         except RuntimeError as error:
             return _short(error)
         return None
@@ -195,12 +193,11 @@ class DaliGpu(_Dali):
 class _Fed:
     """One built graph and what is in flight in it."""
 
-    def __init__(self, what: str, by_path: bool, planner: Planner, config: LoadConfig, mixed: bool) -> None:
-        self.what, self.by_path = what, by_path
+    def __init__(self, what: str, by_path: bool, planner: Planner, config: LoadConfig, cut: Cut, mixed: bool) -> None:
+        self.what, self.by_path, self.cut = what, by_path, cut
         self.orders: Iterator[_Order] = iter(())
         self.in_flight: deque[Plan] = deque()
         self.running = False  # a pass was begun and its end not reached
-        self.mirrored = planner.views.mirrored
         self.stream = torch.cuda.current_stream(config.device_id) if mixed else None
         self.pipe = Pipeline(
             batch_size=config.batch_images,
@@ -215,7 +212,8 @@ class _Fed:
 
     def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
         groups = len(planner.views.sizes)
-        parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[PASTE] * groups * (self.what == "crops")]
+        cut, crop_sizes = (self.cut.dtypes, self.cut.ndims), [spec.K for spec in planner.specs().values()]
+        parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[cut] * groups * (self.what == "crops")]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
         encoded, *planned = fn.external_source(
@@ -241,16 +239,12 @@ class _Fed:
                 antialias=True,
                 subpixel_scale=False,
             )
-            paste = planned[groups + 5 * g : groups + 5 * (g + 1)]
-            outputs.append(self._paste(frame, *paste) if paste else frame)
+            if self.what == "crops":
+                first = groups + g * len(cut[0])
+                arguments = planned[first : first + len(cut[0])]
+                frame = self.cut.operator(frame, *arguments, K=crop_sizes[g], mirrored=planner.views.mirrored)
+            outputs.append(frame)
         return outputs
-
-    def _paste(self, frame: Any, ids: Any, anchors: Any, out_anchors: Any, shapes: Any, size: Any) -> Any:
-        if self.mirrored:  # a mirrored window (y, x) lies at x' = 2W - K - x of the frame beside its mirror image
-            frame = fn.cat(frame, fn.flip(frame, horizontal=1), axis=1)
-        return fn.multi_paste(
-            frame, in_ids=ids, in_anchors=anchors, out_anchors=out_anchors, shapes=shapes, output_size=size
-        )
 
     def _feed(self) -> tuple[Any, ...]:
         """Called by DALI for each batch; StopIteration ends the epoch."""
@@ -258,7 +252,8 @@ class _Fed:
         self.in_flight.append(plan)
         # In C order: DALI refuses arrays whose rows are not dense.
         sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
-        windows = [paste_arguments(group, len(heads)) for group in plan.groups if self.what == "crops"]
+        cut = self.cut
+        windows = [cut.arguments(group, cut.slots(group, len(heads))) for group in plan.groups if self.what == "crops"]
         return (heads, *sizes, *(x for arguments in windows for x in arguments))
 
     def run(self, orders: Iterable[_Order]) -> Iterator[tuple[Plan, Any]]:
@@ -317,29 +312,6 @@ def _parsed(encoded: Any) -> Any:
     height_and_width = fn.peek_image_shape(encoded, adjust_orientation=False)
     all_bytes = fn.cast(fn.stack(encoded.shape()[0] + 0 * height_and_width[0]), dtype=types.INT32)
     return fn.slice(encoded, start=[0], shape=all_bytes, axes=[0])
-
-
-def paste_arguments(group: GroupPlan, images: int) -> tuple[np.ndarray, ...]:
-    """The windows, packed into ``images`` output samples of M crops stacked on top of each other, M = ceil(n / images).
-
-    int32 arrays in_ids [b, M], in_anchors [b, M, 2], out_anchors [b, M, 2], shapes [b, M, 2], output_size [b, 2].
-    Slots beyond the last window repeat the first one; the batch marks them as padding.
-    """
-    K, n = group.K, len(group.image)
-    m = -(-n // images)
-    slots = np.zeros(images * m, dtype=np.int64)
-    slots[:n] = np.arange(n)
-    image, (y, x, mirror) = group.image[slots], group.windows[slots].T
-    x = np.where(mirror, 2 * group.sizes[image, 1] - K - x, x)
-    out_anchors = np.zeros((images, m, 2), dtype=np.int32)
-    out_anchors[:, :, 0] = np.arange(m) * K
-    return (
-        image.reshape(images, m).astype(np.int32),
-        np.stack([y, x], axis=1).reshape(images, m, 2).astype(np.int32),
-        out_anchors,
-        np.full((images, m, 2), K, dtype=np.int32),
-        np.tile(np.array([m * K, K], dtype=np.int32), (images, 1)),
-    )
 
 
 def _changed(plan: Plan, i: int, shapes: Any) -> str | None:

@@ -60,6 +60,10 @@ class Source(Protocol):
 
 
 DEFAULT_PREFETCH, DEFAULT_HW_LOAD = 2, 0.65
+CUT_NAMES = (
+    "multi_paste",
+    "warp_affine",
+)  # DALI's operators for the crops (pipelines.cuts); the first is the usual one
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class LoadConfig:
         DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
     )
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
+    cut: str | None = None  # one of CUT_NAMES; None: the first that is right here
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it

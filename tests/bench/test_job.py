@@ -69,6 +69,28 @@ def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, we
     assert (job.setting().prefetch, job.setting().hw_load) == (4, 0.25)  # it decodes there, and there only
 
 
+@pytest.mark.dali
+def test_another_operator_than_the_usual_one_is_said_and_recorded(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench import setup
+    from pipelines import cuts
+
+    right = {0: cuts.WARP, 1: cuts.PASTE}
+    monkeypatch.setattr(cuts, "right_cut", right.__getitem__)
+    assert setup.unusual_cut("dali-cpu", "cpu", None) is None  # on a CPU the tests have shown that it is right
+    assert setup.unusual_cut("dali-gpu", "cuda:1", None) is None
+    assert setup.unusual_cut("dali-gpu", "cuda:1", "warp_affine") == "warp_affine"
+    assert setup.unusual_cut("dali-gpu", "cuda:0", "multi_paste") is None
+    assert capsys.readouterr().err == ""
+    assert setup.unusual_cut("dali-gpu", "cuda", None) == "warp_affine"
+    assert "cut by warp_affine: DALI's multi_paste cuts them wrongly" in capsys.readouterr().err
+    job = make_job()
+    assert job.setting().cut is job.config(1).cut is None
+    job.options = replace(job.options, cut="warp_affine")
+    assert job.setting().cut == job.config(1).cut == "warp_affine"
+
+
 # --------------------------------------------------------------------------------------------------- how it is loaded
 
 

@@ -114,11 +114,12 @@ def test_what_was_tuned_is_taken_by_our_backends_where_no_flag_says_otherwise(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path))
-    tune.store("dali-gpu", {"workers": 24, "prefetch": 4, "hw_decoder_load": 0.25})
+    tune.store("dali-gpu", {"workers": 24, "prefetch": 4, "hw_decoder_load": 0.25, "cut": None})
     found = rivals.tuned(rivals.parse([]))
     assert found == {"dali-gpu": {"workers": 24, "hw_decoder_load": 0.25}, "dali-cpu": {}, "torchvision": {}}
     assert rivals.tuned(rivals.parse(["--hw-load", "0"]))["dali-gpu"] == {"workers": 24}
-    assert rivals.tuned(rivals.parse(["-j", "4"]))["dali-gpu"] == {"hw_decoder_load": 0.25}
+    tune.store("dali-gpu", {"workers": 24, "hw_decoder_load": 0.25, "cut": "warp_affine"})
+    assert rivals.tuned(rivals.parse(["-j", "4"]))["dali-gpu"] == {"hw_decoder_load": 0.25, "cut": "warp_affine"}
     job, cell = replace(job, workers=3, tuned={"dali-cpu": {"workers": 5, "hw_decoder_load": 0.25}}), Cell("uint8", 2)
     workers = {name: order_of(name, cell, job, np.arange(4)).workers for name in ("dali-cpu", "torchvision", "pil")}
     assert workers == {"dali-cpu": 5, "torchvision": 3, "pil": 3}

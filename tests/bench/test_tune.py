@@ -47,6 +47,9 @@ def test_a_gpus_threads_and_its_engines_share_are_settled_together() -> None:
     }
     assert [set(choice) for choice in then] == [{"prefetch"}] * 4
     assert all(set(choice) == {"workers"} for choice in tune.candidates(16, gpu=False)[0])
+    assert tune.candidates(16, gpu=True, cuts=["multi_paste"]) == [both, then]  # nothing to choose from
+    cuts = [{"cut": "multi_paste"}, {"cut": "warp_affine"}]
+    assert tune.candidates(16, gpu=True, cuts=["multi_paste", "warp_affine"]) == [both, then, cuts]
     best, _ = tune.better(
         LoadConfig(workers=16), both, lambda c: 1000 - abs(c.workers - 24) - 99 * abs(c.hw_decoder_load - 0.25), 2
     )
@@ -93,7 +96,8 @@ def test_the_command(demo_root: Path, own_cache: Path, capsys: pytest.CaptureFix
     pytest.importorskip("nvidia.dali")
     assert tune.main([*argv, "--device", "cpu", "--rounds", "1", "--round-seconds", "0.02", "--out", str(out)]) == 0
     kept = tune.stored("dali-cpu")
-    assert set(kept) == set(tune.FIELDS)
+    assert {*kept, "cut"} == set(tune.FIELDS)  # on a CPU there is one operator worth trying
+    assert "cut" not in kept
     assert "(default)" in capsys.readouterr().out
     with (out / "tune.csv").open() as file:
         assert {row["backend"] for row in csv.DictReader(file)} == {"dali-cpu"}

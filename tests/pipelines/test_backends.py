@@ -3,7 +3,7 @@ the backend's own reason.
 
 Crops against NumPy slices of the backend's own frames, bit for bit; frames against PIL and against torchvision in
 float32; decoded pixels against PIL; one pass against another of the same images in other company; ``paste_arguments``
-against a paste written in NumPy.
+against windows written in NumPy (test_cuts.py).
 """
 
 from __future__ import annotations
@@ -611,6 +611,9 @@ class Ragged:
         self.inner, self.counts = inner, counts
         self.spec, self.views = inner.spec, inner.views
 
+    def specs(self) -> dict[int | None, InputSpec]:
+        return self.inner.specs()
+
     def plan(self, rows: np.ndarray, names: list[str], sizes: np.ndarray) -> Plan:
         plan = self.inner.plan(rows, names, sizes)
         (group,) = plan.groups
@@ -637,39 +640,26 @@ def test_images_may_have_different_numbers_of_views(
     assert same(got, {(row, view): crop for (row, view), crop in expected.items() if view < counts[row]})
 
 
-@pytest.mark.dali
-def test_paste_arguments_describe_the_windows() -> None:
-    """multi_paste's meaning, written in NumPy: output sample b starts as nothing; each slot copies a window of
-    ``shapes`` at ``in_anchors`` of the frame ``in_ids`` (beside its mirror image) to ``out_anchors``."""
-    from pipelines.backend_dali import paste_arguments
+@pytest.mark.parametrize("device", ["dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)])
+def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., Any], random_images: Any) -> None:
+    """Plain and mirrored, of two sizes, of different numbers, from any row of the batch."""
+    from pipelines.cuts import CUTS
 
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        images, K = int(rng.integers(1, 6)), int(rng.integers(1, 9))
-        sizes = rng.integers(K, K + 9, (images, 2))
-        frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-        image = np.repeat(np.arange(images), rng.integers(0, 5, images))
-        if not len(image):
-            continue
-        offsets = rng.integers(0, sizes[image] - K + 1)
-        windows = np.column_stack([offsets, rng.integers(0, 2, len(image))])
-        group = GroupPlan(K, sizes, image, np.zeros(len(image), np.int32), windows)
-        ids, anchors, out_anchors, shapes, output_size = paste_arguments(group, images)
-        assert {array.dtype for array in (ids, anchors, out_anchors, shapes, output_size)} == {np.dtype(np.int32)}
-        both = [np.concatenate([frame, frame[:, ::-1]], axis=1) for frame in frames]
-        samples = []
-        for b in range(images):
-            out = np.zeros((*output_size[b], 3), np.uint8)
-            for read, (y, x), (to_y, to_x), (h, w) in zip(ids[b], anchors[b], out_anchors[b], shapes[b], strict=True):
-                window = both[read][y : y + h, x : x + w]
-                assert window.shape == (K, K, 3)
-                out[to_y : to_y + h, to_x : to_x + w] = window
-            samples.append(out)
-        crops = np.concatenate(samples).reshape(-1, K, K, 3)
-        for crop, read, (y, x, mirror) in zip(crops, image, windows, strict=False):
-            window = frames[read][y : y + K, x : x + K]
-            np.testing.assert_array_equal(crop, window[:, ::-1] if mirror else window)
-        assert len(image) <= len(crops) < len(image) + images  # no more slots than filling the samples takes
+    def crops(one: Any, way: str) -> dict[tuple[int, int], np.ndarray]:
+        found = {}
+        for batch in make(device, random_images, one, batch_images=3, cut=way).batches(random_images.rows):
+            for group in batch.groups:
+                places = zip(group.image.tolist(), group.view.tolist(), strict=True)
+                found.update(zip(places, group.crops.cpu().numpy(), strict=True))
+        return {place: crop for place, crop in found.items() if place != (-1, -1)}
+
+    runnable(device)
+    ragged = Ragged(planner("CC+3MRC"), [3, 1, 4, 4, 2, 3, 1, 4])
+    for one in (planner("CC+2RC"), planner("5FC+5MFC+4ARC+3AMRC"), planner("CC+CC@33+2MRC@33+1ARC"), ragged):
+        first, *others = (crops(one, way) for way in CUTS)
+        assert len(first) >= 2 * len(random_images.rows)
+        assert others
+        assert all(same(first, other) for other in others)
 
 
 # ------------------------------------------------------------------------------------------ the check before the timing
