@@ -306,7 +306,11 @@ def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
 
 
 def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
-    """Print the cases and stop."""
+    """Print the cases and stop. Raises DatasetError for data that are not there."""
+    from pipelines import dataset
+
+    if args.data is not None:
+        dataset.require(args.data)
     crops = cases.crop_counts(args.crops, policies)
     for case in model_cases:
         print(case.label)

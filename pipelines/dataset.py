@@ -178,6 +178,16 @@ def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress:
     return Scan(folder, table, unreadable, tuple(sorted(folders)), dict(sorted(other_files.items())), demo is not None)
 
 
+def require(root: Path | str) -> None:
+    """Raises DatasetError where there is no such folder, or no such tars; reads nothing."""
+    from pipelines import tars
+
+    if tars.is_pattern(root):
+        tars.shards(root)
+    else:
+        _checked_folder(root)
+
+
 def none_readable(root: Path, unreadable: pd.DataFrame) -> DatasetError:
     """The error of a set without a single good image."""
     first = unreadable.iloc[0]

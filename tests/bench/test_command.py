@@ -258,10 +258,18 @@ def test_a_long_run_asks(
     assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run.main(["--family", "nfnet", "--crops", "1,2", "--dry-run"]) == 0
+    dry = ["--family", "nfnet", "--crops", "1,2", "--dry-run"]
+    assert run.main(dry) == 0
     assert list(tmp_path.iterdir()) == []
+    assert run.main([*dry, "--data", "."]) == 0
+    assert run.main([*dry, "--data", "nowhere"]) == 2
+    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert run.main([*dry, "--data", "val-{0..3}.tar"]) == 2
+    assert "there is no tar" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_whole_lines(images: Path, checkpoint: Path, tmp_path: Path) -> None:
