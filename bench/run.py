@@ -73,20 +73,26 @@ def main(argv: list[str] | None = None) -> int:
         with stoppable():
             return run(args, began)
     except EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return USERS
     except Exception as error:
         if not plan.is_fatal(error):
             raise
-        print(f"error: {plan.reason(error)}{hint()}", file=sys.stderr)
+        tell(f"error: {plan.reason(error)}{hint()}")
         return 1
     except KeyboardInterrupt:
-        print(f"\ninterrupted{hint()}", file=sys.stderr)
+        tell(f"\ninterrupted{hint()}")
         return INTERRUPTED
     except Terminated:
         why = " (another process of the run may have died: its message is above)" if "RANK" in os.environ else ""
-        print(f"\nstopped by SIGTERM{why}{hint()}", file=sys.stderr)
+        tell(f"\nstopped by SIGTERM{why}{hint()}")
         return TERMINATED
+
+
+def tell(text: str) -> None:
+    """On standard error, by every process, as whole lines: ``print`` would let another's come between text and end."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 @contextmanager
