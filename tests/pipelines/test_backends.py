@@ -662,6 +662,40 @@ def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., A
         assert all(same(first, other) for other in others)
 
 
+def test_memory_is_taken_anew_only_when_nobody_holds_it() -> None:
+    from pipelines.backend_torchvision import Memory
+
+    def address(array: Any) -> int:
+        return array.__array_interface__["data"][0]
+
+    memory = Memory()
+    first, second = (memory.take((4, 3, 3, 3)) for _ in range(2))
+    assert (first.shape, first.dtype, first.flags.c_contiguous) == ((4, 3, 3, 3), np.uint8, True)
+    taken = {address(first), address(second)}
+    assert len(taken) == 2
+    crop = torch.from_numpy(first)[2]
+    del first, second
+    third = memory.take((2, 3, 3, 3))
+    assert address(third) in taken - {crop.data_ptr() - 2 * 27}  # the second's: a crop of the first is still held
+    crop[:] = 7
+    fourth = memory.take((4, 3, 3, 3))
+    fourth[:] = 0
+    assert (crop == 7).all()
+    del crop
+    fifth = memory.take((9, 3, 3, 3))  # larger than what is free
+    assert address(fifth) not in taken
+
+
+def test_a_crop_outlives_its_batch(name: str, make: Callable[..., Any], random_images: Any) -> None:
+    one = planner("CC+9RC+2MRC")
+    held = []
+    for batch in make(name, random_images, one, batch_images=2).batches(random_images.rows):
+        crop = batch.groups[0].crops[3]
+        held.append((crop, crop.clone()))
+    assert len(held) == len(random_images.rows) // 2 > 2
+    assert all(torch.equal(crop, then) for crop, then in held)
+
+
 # ------------------------------------------------------------------------------------------ the check before the timing
 
 
