@@ -36,7 +36,7 @@ from pipelines.batch import DEFAULT_HW_LOAD
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 from pipelines.rivals import UINT8, Files
 
-CHECK_LIMIT_S, SEGMENT_LIMIT_S = 180.0, 300.0
+CHECK_LIMIT_S, SEGMENT_LIMIT_S, PATIENCE_S = 180.0, 300.0, 10.0
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -100,6 +100,8 @@ def compare(args: argparse.Namespace) -> int:
         for line in lines:
             records.append(out, line)
         lines += measure(out, args, errors, children)
+        for child in children.values():
+            child.kill(PATIENCE_S)
     finally:
         for child in children.values():
             child.kill()
