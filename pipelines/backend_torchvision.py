@@ -5,6 +5,10 @@ through the queue is the resized frames or the crops, whichever is fewer bytes: 
 shared memory. JPEGs that libjpeg-turbo decodes to RGB go through torchvision; anything else under an image's name (PNG,
 CMYK ...) goes through PIL, as timm loads it.
 
+At 20 crops of 224 pixels each crop's bytes are copied once, into memory that is taken anew: 695 images/s on two cores,
+against 385 when crops were stacked and joined (with half of them mirrored 655, against 175). Decoding and resizing
+alone do 905, decoding alone 1,110.
+
 Workers come from a fork server and stay: forking a process in which DALI's or OpenMP's threads run hangs (it did), and
 a spawned worker imports torch anew for every pass.
 """
