@@ -14,6 +14,7 @@ sweep that fails is recorded, and the others go on.
 from __future__ import annotations
 
 import argparse
+import atexit
 import csv
 import io
 import json
@@ -29,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -428,5 +429,17 @@ def draw(out: Path) -> list[Path]:
     return sorted(path.resolve() for path in out.glob("*.png"))
 
 
+def end(status: int) -> NoReturn:
+    """End the process. One of several goes without the interpreter's own end: there a process whose work was done and
+    written was seen to abort ("terminate called without an active exception", exit status -6, once in some hundred
+    ends), for which torchrun stops the others."""
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from pipelines.spans import Span
 # Before torch and DALI's helpers are imported, here and in every process that a test starts: batches as small as the
 # tests' gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without job control starts what it puts into the background with Ctrl-C ignored, and children inherit that:
+# the tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEMO_IMAGES = 12
 # Height and width: landscape, portrait, square, long, and short sides above and below the S of the tests.

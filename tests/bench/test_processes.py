@@ -32,7 +32,7 @@ def launch(tmp_path: Path, demo_root: Path, weights_file: Path) -> Callable[...,
         script = tmp_path / "run.py"
         script.write_text(
             f"import os, signal, sys\nsys.path[0] = {str(ROOT)!r}\n{textwrap.dedent(before)}\n"
-            "from bench import run\nif __name__ == '__main__':\n    sys.exit(run.main())\n"
+            "from bench import run\nif __name__ == '__main__':\n    run.end(run.main())\n"
         )
         model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
         given = argv if "--resume" in argv else [*model, "--data", str(demo_root), *ARGV, *argv]
