@@ -23,6 +23,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
 from pipelines.crops import GroupPlan
+from pipelines.crops import cut as slices
 
 types: Any = dali_types  # its constants are made at run time; type checkers do not see them
 Arrays = tuple[np.ndarray, ...]
@@ -152,9 +153,7 @@ def fault_of(cut: Cut, device_id: int | None) -> str | None:
     wrong = 0
     for crop, slot in zip(crops, slots.reshape(-1).tolist(), strict=True):
         if slot >= 0:
-            y, x, mirror = windows[slot]
-            window = frames[image[slot]][y : y + K, x : x + K]
-            wrong += not np.array_equal(crop, window[:, ::-1] if mirror else window)
+            wrong += not np.array_equal(crop, slices(frames[image[slot]], windows[[slot]], K)[0])
     return f"{wrong} of {len(image)} windows differ from slices of the frame" if wrong else None
 
 
