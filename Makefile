@@ -20,7 +20,7 @@ lint: $(VENV)/ready
 
 # Damaged files of every kind through every backend that works here; about two minutes.
 faults: $(VENV)/ready
-	$(PY) bench/faults.py
+	$(PY) tests/stress/faults.py
 
 check: lint test
 
@@ -30,7 +30,7 @@ gpu-test:
 
 # The same machine: everything that only a GPU can show, in calls of nine minutes; again until it says that all is done.
 gpu:
-	$(PYTHON) bench/gpu.py
+	$(PYTHON) bench/compare/gpu.py
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """A fine-tuned network against the one that it was made from, asked in other ways for the same price (FixRes, MID).
 
-    python bench/finetune.py --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
+    python bench/experiments/finetune.py --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
     python bench/run.py --models resnet:demo --checkpoint runs/tuned/model.safetensors --img-size 128 \\
         --policies CC --no-throughput --out runs/tuned-scored
     python bench/run.py --family resnet --img-size 96,128 --crops 1,2,5 --no-throughput --out runs/untuned

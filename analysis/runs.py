@@ -14,10 +14,10 @@ import pandas as pd
 from analysis.published import load
 from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
-from pipelines.dataset import DatasetError, Scan, scan
-from pipelines.decode import decode
+from pipelines.data.dataset import DatasetError, Scan, scan
+from pipelines.data.decode import decode
+from pipelines.data.spans import Span
 from pipelines.inputspec import InputSpec
-from pipelines.spans import Span
 
 # Terms of a policy -> the curve it is a point of. ARC: as many random crops as the image's shape asks for.
 CURVES = {("CC",): "CC", ("RC",): "RC", ("CC", "RC"): "CC+RC", ("ARC",): "ARC"}

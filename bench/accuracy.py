@@ -49,7 +49,7 @@ class Predictions:
     nll: np.ndarray  # float32 [l, p, b], nats
     view_top1: np.ndarray  # int32 [b, v]: what each view alone says; -1 where it was not evaluated
     failed: list[Failure]
-    # With a second set of labels (pipelines.real_labels), against the one that the prediction holds for most probable:
+    # With a second set of labels (pipelines.data.real_labels), against the one that the prediction holds for most probable:
     real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
 
@@ -130,7 +130,7 @@ def evaluate(
 ) -> Predictions:
     """Score ``rows`` (with ``labels`` of the whole table, int64). ``progress`` is told the images done.
 
-    ``label_sets``: a second set of labels, int64 [rows of the table, m] (``pipelines.real_labels.RealLabels.sets``).
+    ``label_sets``: a second set of labels, int64 [rows of the table, m] (``pipelines.data.real_labels.RealLabels.sets``).
 
     ``left_out``: rows [b] -> int64 [b, 2], for policies that depend on the images' sizes (``Planner.left_out``).
 

@@ -1,7 +1,7 @@
 """A network's activation statistics from files, and its parametric adaptation to another resolution (FixRes, A.1, A.2).
 
 Statistics need no labels. ``bench/run.py --adapt`` takes them of the very images that it scores, which a deployed
-network could do too; ``bench/activations.py`` takes them of training images, as the paper does.
+network could do too; ``bench/experiments/activations.py`` takes them of training images, as the paper does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.activations import ADAPTATIONS, FrechetAdaptation, GaussianAdaptation, Statistics, measure
+from models.fixres.activations import ADAPTATIONS, FrechetAdaptation, GaussianAdaptation, Statistics, measure
 from models.predict import Network
 from pipelines.batch import default_batch_images
 from pipelines.crops import parse_policy
@@ -54,6 +54,6 @@ def at_size(job: Job, K: int) -> Job:
 def fit(job: Job, name: str, train_K: int) -> FrechetAdaptation | GaussianAdaptation:
     """Adapt the job's crop size to ``train_K``, by statistics of the job's own images at both.
 
-    Raises models.activations.NotAdaptable, with the reason, for a network that cannot have it.
+    Raises models.fixres.activations.NotAdaptable, with the reason, for a network that cannot have it.
     """
     return ADAPTATIONS[name].fit(statistics(at_size(job, train_K)), statistics(job))

@@ -25,12 +25,14 @@ from models import classifier as classifiers
 from models import families
 from models.classifier import Classifier
 from models.predict import Network
-from pipelines import backend, real_labels, reference
+from pipelines import backend
+from pipelines.backends import reference
 from pipelines.batch import DEFAULT_PREFETCH, Backend, CropBatch, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import Planner, Policy, union
-from pipelines.dataset import Dataset, DatasetError, Scan
-from pipelines.decode import READS, complaint
-from pipelines.labels import label, unlabelled
+from pipelines.data import real_labels
+from pipelines.data.dataset import Dataset, DatasetError, Scan
+from pipelines.data.decode import READS, complaint
+from pipelines.data.labels import label, unlabelled
 
 PHASES = ("accuracy", "throughput")
 MOST_TIMED = 2000  # images, where no accuracy pass has read them all: they are read once before the clock
@@ -114,7 +116,7 @@ class Job:
     def _adapt(self, name: str) -> bool:
         """Adapt the network to its crop size (``--adapt``); False at the size at which it was trained."""
         from bench.adapt import fit
-        from models.activations import attach, require_adaptable
+        from models.fixres.activations import attach, require_adaptable
 
         train_K = self.options.train_size or sizes(self.classifier)["train_K"]
         if train_K is None:

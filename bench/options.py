@@ -168,7 +168,7 @@ def _data(group: Any) -> None:
         "-j",
         type=_positive,
         metavar="N",
-        help="decoding threads (default: bench/tune.py's, or all)",
+        help="decoding threads (default: bench/compare/tune.py's, or all)",
     )
     group.add_argument(
         "--batch-images", type=_positive, metavar="N", help="images per pipeline batch (default: by memory)"
@@ -182,7 +182,7 @@ def _data(group: Any) -> None:
         "--hw-load",
         type=_share,
         metavar="X",
-        help="share of a batch for the GPU's JPEG engine (default: bench/tune.py's, or 0.65)",
+        help="share of a batch for the GPU's JPEG engine (default: bench/compare/tune.py's, or 0.65)",
     )
 
 
@@ -209,7 +209,7 @@ def _speed(group: Any) -> None:
         "--fold",
         action="store_true",
         help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; answers move by less "
-        "than 1e-4 of the largest logit (bench/network.py shows the gain)",
+        "than 1e-4 of the largest logit (bench/compare/network.py shows the gain)",
     )
     group.add_argument("--torchcompile", action="store_true", help="torch.compile the network")
     group.add_argument(

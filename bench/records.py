@@ -38,7 +38,10 @@ from scipy.stats import binomtest
 SCHEMA = 1
 PART = ".part"  # of a file that is being written
 CONFIDENCE = 0.95
-ORIGINAL, REAL = LABELS = ("original", "real")  # which labels were scored; real: a second set (pipelines.real_labels)
+ORIGINAL, REAL = LABELS = (
+    "original",
+    "real",
+)  # which labels were scored; real: a second set (pipelines.data.real_labels)
 # The stages of a throughput pass. `read`, `decode` and `resize` (each with those before it) do not depend on the crops.
 READ, DECODE, RESIZE, LOAD, MODEL, END_TO_END = "read", "decode", "resize", "load", "model", "end_to_end"
 
@@ -73,13 +76,13 @@ class Setting:
     torchcompile: bool
     seed: int
     folded: bool = False  # --fold, where there was something to fold (models.folding)
-    adapt: str | None = None  # the parametric adaptation to K (models.activations), if any
+    adapt: str | None = None  # the parametric adaptation to K (models.fixres.activations), if any
     processes: int = 1  # that share the timing; accuracy does not depend on their number
     prefetch: int = 2  # batches in flight
     mmap: bool = True  # DALI may map image files
     hw_load: float | None = None  # share of a batch for a GPU's JPEG engine, whose pixels may differ; dali-gpu only
     cut: str | None = (
-        None  # DALI's operator for the crops (pipelines.cuts) where it is not the usual one; dali-gpu only
+        None  # DALI's operator for the crops (pipelines.backends.crop_ops) where it is not the usual one; dali-gpu only
     )
 
 

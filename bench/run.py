@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from bench.job import Job, Options
     from bench.plan import Plan
     from bench.records import FailedModel, Ledger, Run
-    from pipelines.dataset import Scan
+    from pipelines.data.dataset import Scan
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK_ABOVE_S = 30 * 60
@@ -314,7 +314,7 @@ def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
 
 def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
     """Print the cases and stop. Raises DatasetError for data that are not there."""
-    from pipelines import dataset
+    from pipelines.data import dataset
 
     if args.data is not None:
         dataset.require(args.data)

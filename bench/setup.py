@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.plan import Plan
     from bench.processes import Processes
     from pipelines.crops import Policy
-    from pipelines.dataset import Scan
+    from pipelines.data.dataset import Scan
 
 
 class UserError(Exception):
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 
 def default_weights(args: argparse.Namespace) -> str:
     """``--weights``; unless given, demo where a family is asked for on the demo data, else pretrained."""
-    from pipelines import demo
+    from pipelines.data import demo
 
     if args.weights:
         return args.weights
@@ -49,10 +49,10 @@ def make_options(
     import torch
 
     import pipelines
+    from bench.compare.tune import stored
     from bench.job import Options
     from bench.machine import usable_cores
     from bench.processes import ALONE
-    from bench.tune import stored
     from pipelines.batch import DEFAULT_HW_LOAD, DEFAULT_PREFETCH
 
     processes = processes or ALONE
@@ -72,7 +72,7 @@ def make_options(
     say(why)
     tuned = stored(backend)
     if tuned:
-        say(f"tuned for this machine by bench/tune.py, where no flag says otherwise: {tuned}")
+        say(f"tuned for this machine by bench/compare/tune.py, where no flag says otherwise: {tuned}")
     return Options(
         policies=policies,
         crops=cases.crop_counts(args.crops, policies),
@@ -115,14 +115,14 @@ def make_options(
 
 
 def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
-    """DALI's operator for the crops where it is not the usual one: by bench/tune.py, or because that is wrong on this
+    """DALI's operator for the crops where it is not the usual one: by bench/compare/tune.py, or because that is wrong on this
     GPU, which is then said."""
     if backend != "dali-gpu":
         return None
     import torch
 
+    from pipelines.backends.crop_ops import right_cut
     from pipelines.batch import CUT_NAMES
-    from pipelines.cuts import right_cut
 
     usual = CUT_NAMES[0]
     chosen = tuned or right_cut(torch.device(device).index or 0).name
@@ -133,7 +133,7 @@ def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
 
 def find_images(args: argparse.Namespace, workers: int) -> Scan:
     """Scan ``--data``, or make the demo images and scan those."""
-    from pipelines import dataset, demo
+    from pipelines.data import dataset, demo
 
     root = args.data if args.data is not None else demo.ensure("val")
     scan = dataset.scan(root, workers=workers)

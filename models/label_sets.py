@@ -1,4 +1,4 @@
-"""Scoring against several labels an image (``pipelines.real_labels``)."""
+"""Scoring against several labels an image (``pipelines.data.real_labels``)."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, str] = {
-    "dali-gpu": "pipelines.backend_dali:DaliGpu",
-    "dali-cpu": "pipelines.backend_dali:DaliCpu",
-    "torchvision": "pipelines.backend_torchvision:Torchvision",
+    "dali-gpu": "pipelines.backends.dali:DaliGpu",
+    "dali-cpu": "pipelines.backends.dali:DaliCpu",
+    "torchvision": "pipelines.backends.torchvision:Torchvision",
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.crops import Planner
-    from pipelines.spans import Span
+    from pipelines.data.spans import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class CropBatch:
 
 
 class Source(Protocol):
-    """What a backend needs of a data set. ``pipelines.dataset.Dataset`` is one."""
+    """What a backend needs of a data set. ``pipelines.data.dataset.Dataset`` is one."""
 
     def names(self, rows: np.ndarray) -> list[str]: ...
     def spans(self, rows: np.ndarray) -> list[Span]:
@@ -63,7 +63,7 @@ DEFAULT_PREFETCH, DEFAULT_HW_LOAD = 2, 0.65
 CUT_NAMES = (
     "multi_paste",
     "warp_affine",
-)  # DALI's operators for the crops (pipelines.cuts); the first is the usual one
+)  # DALI's operators for the crops (pipelines.backends.crop_ops); the first is the usual one
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.spans import Span
+from pipelines.data.spans import Span
 
 # Before torch and DALI's helpers are imported, here and in every process that a test starts: batches as small as the
 # tests' gain nothing from threads.
@@ -94,7 +94,7 @@ def picture() -> Callable[[int, int, int], Image.Image]:
 @pytest.fixture(scope="session")
 def demo_images(tmp_path_factory: pytest.TempPathFactory) -> Listing:
     """The first few images of the demo set: photographic sizes, 4:4:4 and 4:2:0."""
-    from pipelines import demo
+    from pipelines.data import demo
 
     return Listing.of(demo.ensure("val", images=DEMO_IMAGES, cache=tmp_path_factory.mktemp("demo"), workers=1))
 

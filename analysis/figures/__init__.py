@@ -24,7 +24,7 @@ def _entry(name: str, *sources: str) -> tuple[str, Entry]:
 
 
 # In the order of a report. The name is the file's, and the picture's. Not here: train_low_test_high and activations,
-# which draw from the folders of their own commands (bench/train_low_test_high.py, bench/activations.py).
+# which draw from the folders of their own commands (bench/experiments/train_low_test_high.py, bench/experiments/activations.py).
 FIGURES: dict[str, Entry] = dict(
     (
         _entry("accuracy_vs_crops", "run"),

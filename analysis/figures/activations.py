@@ -1,6 +1,6 @@
 """Pooled activations at each test resolution, and what mapping them back gains (FixRes, Figures 3, 4, A.1, A.2).
 
-python analysis/figures/activations.py DIR        # a folder that bench/activations.py wrote
+python analysis/figures/activations.py DIR        # a folder that bench/experiments/activations.py wrote
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Data:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the folder, for one that bench/activations.py did not write."""
+    """Raises ValueError, naming the folder, for one that bench/experiments/activations.py did not write."""
     try:
         frame = pd.read_csv(folder / "activations.csv")
         info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no folder of bench/activations.py: {error}") from error
+        raise ValueError(f"{folder} is no folder of bench/experiments/activations.py: {error}") from error
     demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else info["data"]
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "

@@ -37,8 +37,8 @@ from analysis.runs import (
     spec_of,
 )
 from pipelines.crops import Planner, parse_policy, union
-from pipelines.dataset import spans_of
-from pipelines.spans import Span
+from pipelines.data.dataset import spans_of
+from pipelines.data.spans import Span
 
 EACH = 4  # pictures of either kind
 MOST_WINDOWS = 20  # drawn on a picture

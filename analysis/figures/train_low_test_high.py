@@ -1,6 +1,6 @@
 """Top-1 against the test resolution, a line for each train resolution: FixRes Figures 5 and 8, and the same in small.
 
-    python analysis/figures/train_low_test_high.py DIR        # a folder that bench/train_low_test_high.py wrote
+    python analysis/figures/train_low_test_high.py DIR        # a folder that bench/experiments/train_low_test_high.py wrote
 
 Above what the paper printed (Tables 5 and 9, ResNet-50 on ImageNet), below what a demo network did on the demo data:
 left as trained, in the middle its last layers fine-tuned at the test resolution, right trained without
@@ -26,7 +26,10 @@ from matplotlib.lines import Line2D
 from analysis import style
 from analysis.published import load
 
-RESIZED, FIXED = "RandomResizedCrop", "random crop of a fixed size"  # as bench/train_low_test_high.py writes them
+RESIZED, FIXED = (
+    "RandomResizedCrop",
+    "random crop of a fixed size",
+)  # as bench/experiments/train_low_test_high.py writes them
 HEADINGS = ("as trained", "fine-tuned at the test size", "trained with fixed-size crops")
 
 
@@ -42,12 +45,12 @@ class Data:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the file, for a folder that bench/train_low_test_high.py did not finish."""
+    """Raises ValueError, naming the file, for a folder that bench/experiments/train_low_test_high.py did not finish."""
     try:
         frame = pd.read_csv(folder / "results.csv")
         info = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no finished run of bench/train_low_test_high.py: {error}") from error
+        raise ValueError(f"{folder} is no finished run of bench/experiments/train_low_test_high.py: {error}") from error
     resized, fixed = frame[frame["crop"] == RESIZED], frame[frame["crop"] == FIXED]
     ours = (
         resized[resized["adaptation"] == "none"],

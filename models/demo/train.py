@@ -37,7 +37,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tvF
 from tqdm import tqdm
 
-from pipelines import demo
+from pipelines.data import demo
 from pipelines.inputspec import InputSpec
 
 HERE = Path(__file__).resolve().parent

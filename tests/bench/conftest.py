@@ -19,12 +19,13 @@ from bench import cases, machine, records, run, setup
 from bench import job as job_module
 from bench.job import Job
 from bench.options import parse
-from pipelines import backend, demo
-from pipelines.backend_torchvision import Torchvision
+from pipelines import backend
+from pipelines.backends.torchvision import Torchvision
 from pipelines.batch import LoadConfig, Source
 from pipelines.crops import Planner
-from pipelines.dataset import Dataset, Scan, scan
-from pipelines.labels import label
+from pipelines.data import demo
+from pipelines.data.dataset import Dataset, Scan, scan
+from pipelines.data.labels import label
 
 IMAGES = 24
 CLASSES = len(demo.CLASSES)

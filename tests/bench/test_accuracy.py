@@ -26,10 +26,10 @@ from models import classifier as classifiers
 from models.classifier import Classifier
 from models.predict import Network
 from pipelines import BACKENDS, backend, unusable
-from pipelines.backend_torchvision import Torchvision
+from pipelines.backends.torchvision import Torchvision
 from pipelines.batch import CropBatch, Failure, LoadConfig
 from pipelines.crops import Planner, parse_policy, uniforms, union
-from pipelines.dataset import Dataset
+from pipelines.data.dataset import Dataset
 
 SEED = 3
 CHUNK = 8

@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import save_file
 
 from bench import records, run
-from pipelines import BACKENDS, backend, demo, unusable
+from pipelines import BACKENDS, backend, unusable
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, cut, parse_policy, union
-from pipelines.dataset import scan
-from pipelines.labels import label
+from pipelines.data import demo
+from pipelines.data.dataset import scan
+from pipelines.data.labels import label
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 20

@@ -19,11 +19,11 @@ import torch
 from bench import job as job_module
 from bench.job import Job, data_hash, default_batch_size
 from bench.records import Absent, Accuracy, Ledger, Throughput
-from pipelines import reference
+from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure, default_batch_images
 from pipelines.crops import parse_policy
-from pipelines.dataset import Dataset, DatasetError, scan
-from pipelines.labels import label
+from pipelines.data.dataset import Dataset, DatasetError, scan
+from pipelines.data.labels import label
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_another_operator_than_the_usual_one_is_said_and_recorded(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bench import setup
-    from pipelines import cuts
+    from pipelines.backends import crop_ops as cuts
 
     right = {0: cuts.WARP, 1: cuts.PASTE}
     monkeypatch.setattr(cuts, "right_cut", right.__getitem__)

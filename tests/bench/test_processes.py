@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from bench import kills, processes, records
+from bench import processes, records
 from bench.processes import ALONE, Processes
 from bench.records import Throughput
+from tests.stress import kills
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--rounds", "2", "--round-seconds", "0.05", "--num-warm-iter", "1", "--batch-images", "4", "-b", "8", "-j", "1"]

@@ -22,16 +22,18 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import accuracy, adapt, auto_batch, kills, plan, processes, records, run, shards, tune
+from bench import accuracy, adapt, auto_batch, plan, processes, records, run, shards
 from bench import job as job_module
 from bench.accuracy import Predictions
 from bench.cases import ModelCase
+from bench.compare import tune
 from bench.job import Job
 from bench.processes import ALONE
 from bench.setup import UserError
 from models.predict import Network, OutOfMemory
 from pipelines.batch import Failure
-from pipelines.dataset import Dataset
+from pipelines.data.dataset import Dataset
+from tests.stress import kills
 
 Small = Callable[..., Any]  # see conftest
 ROOT = Path(__file__).resolve().parents[2]
@@ -790,7 +792,8 @@ import sys
 sys.path[0] = {str(ROOT)!r}
 import numpy as np
 import psutil
-from pipelines import backend, dataset, labels
+from pipelines import backend
+from pipelines.data import dataset, labels
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.inputspec import InputSpec

@@ -27,7 +27,7 @@ from bench import records, run, throughput
 from bench.job import Job
 from bench.options import parse
 from pipelines import BACKENDS, unusable
-from pipelines.dataset import Dataset
+from pipelines.data.dataset import Dataset
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "run.py"
 LEVELS = ["feature", "logit", "softmax"]

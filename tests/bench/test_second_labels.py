@@ -18,8 +18,8 @@ from timm.data import create_transform
 from torchvision.transforms import Resize
 
 from bench import records, report
-from pipelines import demo
-from pipelines.dataset import Dataset
+from pipelines.data import demo
+from pipelines.data.dataset import Dataset
 
 Small = Callable[..., Any]  # see conftest
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis import spread
 from analysis.published import load
-from bench import spread
 from bench.records import Incomparable, read_run, wilson
 
 Small = Callable[..., Any]  # see conftest

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bench import records
-from pipelines import demo
-from pipelines.dataset import scan
-from pipelines.labels import label
+from pipelines.data import demo
+from pipelines.data.dataset import scan
+from pipelines.data.labels import label
 
 SHARDS = 3
 BAD = "disc-bad/bad.jpg"

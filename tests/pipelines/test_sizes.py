@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import pipelines
-from pipelines import reference
+from pipelines.backends import reference
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, PolicyError, parse_policy, uniforms, union
-from pipelines.decode import decode
+from pipelines.data.decode import decode
 from pipelines.inputspec import InputSpec
 
 SPEC = InputSpec(S=55, K=48)

@@ -1,0 +1,1 @@
+"""Comparisons: data loaders, ways of running the network, backends."""

@@ -1,0 +1,226 @@
+"""What bench/compare/loaders.py writes, reads back and makes of it. No torch: figures are drawn from this too.
+
+    run.json        the command, the settings that all sides share, the machine, what each side is
+    rivals.jsonl    one line for each timed segment as it is measured (`Timed`), and for what was not timed (`NotTimed`)
+    rivals.csv      one row for each side, output and crop count: medians, and each of our backends over that side
+
+Raw counts and times are stored; rates, medians and intervals are computed on reading.
+
+History of the schema: 1, the first.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from bench.records import CONFIDENCE
+
+SCHEMA = 1
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """What is compared with what: sides meet in one cell only."""
+
+    output: str  # "uint8", or the float type of the network's input
+    crops: int  # of each image
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One segment of one side."""
+
+    kind: ClassVar[str] = "timed"
+    side: str
+    cell: Cell
+    round: int
+    crops_done: int  # crops that arrived; divided by cell.crops: images
+    duration_s: float
+    batch_images: int
+    peak_mem_bytes: int  # the side's processes, when the segment ended
+    frame_error_levels: float  # worst mean difference of a checked crop from the reference, grey levels
+
+    @property
+    def images_per_sec(self) -> float:
+        return self.crops_done / self.cell.crops / self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class NotTimed:
+    """A side, or one cell of it, that was not timed, and why."""
+
+    kind: ClassVar[str] = "not timed"
+    side: str
+    cell: Cell | None  # None: no cell
+    reason: str
+    wrong: bool = False  # its pixels are not the images'
+
+
+Line = Timed | NotTimed
+KINDS: dict[str, type[Timed] | type[NotTimed]] = {c.kind: c for c in (Timed, NotTimed)}
+
+
+def to_line(line: Line) -> str:
+    return json.dumps({"schema": SCHEMA, "kind": line.kind, **asdict(line)}, allow_nan=False)
+
+
+def from_line(text: str) -> Line:
+    """Raises ValueError for another schema, an unknown kind or other fields than this version's."""
+    values = json.loads(text)
+    schema, kind = values.pop("schema", None), values.pop("kind", None)
+    if schema != SCHEMA or kind not in KINDS:
+        raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
+    names = {f.name for f in fields(KINDS[kind])}
+    if set(values) != names:
+        raise ValueError(f"fields {', '.join(sorted(set(values) ^ names))} are missing or unknown")
+    values["cell"] = values["cell"] and Cell(**values["cell"])
+    return KINDS[kind](**values)
+
+
+def append(folder: Path, line: Line) -> None:
+    """Add one line to rivals.jsonl, and see it to the disk."""
+    with (folder / "rivals.jsonl").open("a", encoding="utf-8") as file:
+        file.write(to_line(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> list[Line]:
+    """Raises ValueError, naming the line, for what is damaged."""
+    lines: list[Line] = []
+    path = folder / "rivals.jsonl"
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(from_line(text))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All rounds of one side in one cell."""
+
+    side: str
+    cell: Cell
+    rates: dict[int, float]  # round -> images per second
+    batch_images: int
+    peak_mem_bytes: int
+    frame_error_levels: float
+
+    @property
+    def rate(self) -> float:
+        """Median over rounds, images per second."""
+        return float(np.median(list(self.rates.values())))
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median over rounds."""
+        return (max(self.rates.values()) - min(self.rates.values())) / self.rate
+
+
+def summaries(lines: Iterable[Line]) -> list[Summary]:
+    """In order of first appearance."""
+    timed: dict[tuple[str, Cell], list[Timed]] = {}
+    for line in lines:
+        if isinstance(line, Timed):
+            timed.setdefault((line.side, line.cell), []).append(line)
+    return [
+        Summary(
+            side,
+            cell,
+            {one.round: one.images_per_sec for one in mine},
+            mine[0].batch_images,
+            max(one.peak_mem_bytes for one in mine),
+            mine[0].frame_error_levels,
+        )
+        for (side, cell), mine in timed.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as many images a second one side did as the other, round by round."""
+
+    median: float  # of the rounds' ratios
+    low: float | None  # its 95 % interval; None with fewer than two rounds
+    high: float | None
+    rounds: int
+
+
+def paired_ratio(ours: dict[int, float], theirs: dict[int, float], seed: int = 0) -> Ratio | None:
+    """The median of the ratios of the rounds that both have, with its 95 % percentile-bootstrap interval over rounds.
+
+    A ratio within a round cancels what slows the machine for both. None without a common round. With five rounds or
+    fewer no interval of the median can reach 95 %: the one given is then from the smallest ratio to the largest.
+    """
+    rounds = sorted(ours.keys() & theirs.keys())
+    if not rounds:
+        return None
+    ratios = np.array([ours[r] / theirs[r] for r in rounds])
+    middle = float(np.median(ratios))
+    if len(rounds) < 2:
+        return Ratio(middle, None, None, len(rounds))
+    interval = bootstrap(
+        (ratios,),
+        np.median,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return Ratio(middle, float(interval.low), float(interval.high), len(rounds))
+
+
+def rows(lines: Sequence[Line], ours: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each side and cell: plain figures, and for each of ``ours`` in that cell its ratio over the side."""
+    found = summaries(lines)
+    mine = {(s.side, s.cell): s for s in found if s.side in ours}
+    out = []
+    for s in sorted(found, key=lambda s: (s.cell.output == "uint8", s.cell.crops)):
+        row: dict[str, Any] = {
+            "output": s.cell.output,
+            "crops": s.cell.crops,
+            "side": s.side,
+            "images_per_sec": s.rate,
+            "rate_low": min(s.rates.values()),
+            "rate_high": max(s.rates.values()),
+            "spread": s.spread,
+            "rounds": len(s.rates),
+            "batch_images": s.batch_images,
+            "peak_mem_bytes": s.peak_mem_bytes,
+            "frame_error_levels": s.frame_error_levels,
+        }
+        for name in ours:
+            one = mine.get((name, s.cell))
+            ratio = paired_ratio(one.rates, s.rates) if one and name != s.side else None
+            row |= {
+                f"{name}_over_it": ratio and ratio.median,
+                f"{name}_over_it_low": ratio and ratio.low,
+                f"{name}_over_it_high": ratio and ratio.high,
+            }
+        out.append(row)
+    return out
+
+
+def write_csv(folder: Path, table: Sequence[dict[str, Any]]) -> Path:
+    """rivals.csv; an absent figure is an empty cell."""
+    path = folder / "rivals.csv"
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]) if table else ["side"])
+        writer.writeheader()
+        writer.writerows(table)
+    part.replace(path)
+    return path

@@ -1,0 +1,142 @@
+"""Do the data backends agree? Windows, pixels and answers, image by image.
+
+    python bench/compare/parity.py --family nfnet                # all demo images, every backend that works here
+    python bench/compare/parity.py --models resnet50.a1_in1k --data imagenet/val --limit 1000
+
+For each backend: every crop against the NumPy slice of the backend's own resized frame (must be equal), every frame
+against PIL's decoding and a float32 torchvision resize, and, for each pair, frames and per-image top-1. Flags are those
+of bench/run.py; ``--out`` is a new folder for parity.json, which is the output's last line. Exits with 1 when windows
+differ or top-1 agrees for fewer than 99 % of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # run as a script: search the repo root, not bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+
+from bench import cases
+from bench.options import parse
+from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
+from pipelines import BACKENDS
+
+if TYPE_CHECKING:
+    from bench.job import Job
+
+MIN_AGREEMENT = 0.99
+FRAME_BATCH = 64  # images whose frames are held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Mean absolute difference of resized frames, grey levels, over images."""
+
+    mean: float
+    worst: float
+    images: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a report and, as the last line, JSON."""
+    args = parse(argv)
+    try:
+        return report(args)
+    except (UserError, ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def report(args: argparse.Namespace) -> int:
+    """Compare on the first of the named networks."""
+    from bench.records import write_whole
+    from pipelines import unusable
+    from pipelines.backends import reference
+
+    if args.out and args.out.exists():
+        raise UserError(f"--out {args.out} exists; results are never written over others: name a new folder")
+    policies = cases.policies(crops=args.crops, named=args.policies)
+    weights = default_weights(args)
+    case = cases.model_cases(args, demo=weights == "demo")[0]
+    options = make_options(args, weights, policies)
+    job = make_job(case, find_images(args, options.workers), options)
+    why_not = {name: unusable(name) for name in BACKENDS}
+    names = [name for name, reason in why_not.items() if reason is None]
+    for name, reason in why_not.items():
+        if reason:
+            say(f"not compared: {name}: {reason}")
+    planner = job.planner(*policies)
+    sources = {name: job.make_backend(name, planner, job.config(job.views.total)) for name in names}
+    result: dict[str, object] = {"model": case.label, "images": len(job.rows)}
+    for name, source in sources.items():
+        say(f"{name}: every window against NumPy slices of its frames ...")
+        reference.check(source, job.data, planner, job.rows)
+        print(f"{name}: all {len(job.rows)} images x {job.views.total} windows are the planned ones, bit for bit")
+    frames = compare_frames(job, sources, planner)
+    for pair, found in frames.items():
+        print(f"frames {pair}: {found.mean:.4f} grey levels in the mean, worst image {found.worst:.4f}")
+    result["frames"] = {pair: {"mean": found.mean, "worst": found.worst} for pair, found in frames.items()}
+    agreement = compare_answers(job, sources)
+    for pair, shares in agreement.items():
+        low = min(shares, key=lambda policy: shares[policy])
+        print(f"top-1 {pair}: the same for {100 * shares['CC']:.2f} % at CC; least {100 * shares[low]:.2f} % at {low}")
+    result["top1_agreement"] = agreement
+    if args.out:
+        args.out.mkdir(parents=True)
+        write_whole(args.out / "parity.json", json.dumps({**result, "hw_load": options.hw_load}) + "\n")
+    print(json.dumps(result))
+    return int(any(share < MIN_AGREEMENT for shares in agreement.values() for share in shares.values()))
+
+
+def compare_frames(job: Job, sources: dict, planner: object) -> dict[str, Frames]:
+    """Each backend with the float32 reference, and each pair of backends."""
+    from pipelines.backends import reference
+    from pipelines.batch import split
+
+    differences: dict[str, list[float]] = {}
+    for rows in split(job.rows, FRAME_BATCH):
+        found = {name: dict(source.frames(rows)) for name, source in sources.items()}
+        for row in rows.tolist():
+            if not all(row in frames for frames in found.values()):
+                continue
+            own = {name: frames[row] for name, frames in found.items()}
+            own["float32 reference"] = reference.frame(job.data, planner, row)  # type: ignore[arg-type]
+            for a, b in combinations(own, 2):
+                difference = np.abs(own[a].astype(np.int16) - own[b].astype(np.int16)).mean()
+                differences.setdefault(f"{a} - {b}", []).append(float(difference))
+    return {pair: Frames(float(np.mean(d)), float(np.max(d)), len(d)) for pair, d in differences.items()}
+
+
+def compare_answers(job: Job, sources: dict) -> dict[str, dict[str, float]]:
+    """For each pair of backends and each policy (softmax level), the share of images with the same top-1."""
+    from bench import accuracy
+
+    labels = job.data.table["label"].to_numpy(np.int64)
+    answers = {}
+    for name, source in sources.items():
+        say(f"{name}: predictions ...")
+        predictions = accuracy.evaluate(
+            source, job.network, job.rows, labels, job.views, job.options.policies, job.left_out
+        )
+        softmax = predictions.top1[predictions.levels.index("softmax")]
+        answers[name] = {row: softmax[:, i] for i, row in enumerate(predictions.rows.tolist())}
+    shares: dict[str, dict[str, float]] = {}
+    for a, b in combinations(answers, 2):
+        both = [row for row in answers[a] if row in answers[b]]
+        same = np.mean([answers[a][row] == answers[b][row] for row in both], axis=0)
+        shares[f"{a} - {b}"] = {
+            policy.name: float(share) for policy, share in zip(job.options.policies, same, strict=True)
+        }
+    return shares
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""FixRes and FixEfficientNet: fine-tuning and activation statistics at another test size."""

@@ -1,0 +1,1 @@
+"""Decode, resize and crop: one backend a module."""

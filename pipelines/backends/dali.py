@@ -1,0 +1,368 @@
+"""The DALI graph, on CPU and GPU: decode once, resize once, cut every crop in one operator, uint8 out.
+
+The plan (integers, made on the host) enters the graph as data: DALI draws nothing. One operator cuts all views of a
+batch (``pipelines.backends.crop_ops``), into an output that is dense whatever the number of views and reaches torch without a copy.
+On a CPU the 20th crop costs a copy of its pixels; one ``crop_mirror_normalize`` for each crop halves the rate at 20.
+
+Four of DALI's defaults silently break parity with torchvision and timm, and are switched here:
+``subpixel_scale`` (shifts the sampling grid), the long side rounded instead of floored (so sizes are given outright),
+``adjust_orientation`` (timm does not rotate by EXIF), and on a GPU ``jpeg_fancy_upsampling``.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import nvidia.dali.fn as fn
+import torch
+from nvidia.dali import Pipeline
+from nvidia.dali import types as dali_types
+
+from pipelines.backends.crop_ops import CUTS, PASTE, Cut, right_cut
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
+from pipelines.crops import Plan, Planner
+from pipelines.data.decode import changed, complaint
+from pipelines.data.spans import Span
+
+T = TypeVar("T")
+types: Any = dali_types  # its constants are made at run time; type checkers do not see them
+INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+HEAD = ([types.UINT8], [1])  # the path's bytes, or the image's
+REFUSED = np.zeros(1, np.uint8)  # fed for an image that could not be read: no decoder takes it
+SIZES = ([types.FLOAT], [1])  # [H, W] to resize to
+RESIZES = ("resize", "frames", "crops")  # the graphs that need the sizes
+
+_Order = tuple[Plan, list[np.ndarray]]  # a batch's plan, and for each image HEAD
+
+
+class _Dali:
+    """Both devices; see ``pipelines.batch.Backend`` for the contract."""
+
+    name: str
+    mixed: bool
+
+    def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
+        self.source, self.planner, self.config = source, planner, config
+        self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
+        self.cut = CUTS[config.cut] if config.cut else right_cut(config.device_id) if self.mixed else PASTE
+        self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
+        self._readers = self._new_readers()
+
+    def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
+        """One CropBatch for each ``batch_images`` rows, in order."""
+        for plan, outputs in self._stream("crops", rows):
+            if isinstance(outputs, Exception):
+                yield self._one_by_one(plan, outputs)
+            else:
+                yield self._batch(plan, outputs)
+
+    def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
+        for plan, outputs in self._stream("frames", rows):
+            if isinstance(outputs, Exception):
+                for single, alone in self._alone("frames", plan.rows):
+                    if not isinstance(alone, Exception):
+                        yield from self._frames(single, alone, group)
+            else:
+                yield from self._frames(plan, outputs, group)
+
+    def _frames(self, plan: Plan, outputs: Any, group: int) -> Iterator[tuple[int, np.ndarray]]:
+        frames = outputs[1 + group].as_cpu() if self.mixed else outputs[1 + group]
+        for i, row in enumerate(plan.rows.tolist()):
+            if not _changed(plan, i, outputs[0]):
+                yield row, np.array(frames.at(i))
+
+    def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
+        """Run the graph only as far as ``what`` (``read``, ``decode``, ``resize``); yields images, batch by batch."""
+        for plan, outputs in self._stream(what, rows):
+            yield 0 if isinstance(outputs, Exception) else len(plan.rows)
+
+    def close(self) -> None:
+        """Free DALI's threads and memory, and the readers."""
+        self._pipes.clear()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._readers = self._new_readers()
+
+    def _new_readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.config.workers, "reader")  # without a thread until there is something to read
+
+    def _stream(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
+        """(plan, outputs or the exception) for each batch. Whole batches are planned, and read where DALI cannot read
+        them, ahead on a helper thread."""
+        pieces = split(rows, self.config.batch_images)
+        with Ahead(map(self._order, pieces), depth=self.config.prefetch + 1) as orders:
+            yield from self._pipe(what, rows).run(orders)
+
+    def _alone(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
+        return self._pipe(what, rows, alone=True).run(map(self._order, split(rows, 1)))
+
+    def _order(self, rows: np.ndarray) -> _Order:
+        plan = self.planner.plan(rows, self.source.names(rows), self.source.sizes(rows))
+        spans = self.source.spans(rows)
+        # A task for each image would cost more than to read it from memory; a network makes all of them wait.
+        size = len(spans) if spans[0].is_file else -(-len(spans) // self.config.workers)
+        pieces = [spans[i : i + size] for i in range(0, len(spans), size)]
+        each = map if len(pieces) == 1 else self._readers.map
+        return plan, [head for heads in each(_heads, pieces) for head in heads]
+
+    def _pipe(self, what: str, rows: np.ndarray, *, alone: bool = False) -> _Fed:
+        by_path = all(span.is_file for span in self.source.spans(rows[:1]))
+        key = (what, by_path, alone)
+        if key not in self._pipes:
+            config = replace(self.config, batch_images=1) if alone else self.config
+            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.cut, self.mixed)
+        return self._pipes[key]
+
+    def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
+        changed = [i for i in range(len(plan.rows)) if _changed(plan, i, outputs[0])]
+        groups = []
+        for group, output in zip(plan.groups, outputs[1:], strict=True):
+            crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
+            slots = self.cut.slots(group, len(plan.rows)).reshape(-1)
+            empty = (slots < 0) | np.isin(group.image[slots], changed)
+            image = np.where(empty, -1, plan.rows[group.image[slots]])
+            groups.append(Group(crops, image, np.where(empty, -1, group.view[slots])))
+        failed = [Failure(int(plan.rows[i]), _changed(plan, i, outputs[0]) or "") for i in changed]
+        return CropBatch(groups, np.delete(plan.rows, changed), failed)
+
+    def _one_by_one(self, plan: Plan, refusal: Exception) -> CropBatch:
+        """A batch that DALI refused because of one image: each image alone, in a pipeline of its own.
+
+        When each of them is good alone, no image was the cause: the refusal is raised, not hidden behind a slow path.
+        """
+        done: list[CropBatch] = []
+        failed: list[Failure] = []
+        for single, outputs in self._alone("crops", plan.rows):
+            if isinstance(outputs, Exception):
+                span = self.source.spans(single.rows)[0]
+                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {complaint(span)}"))
+            else:
+                batch = self._batch(single, outputs)
+                done.append(batch)
+                failed += batch.failed
+        if not failed:
+            raise RuntimeError("DALI refused a batch whose images are all good alone") from refusal
+        groups = [
+            Group(
+                torch.cat([b.groups[g].crops for b in done]),
+                np.concatenate([b.groups[g].image for b in done]),
+                np.concatenate([b.groups[g].view for b in done]),
+            )
+            for g in range(len(plan.groups) if done else 0)
+        ]
+        rows = np.concatenate([b.rows for b in done]) if done else np.zeros(0, np.int64)
+        return CropBatch(groups, rows, failed)
+
+
+class DaliCpu(_Dali):
+    name = "dali-cpu"
+    mixed = False
+
+    @staticmethod
+    def probe() -> str | None:
+        """None: importing this module has shown that DALI works."""
+        return None
+
+
+class DaliGpu(_Dali):
+    name = "dali-gpu"
+    mixed = True
+
+    @staticmethod
+    def probe() -> str | None:
+        """Why there is no GPU decoding here, or None."""
+        if not torch.cuda.is_available():
+            return "no NVIDIA GPU with a working driver"
+        try:
+            pipe = Pipeline(batch_size=1, num_threads=1, device_id=0)
+            pipe.set_outputs(types.Constant(np.zeros(1, np.uint8)))
+            pipe.build()
+            right_cut(0)
+        except RuntimeError as error:
+            return _short(error)
+        return None
+
+
+class _Fed:
+    """One built graph and what is in flight in it."""
+
+    def __init__(self, what: str, by_path: bool, planner: Planner, config: LoadConfig, cut: Cut, mixed: bool) -> None:
+        self.what, self.by_path, self.cut = what, by_path, cut
+        self.orders: Iterator[_Order] = iter(())
+        self.in_flight: deque[Plan] = deque()
+        self.running = False  # a pass was begun and its end not reached
+        self.stream = torch.cuda.current_stream(config.device_id) if mixed else None
+        self.pipe = Pipeline(
+            batch_size=config.batch_images,
+            num_threads=config.workers,
+            device_id=config.device_id if mixed else None,
+            prefetch_queue_depth=config.prefetch,
+            exec_dynamic=True,  # outputs are newly allocated: a tensor handed to torch stays intact
+        )
+        with self.pipe:
+            self.pipe.set_outputs(*self._graph(planner, config, mixed))
+        self.pipe.build()
+
+    def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
+        groups = len(planner.views.sizes)
+        cut, crop_sizes = (self.cut.dtypes, self.cut.ndims), [spec.K for spec in planner.specs().values()]
+        parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[cut] * groups * (self.what == "crops")]
+        dtypes = [d for part in parts for d in part[0]]
+        ndims = [n for part in parts for n in part[1]]
+        encoded, *planned = fn.external_source(
+            self._feed, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims
+        )
+        if self.by_path:
+            encoded = fn.io.file.read(encoded, dont_use_mmap=not config.mmap)  # type: ignore[attr-defined]
+        if self.what == "read":
+            return [encoded]
+        encoded = _parsed(encoded)
+        decoder: dict[str, Any] = {"device": "cpu"}
+        if mixed:
+            decoder = {"device": "mixed", "hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True}
+        image = fn.decoders.image(encoded, adjust_orientation=False, output_type=types.RGB, **decoder)
+        outputs = [image.shape()]
+        if self.what == "decode":
+            return [*outputs, image]
+        for g in range(groups):
+            frame = fn.resize(
+                image,
+                size=planned[g],
+                interp_type=INTERPOLATION[planner.spec.interpolation],
+                antialias=True,
+                subpixel_scale=False,
+            )
+            if self.what == "crops":
+                first = groups + g * len(cut[0])
+                arguments = planned[first : first + len(cut[0])]
+                frame = self.cut.operator(frame, *arguments, K=crop_sizes[g], mirrored=planner.views.mirrored)
+            outputs.append(frame)
+        return outputs
+
+    def _feed(self) -> tuple[Any, ...]:
+        """Called by DALI for each batch; StopIteration ends the epoch."""
+        plan, heads = next(self.orders)
+        self.in_flight.append(plan)
+        # In C order: DALI refuses arrays whose rows are not dense.
+        sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
+        cut = self.cut
+        windows = [cut.arguments(group, cut.slots(group, len(heads))) for group in plan.groups if self.what == "crops"]
+        return (heads, *sizes, *(x for arguments in windows for x in arguments))
+
+    def run(self, orders: Iterable[_Order]) -> Iterator[tuple[Plan, Any]]:
+        """(plan, outputs, or the RuntimeError with which DALI refused the batch). Later batches come all the same."""
+        if self.running:
+            self._drain()
+        self.running, self.orders = True, iter(orders)
+        outputs: Any
+        while True:
+            try:
+                outputs = self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                if not self.in_flight:
+                    raise
+                outputs = error
+            yield self.in_flight.popleft(), outputs
+        self.pipe.reset()
+        self.running = False
+
+    def _drain(self) -> None:
+        self.orders = iter(())
+        while True:
+            try:
+                self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
+            except StopIteration:
+                break
+            except RuntimeError:
+                continue
+        self.in_flight.clear()
+        self.pipe.reset()
+
+
+def _heads(spans: list[Span]) -> list[np.ndarray]:
+    return [_head(span) for span in spans]
+
+
+def _head(span: Span) -> np.ndarray:
+    """What the graph is fed for an image, uint8: a file's path, which DALI reads, or the bytes of a span."""
+    if span.is_file:
+        return np.frombuffer(span.path.encode("utf-8", "surrogateescape"), np.uint8)
+    try:
+        return np.frombuffer(span.read() or bytes(REFUSED), np.uint8)
+    except OSError:  # the reason is asked for when DALI has refused the image
+        return REFUSED
+
+
+def _parsed(encoded: Any) -> Any:
+    """The same bytes, behind a look at their header.
+
+    DALI 2.4.0's decoder ends the process (SIGSEGV, whatever the number of threads) where a batch of 32 images or more
+    holds a file whose header it cannot parse: a GIF, a PNG cut short, some damaged JPEGs. ``peek_image_shape`` raises
+    for the same headers, and the slice makes the decoder wait for it; the copy does not show in the rate.
+    """
+    height_and_width = fn.peek_image_shape(encoded, adjust_orientation=False)
+    all_bytes = fn.cast(fn.stack(encoded.shape()[0] + 0 * height_and_width[0]), dtype=types.INT32)
+    return fn.slice(encoded, start=[0], shape=all_bytes, axes=[0])
+
+
+def _changed(plan: Plan, i: int, shapes: Any) -> str | None:
+    """Why image ``i`` no longer fits its plan (DALI would silently squash it), or None."""
+    return changed(plan.source_sizes[i], np.asarray(shapes.at(i))[:2])
+
+
+def _short(error: Exception) -> str:
+    """What DALI says after "encountered:", without its traceback."""
+    text = str(error).split("encountered:")[-1].split("Current pipeline object")[0].split("C++ context")[0]
+    return f"DALI: {' '.join(text.split())[:200]}"
+
+
+class Ahead(Iterator[T]):
+    """Computes the next ``depth`` items of an iterator on a helper thread. An exception there is raised here."""
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self._queue: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True, name="planner")
+        self._thread.start()
+
+    def _work(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((True, item)):
+                    return
+            self._put((False, StopIteration()))
+        except Exception as error:
+            self._put((False, error))
+
+    def _put(self, item: tuple[bool, Any]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __next__(self) -> T:
+        good, item = self._queue.get()
+        if good:
+            return item
+        self._queue.put((good, item))  # every later call ends the same way
+        # Not the one in the queue: its traceback would hold the caller's frame, and in it the pass's last crops, until
+        # the garbage collector comes by.
+        raise StopIteration if isinstance(item, StopIteration) else item
+
+    def __enter__(self) -> Ahead[T]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()

@@ -1,0 +1,95 @@
+"""The crops as the words define them, written another way: PIL decodes, torchvision resizes in float32, NumPy slices.
+
+Slow and plain. Every backend is compared with it before it is timed (DESIGN rule 7), and in the tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.transforms.functional import InterpolationMode, resize
+
+from pipelines.batch import Backend, Source
+from pipelines.crops import Planner, cut
+from pipelines.data.decode import READS, complaint, decode
+
+# The mean absolute difference, grey levels, that one resized frame may have from this one. Wrong filters, sizes or
+# rotations give 0.7 and more. dali-cpu resizes in float too and differs in border pixels (0.003 in the mean on
+# 256-pixel photographs, more on small or noisy frames); torchvision's uint8 kernel quantises between its two passes
+# (0.16); a GPU decodes with another IDCT and other chroma filters.
+TOLERANCE_LEVELS = {"dali-cpu": 0.1, "torchvision": 0.4, "dali-gpu": 1.5}
+
+
+def resize_frame(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """uint8 [size[0], size[1], 3] from [H, W, 3]: antialiased, in float32, rounded once."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    resized = resize(pixels, list(size), InterpolationMode(interpolation), antialias=True)
+    return resized.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def frame(source: Source, planner: Planner, row: int, group: int = 0) -> np.ndarray:
+    """The resized frame that the row's crops are cut from, those of one of the plan's groups."""
+    plan = planner.plan(np.array([row]), source.names(np.array([row])), source.sizes(np.array([row])))
+    h, w = plan.groups[group].sizes[0].tolist()
+    return resize_frame(decode(source.spans(np.array([row]))[0]), (h, w), planner.spec.interpolation)
+
+
+class WrongPixels(RuntimeError):
+    """A backend's crops are not the reference's: its speed would be no result."""
+
+
+def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) -> float:
+    """Compare a backend with the reference on a few images; returns the worst mean difference of a frame, grey levels.
+
+    Windows must be exact (each crop equals the NumPy slice of the backend's own frame); frames must be within
+    ``TOLERANCE_LEVELS``. Raises WrongPixels, naming the image. Unreadable rows are passed over.
+    """
+    frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
+    if not frames[0]:
+        for row, span in zip(rows.tolist(), source.spans(rows), strict=True):
+            if complaint(span) == READS:
+                name = source.names(np.array([row]))[0]
+                raise WrongPixels(f"{backend.name} calls each of {len(rows)} images unreadable, and PIL reads {name}")
+    worst = max(_check_frames(backend, source, planner, g, found) for g, found in enumerate(frames))
+    seen: list[int] = []
+    failed: list[int] = []
+    for batch in backend.batches(rows):
+        seen += batch.rows.tolist()
+        failed += [failure.row for failure in batch.failed]
+        for g, group in enumerate(batch.groups):
+            crops = group.crops.cpu().numpy()
+            for row in set(batch.rows.tolist()) & set(frames[g]):
+                sizes = source.sizes(np.array([row]))
+                plan = planner.plan(np.array([row]), source.names(np.array([row])), sizes).groups[g]
+                mine = group.image == row
+                expected_crops = cut(frames[g][row], plan.windows, plan.K)
+                if not np.array_equal(group.view[mine], plan.view) or not np.array_equal(crops[mine], expected_crops):
+                    raise WrongPixels(
+                        f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"
+                    )
+    if sorted(seen + failed) != sorted(rows.tolist()) or set(seen) != set(frames[0]):
+        raise WrongPixels(
+            f"{backend.name}: of {len(rows)} images {len(seen)} came as crops, {len(frames[0])} as frames and "
+            f"{len(failed)} as unreadable: some were lost or came twice"
+        )
+    return worst
+
+
+def _check_frames(backend: Backend, source: Source, planner: Planner, g: int, frames: dict[int, np.ndarray]) -> float:
+    """The worst mean difference of group ``g``'s frames (by row). Raises WrongPixels."""
+    worst = 0.0
+    for row, got in frames.items():
+        name = source.names(np.array([row]))[0]
+        expected = frame(source, planner, row, g)
+        if got.shape != expected.shape:
+            raise WrongPixels(
+                f"{backend.name}: {name} was resized to {got.shape[:2]}, planned was {expected.shape[:2]}"
+            )
+        difference = float(np.abs(got.astype(np.int16) - expected.astype(np.int16)).mean())
+        if difference > (most := TOLERANCE_LEVELS[backend.name]):
+            raise WrongPixels(
+                f"{backend.name}: the resized frame of {name} differs from the reference by {difference:.3f} grey "
+                f"levels in the mean; at most {most} is allowed"
+            )
+        worst = max(worst, difference)
+    return worst

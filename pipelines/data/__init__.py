@@ -1,0 +1,1 @@
+"""Finding images and their labels, and where each image's bytes lie."""

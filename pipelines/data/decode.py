@@ -1,0 +1,66 @@
+"""Decoding with PIL, the reference for every decoder: RGB, EXIF orientation ignored, as timm loads an image."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.data.spans import Span
+
+READS = "reads it"
+# Pillow's words for what every backend reads, whatever the file's suffix. Pillow reads more, DALI does not (GIF, AVIF).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
+PNG_END = b"IEND\xaeB`\x82"
+
+
+def decode(source: str | Path | Span | io.BytesIO) -> np.ndarray:
+    """uint8 [H, W, 3]: PIL's pixels. Raises OSError and others of PIL's for a file that is no readable image.
+
+    Stricter than PIL, so that backends score the same files: raises OSError too for other formats than FORMATS and for
+    a PNG that ends before its end chunk.
+    """
+    if isinstance(source, (str, Path)):
+        source = Span(str(source))
+    file = _Bytes(source) if isinstance(source, Span) else source
+    with Image.open(file) as image:
+        if image.format not in FORMATS:
+            raise OSError(f"{image.format} images are not read by every backend: convert it to PNG or JPEG")
+        if image.format == "PNG" and PNG_END not in file.getvalue():
+            raise OSError("image file is truncated: a PNG without its end chunk")
+        return np.asarray(image.convert("RGB"))
+
+
+def opened(span: Span, most: int | None = None) -> str | io.BytesIO:
+    """What PIL can open: a file's path, or the bytes of another span (at most the first ``most``). Raises OSError."""
+    return span.path if span.is_file else _Bytes(span, most)
+
+
+class _Bytes(io.BytesIO):
+    """PIL's messages show the repr of what it reads."""
+
+    def __init__(self, span: Span, most: int | None = None) -> None:
+        super().__init__(span.read(most))
+        self.span = span
+
+    def __repr__(self) -> str:
+        return repr(self.span.path) if self.span.is_file else f"byte {self.span.offset} of {self.span.path!r}"
+
+
+def complaint(source: str | Path | Span) -> str:
+    """What PIL says of an image that another decoder refused."""
+    try:
+        decode(source)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return READS
+
+
+def changed(planned: np.ndarray, found: np.ndarray) -> str | None:
+    """Why a file whose pixels are now ``found`` (height, width) no longer fits its plan, or None."""
+    (h, w), (new_h, new_w) = (int(x) for x in planned), (int(x) for x in found)
+    if (h, w) == (new_h, new_w):
+        return None
+    return f"the file has changed since the scan: {new_w}x{new_h} pixels instead of {w}x{h}"

@@ -1,0 +1,137 @@
+"""The two ways in which a DALI graph cuts windows: their arguments against their meaning in NumPy, and the trial that
+chooses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.batch import CUT_NAMES
+from pipelines.crops import GroupPlan, cut
+
+pytestmark = pytest.mark.dali
+
+
+@pytest.fixture
+def cuts() -> Iterator[Any]:
+    """The module, with nothing remembered of earlier trials, before and after."""
+    module = pytest.importorskip("pipelines.backends.crop_ops")
+    module.right_cut.cache_clear()
+    yield module
+    module.right_cut.cache_clear()
+
+
+def groups() -> Iterator[tuple[GroupPlan, list[np.ndarray]]]:
+    """Windows of random frames, some frames without any, in any order; and the frames."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        images, K = int(rng.integers(1, 6)), int(rng.integers(1, 9))
+        sizes = rng.integers(K, K + 9, (images, 2))
+        frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+        image = rng.permutation(np.repeat(np.arange(images), rng.integers(0, 5, images)))
+        if len(image):
+            offsets = rng.integers(0, sizes[image] - K + 1)
+            windows = np.column_stack([offsets, rng.integers(0, 2, len(image))])
+            yield GroupPlan(K, sizes, image, np.zeros(len(image), np.int32), windows), frames
+
+
+def check(group: GroupPlan, frames: list[np.ndarray], slots: np.ndarray, crops: np.ndarray) -> None:
+    """Each window once, where the slots say, with the pixels of its slice."""
+    filled = slots[slots >= 0]
+    assert sorted(filled.tolist()) == list(range(len(group.image)))
+    for slot, crop in zip(slots.reshape(-1).tolist(), crops, strict=True):
+        if slot >= 0:
+            np.testing.assert_array_equal(crop, cut(frames[group.image[slot]], group.windows[[slot]], group.K)[0])
+
+
+def test_paste_arguments_describe_the_windows(cuts: Any) -> None:
+    """multi_paste's meaning, written in NumPy: output sample b starts as nothing; each slot copies a window of
+    ``shapes`` at ``in_anchors`` of the frame ``in_ids`` (beside its mirror image) to ``out_anchors``."""
+    for group, frames in groups():
+        K, images = group.K, len(frames)
+        slots = cuts.PASTE.slots(group, images)
+        assert len(group.image) <= slots.size < len(group.image) + images  # no more than filling the samples takes
+        ids, anchors, out_anchors, shapes, output_size = arrays = cuts.PASTE.arguments(group, slots)
+        assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+        assert tuple(array.ndim - 1 for array in arrays) == cuts.PASTE.ndims
+        both = [np.concatenate([frame, frame[:, ::-1]], axis=1) for frame in frames]
+        samples = []
+        for b in range(images):
+            out = np.zeros((*output_size[b], 3), np.uint8)
+            for read, (y, x), (to_y, to_x), (h, w) in zip(ids[b], anchors[b], out_anchors[b], shapes[b], strict=True):
+                window = both[read][y : y + h, x : x + w]
+                assert window.shape == (K, K, 3)
+                out[to_y : to_y + h, to_x : to_x + w] = window
+            samples.append(out)
+        check(group, frames, slots, np.concatenate(samples).reshape(-1, K, K, 3))
+
+
+def test_warp_arguments_describe_the_windows(cuts: Any) -> None:
+    """warp_affine's meaning, written in NumPy: the pixel of sample b's crop j whose centre is (x, y, 1) shows the pixel
+    of frame b in which ``matrix[b, j] @ (x, y, 1)`` lies."""
+    for group, frames in groups():
+        K, images = group.K, len(frames)
+        slots = cuts.WARP.slots(group, images)
+        assert slots.shape == (images, np.bincount(group.image).max())
+        (matrix,) = cuts.WARP.arguments(group, slots)
+        assert (matrix.dtype, matrix.ndim - 1) == (np.float32, *cuts.WARP.ndims)
+        centres = np.stack([*(np.indices((K, K))[::-1] + 0.5), np.ones((K, K))])
+        crops = []
+        for b, frame in enumerate(frames):
+            for one in matrix[b]:
+                x, y = np.floor(np.einsum("ij,jkl->ikl", one, centres)).astype(int)
+                assert 0 <= y.min() <= y.max() < len(frame)
+                assert 0 <= x.min() <= x.max() < frame.shape[1]
+                crops.append(frame[y, x])
+        check(group, frames, slots, np.array(crops))
+
+
+@pytest.mark.parametrize("name", CUT_NAMES)
+@pytest.mark.parametrize("device_id", [None, pytest.param(0, marks=pytest.mark.gpu)])
+def test_both_ways_are_right_here(cuts: Any, name: str, device_id: int | None) -> None:
+    assert tuple(cuts.CUTS) == CUT_NAMES
+    assert cuts.fault_of(cuts.CUTS[name], device_id) is None
+
+
+def spoilt(way: Any, fault: str) -> Any:
+    """The same way with a fault in its operator, as a GPU's might have."""
+
+    def arguments(group: GroupPlan, slots: np.ndarray) -> tuple[np.ndarray, ...]:
+        if fault == "one window is another":
+            slots = np.where(slots == slots.max(), 0, slots)
+        return way.arguments(group, slots)
+
+    def operator(frame: Any, *arguments: Any, **more: Any) -> Any:
+        if fault == "in_ids are refused":
+            raise RuntimeError("encountered: Assert on in_ids")
+        more["mirrored"] = more["mirrored"] and fault != "no mirror image"
+        return way.operator(frame, *arguments, **more)
+
+    return replace(way, arguments=arguments, operator=operator)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("in_ids are refused", "Assert on in_ids"),
+        ("one window is another", "1 of 84 windows differ"),
+        ("no mirror image", "."),
+    ],
+)
+def test_the_second_way_is_taken_where_the_first_is_wrong(
+    cuts: Any, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    assert cuts.right_cut(None) is cuts.PASTE
+    cuts.right_cut.cache_clear()
+    paste = spoilt(cuts.PASTE, fault)
+    assert said in cuts.fault_of(paste, None)
+    monkeypatch.setattr(cuts, "CUTS", {"multi_paste": paste, "warp_affine": cuts.WARP})
+    assert cuts.right_cut(None) is cuts.WARP
+    cuts.right_cut.cache_clear()
+    monkeypatch.setattr(cuts, "CUTS", {"multi_paste": paste})
+    with pytest.raises(RuntimeError, match="no DALI operator cuts windows rightly here: multi_paste: "):
+        cuts.right_cut(None)

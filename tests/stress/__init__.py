@@ -1,0 +1,1 @@
+"""Stress tests: damaged files, killed runs, memory, large data sets."""
