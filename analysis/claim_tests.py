@@ -16,8 +16,9 @@ from scipy.signal import fftconvolve
 from scipy.stats import binom, norm, rankdata, spearmanr, ttest_1samp
 
 from analysis.evidence import Answers, Evidence, Scored, Timed, common
+from analysis.stats import CONFIDENCE, mcnemar, paired_difference
 from analysis.tables import POLICY_TABLES, table_policies
-from bench.records import CONFIDENCE, END_TO_END, SPEED_FIELDS, Setting, mcnemar, paired_difference
+from bench.records import END_TO_END, SPEED_FIELDS, Setting
 from pipelines.crops import parse_policy
 
 HOLDS, DENIED, UNDECIDED, ABSENT = "holds", "does not hold", "undecided", "not measured"

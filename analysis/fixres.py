@@ -27,7 +27,8 @@ import pandas as pd
 
 from analysis.evidence import common
 from analysis.runs import NotDrawable, Part, predictions, read, scored_parts
-from bench.records import Incomparable, Run, mcnemar, paired_difference
+from analysis.stats import mcnemar, paired_difference
+from bench.records import Incomparable, Run
 
 LEVEL = "softmax"
 

@@ -31,11 +31,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import claims
+from analysis.ceilings import crossover, rate_rows
 from analysis.evidence import evidence
 from analysis.published import contradictions as find_contradictions
 from analysis.published.checks import PAPERS
 from analysis.published.report import KINDS, SHOWN_EXCEPTIONS
 from analysis.runs import Source, read
+from analysis.summary import derived, gain_interval, p_value, top1_interval
 from analysis.tables import (
     MID,
     Grid,
@@ -48,18 +50,7 @@ from analysis.tables import (
     table,
     unmatched,
 )
-from bench.records import (
-    DECODE,
-    READ,
-    RESIZE,
-    Accuracy,
-    Run,
-    Setting,
-    Throughput,
-    crossover,
-    rate_rows,
-    write_whole,
-)
+from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput, write_whole
 
 HERE = Path(__file__).parent
 TEMPLATE, SCRIPT = "report_template.html", "report.js"
@@ -161,7 +152,7 @@ def _accuracy_headline(accuracies: Sequence[Accuracy]) -> tuple[str, ...]:
     if centre is None:
         return ("",) * 5
     best = max(accuracies, key=lambda r: (r.top1_correct, -r.n_views))
-    low, high = best.gain_interval
+    low, high = gain_interval(best)
     gain = f"{best.gain:+.2f} ({low:+.2f} to {high:+.2f})"
     return f"{centre.images:,}", f"{centre.top1:.2f}", f"{best.policy}, {best.level}", f"{best.top1:.2f}", gain
 
@@ -181,12 +172,12 @@ def accuracy_grid(network: Network) -> Grid:
 
 
 def _accuracy_row(r: Accuracy) -> tuple[str, ...]:
-    low, high = r.interval
-    gain_low, gain_high = r.gain_interval
+    low, high = top1_interval(r)
+    gain_low, gain_high = gain_interval(r)
     against_centre = ("",) * 5
     if r.policy != "CC":
         gain = f"{gain_low:+.2f} to {gain_high:+.2f}"
-        against_centre = (f"{r.gain:+.2f}", gain, str(r.fixed), str(r.broken), claims.p_text(r.p_value))
+        against_centre = (f"{r.gain:+.2f}", gain, str(r.fixed), str(r.broken), claims.p_text(p_value(r)))
     nll = "" if r.nll_mean is None else f"{r.nll_mean:.3f}"
     interval = f"{low:.2f} to {high:.2f}"
     adaptive = r.mean_views is not None and r.mean_views < r.n_views
@@ -224,7 +215,7 @@ def _stage_notes(throughputs: Sequence[Throughput]) -> list[str]:
 
 
 def _throughput_row(row: dict[str, Any]) -> tuple[str, ...]:
-    derived = row["record"].derived()
+    figures = derived(row["record"])
     return (
         str(row["crops"]),
         f"{row['images_per_sec']:.1f}",
@@ -235,7 +226,7 @@ def _throughput_row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['ceiling_images_per_sec']:.1f}",
         f"{100 * row['efficiency']:.0f}",
         row["binds"],
-        *("" if derived[k] is None else f"{derived[k]:.0f}" for k in ("interval_p50_ms", "interval_p95_ms")),
+        *("" if figures[k] is None else f"{figures[k]:.0f}" for k in ("interval_p50_ms", "interval_p95_ms")),
         f"{row['record'].peak_mem_bytes / 1e9:.1f}",
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.published import load
+from analysis.summary import derived
 from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
 from pipelines.data.dataset import DatasetError, Scan, scan
@@ -78,7 +79,7 @@ def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
             "n_views": record.n_views,
             "views": record.n_views if record.mean_views is None else record.mean_views,
             "level": record.level,
-            **record.derived(),
+            **derived(record),
         }
         for run in runs
         for record in run.accuracies_of(labels)

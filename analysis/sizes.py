@@ -35,7 +35,8 @@ from analysis.runs import (
     require_all_comparable,
     scored_parts,
 )
-from bench.records import END_TO_END, SPEED_FIELDS, Run, mcnemar, paired_difference, write_whole
+from analysis.stats import mcnemar, paired_difference
+from bench.records import END_TO_END, SPEED_FIELDS, Run, write_whole
 
 VARYING = ("S", "K", "batch_size", *SPEED_FIELDS)
 LEVEL = "softmax"

@@ -33,18 +33,9 @@ if not __package__:  # run as `python analysis/spread.py`: search the repo root,
 
 import numpy as np
 
-from bench.records import (
-    LABELS,
-    SPEED_FIELDS,
-    Run,
-    Setting,
-    read_run,
-    require_comparable,
-    wilson,
-    without_speed,
-    write_whole,
-)
-from bench.report import aligned, is_shown
+from analysis.console import aligned, is_shown
+from analysis.stats import wilson
+from bench.records import LABELS, SPEED_FIELDS, Run, Setting, read_run, require_comparable, without_speed, write_whole
 from pipelines.crops import parse_policy
 
 FOLDS = 10  # the papers'

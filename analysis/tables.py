@@ -30,6 +30,7 @@ import pandas as pd
 
 from analysis.published import TABLES, load
 from analysis.runs import read
+from analysis.summary import derived, top1_interval
 from bench.records import Accuracy, Run, Setting, write_whole
 from pipelines.crops import parse_policy
 
@@ -100,7 +101,7 @@ class Cell:
         """Whether the published value lies in the measured 95 % interval."""
         if not self.measured or self.value is None:
             return None
-        low, high = self.measured[0].record.interval
+        low, high = top1_interval(self.measured[0].record)
         return low <= self.value <= high
 
 
@@ -360,7 +361,7 @@ def _measured(cell: Cell, marks: dict[str, str]) -> str:
     if not cell.measured:
         return f"[{marks.setdefault(cell.why_not, letters(len(marks)))}]" if cell.why_not else ""
     record = cell.measured[0].record
-    low, high = record.interval
+    low, high = top1_interval(record)
     return f"{record.top1:.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -432,7 +433,7 @@ def _values(cell: Cell) -> list[object]:
     if not cell.measured:
         return [cell.published, "", "", "", "", "", "", "", cell.why_not]
     found = cell.measured[0]
-    low, high = found.record.interval
+    low, high = top1_interval(found.record)
     assert cell.difference is not None
     numbers = [f"{x:.4f}" for x in (found.record.top1, low, high, cell.difference)]
     return [cell.published, *numbers, "yes" if cell.inside else "no", found.record.images, found.run, ""]
@@ -525,8 +526,8 @@ def demo_csv(runs: Sequence[Run]) -> str:
         cells: list[object] = []
         for column in columns:
             record = by_key[column].get((policy, level))
-            derived = record.derived() if record else {}
-            cells += [f"{derived[name]:.4f}" if record else "" for name in names]
+            figures = derived(record) if record else {}
+            cells += [f"{figures[name]:.4f}" if record else "" for name in names]
         rows.append(["demo", policy, level, *cells])
     return _csv(rows)
 

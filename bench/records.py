@@ -4,13 +4,14 @@
     results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `Ledger`, `FailedModel`); those of a network's
                          accuracy appear together when it is scored, those of its throughput when it is timed
     shards/              while a network is scored: the predictions so far (bench.shards); `--resume` begins there
-    summary.csv          one row for each line above with the derived figures: shares, intervals, tests, rates, ceilings
+    summary.csv          one row for each line above with derived columns (analysis/summary.py): intervals, tests, rates
     predictions-*.npz    for each model: every image's answers (see bench.accuracy.Predictions)
     unreadable.csv       every image that could not be read: name, stage, reason
     *.png                figures
 
-Raw counts and raw repetitions are stored; percentages, medians and intervals are computed on reading, from functions
-here, so that a better statistic needs no new run. A number that was not measured is an `Absent` line with its reason.
+Raw counts and raw repetitions are stored; intervals, tests and ceilings are computed on reading (analysis/stats.py,
+analysis/ceilings.py, analysis/summary.py), so that a better statistic needs no new run. A number that was not measured
+is an `Absent` line with its reason.
 
 Every file appears whole or not at all, whatever ends the run (``whole_file``).
 
@@ -22,8 +23,6 @@ say otherwise), of mapped files, of the usual operator, and of the batch size as
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,11 +32,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
-from scipy.stats import binomtest
 
 SCHEMA = 1
 PART = ".part"  # of a file that is being written
-CONFIDENCE = 0.95
 ORIGINAL, REAL = LABELS = (
     "original",
     "real",
@@ -126,41 +123,9 @@ class Accuracy:
         return 100 * self.top5_correct / self.images
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of top-1, percent."""
-        return wilson(self.top1_correct, self.images)
-
-    @property
-    def p_value(self) -> float:
-        """Exact McNemar test against the centre crop: how likely so uneven a split of fixed and broken is by chance."""
-        return mcnemar(self.fixed, self.broken)
-
-    def derived(self) -> dict[str, Any]:
-        low, high = self.interval
-        gain_low, gain_high = self.gain_interval
-        return {
-            "top1": self.top1,
-            "top1_err": 100 - self.top1,
-            "top1_low": low,
-            "top1_high": high,
-            "top5": self.top5,
-            "gain": self.gain,
-            "gain_low": gain_low,
-            "gain_high": gain_high,
-            "p_value": self.p_value,
-        }
-
-    @property
     def gain(self) -> float:
         """Points of top-1 over the centre crop at the same level, on the same images."""
         return 100 * (self.fixed - self.broken) / self.images
-
-    @property
-    def gain_interval(self) -> tuple[float, float]:
-        """95 % interval of the paired difference, points (Newcombe 1998, Statist. Med. 17, 2635, method 10)."""
-        if self.policy == "CC":
-            return 0.0, 0.0  # the baseline with itself: nothing was sampled
-        return paired_difference(self.fixed, self.broken, self.top1_correct, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,18 +173,6 @@ class Throughput:
         """(largest - smallest) / median over rounds."""
         return (max(self.rates) - min(self.rates)) / self.rate
 
-    def derived(self) -> dict[str, Any]:
-        p50, p95 = np.percentile(self.interval_ms, [50, 95]) if self.interval_ms else (None, None)
-        return {
-            "images_per_sec": self.images_per_sec,
-            "crops_per_sec": self.crops_per_sec,
-            "rate_low": min(self.rates),
-            "rate_high": max(self.rates),
-            "spread": self.spread,
-            "interval_p50_ms": p50,
-            "interval_p95_ms": p95,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Absent:
@@ -229,9 +182,6 @@ class Absent:
     setting: Setting
     what: str  # "accuracy", "accuracy at level feature", "throughput", ...
     reason: str
-
-    def derived(self) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +195,6 @@ class Ledger:
     unreadable_at_scan: int
     unreadable_when_decoded: int
     failed: list[list[str]]  # [name, stage, reason] of the latter
-
-    def derived(self) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,37 +211,6 @@ Record = Accuracy | Throughput | Absent | Ledger
 KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Absent, Ledger)}
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, percent."""
-    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
-
-
-def mcnemar(fixed: int, broken: int) -> float:
-    """Exact two-sided McNemar test: a sign test over the images whose answer changed. 1.0 when none did."""
-    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
-
-
-def paired_difference(fixed: int, broken: int, correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two paired shares, in points: Newcombe (1998), method 10.
-
-    ``correct`` of ``n`` images are right with the policy; ``correct - fixed + broken`` were right with the baseline.
-    """
-    p1, p2 = correct / n, (correct - fixed + broken) / n
-    (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
-    a = correct - fixed  # right with both
-    d = n - a - fixed - broken  # wrong with both
-    margins = (a + fixed) * (broken + d) * (a + broken) * (fixed + d)
-    determinant = float(a * d - fixed * broken)
-    if determinant > 0:  # continuity correction, as the paper has it
-        determinant = max(determinant - n / 2, 0.0)
-    phi = determinant / margins**0.5 if margins else 0.0
-    delta = p1 - p2
-    low = ((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2) ** 0.5
-    high = ((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2) ** 0.5
-    return 100 * (delta - low), 100 * (delta + high)
-
-
 class Incomparable(ValueError):
     """Two results differ in something that is not being compared."""
 
@@ -309,75 +225,6 @@ def require_comparable(a: Setting, b: Setting, *, varying: Iterable[str] = ()) -
                 f"results cannot be compared: {one.name} is {mine!r} in one ({a.model}) and {theirs!r} in the other "
                 f"({b.model}); draw them apart, or run again with the same {one.name}"
             )
-
-
-def ceiling_images_per_sec(pipeline: float, network_crops: float, crops: int, *, shared: bool) -> float:
-    """DESIGN rule 6: what end to end can reach, from P images/s and M crops/s.
-
-    ``shared`` is True where the pipeline and the network use the same cores: 1 / (1/P + N/M); else min(P, M/N).
-    """
-    if shared:
-        return 1 / (1 / pipeline + crops / network_crops)
-    return min(pipeline, network_crops / crops)
-
-
-def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
-    """For each crop count of one model: P, M, end to end, its ceiling (DESIGN rule 6) and the share reached."""
-    network = next((t for t in throughputs if t.stage == MODEL), None)
-    loads = {t.crops: t for t in throughputs if t.stage == LOAD}
-    rows = []
-    for t in throughputs:
-        if t.stage != END_TO_END or t.crops is None or network is None or t.crops not in loads:
-            continue
-        pipeline = loads[t.crops].rate
-        ceiling = ceiling_images_per_sec(pipeline, network.rate, t.crops, shared=t.setting.device == "cpu")
-        binds = "pipeline" if pipeline * t.crops < network.rate else "network"
-        rows.append(
-            {
-                "crops": t.crops,
-                "pipeline_images_per_sec": pipeline,
-                "network_crops_per_sec": network.rate,
-                "images_per_sec": t.rate,
-                "crops_per_sec": t.crops_per_sec,
-                "rates": t.rates,
-                "pipeline_rates": loads[t.crops].rates,
-                "ceiling_images_per_sec": ceiling,
-                "efficiency": t.rate / ceiling,
-                "binds": binds,
-                "spread": t.spread,
-                "record": t,
-            }
-        )
-    return rows
-
-
-@dataclass(frozen=True, slots=True)
-class Crossover:
-    """The number of crops above which the network, not the pipeline, is the slower part."""
-
-    predicted: float  # from the ceilings: where 1/P = N/M
-    observed: float | None  # from the end-to-end rates; None with fewer than two crop counts
-
-
-def crossover(throughputs: Sequence[Throughput]) -> Crossover | None:
-    """Predicted and observed crossover of one model's throughput; None without its ceilings.
-
-    Seconds per image, end to end, are ``1/P + N/M`` on shared cores: a straight line in N, observed at intercept /
-    slope of the least-squares line. With a GPU of its own for the network they are ``max(1/P, N/M)``: observed where
-    the level of the fewest crops meets the line through the origin and the most crops.
-    """
-    rows = rate_rows(throughputs)
-    if not rows:
-        return None
-    predicted = rows[0]["network_crops_per_sec"] / rows[0]["pipeline_images_per_sec"]
-    n = np.array([row["crops"] for row in rows], dtype=float)
-    seconds = np.array([1 / row["images_per_sec"] for row in rows])
-    if len(rows) < 2:
-        return Crossover(predicted, None)
-    if rows[0]["record"].setting.device != "cpu":
-        return Crossover(predicted, float(seconds[0] * n[-1] / seconds[-1]))
-    slope, intercept = np.polyfit(n, seconds, 1, w=1 / seconds)  # relative errors are alike at all crop counts
-    return Crossover(predicted, float(intercept / slope) if slope > 0 else None)
 
 
 def to_line(record: Record | FailedModel) -> str:
@@ -514,20 +361,3 @@ def read_run(folder: Path) -> Run:
         else:
             run.records.append(record)
     return run
-
-
-def write_summary(folder: Path, records: list[Record], failed: Sequence[FailedModel] = ()) -> Path:
-    """summary.csv: every record's plain fields and derived figures, one row each; an absent figure is an empty cell.
-    Of a network that failed its label as the model, the stage and the reason."""
-    rows = []
-    for record in records:
-        plain = {k: v for k, v in asdict(record).items() if k != "setting" and not isinstance(v, list)}
-        rows.append({"kind": record.kind, **asdict(record.setting), **plain, **record.derived()})
-    rows += [{"kind": one.kind, "model": one.label, "stage": one.stage, "reason": one.reason} for one in failed]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(folder / "summary.csv", text.getvalue())
-    return folder / "summary.csv"

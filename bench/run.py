@@ -388,17 +388,19 @@ def write_unreadable(out: Path, scan: Scan, ledgers: Sequence[Ledger]) -> None:
 
 def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> int:
     """Summary, figures, table, paths; the last line of standard output is JSON. Returns the exit status."""
-    from bench import records, report
+    from analysis import console
+    from analysis.summary import write_summary
+    from bench import records
     from bench.shards import FOLDER
 
     done = records.read_run(out)
     if not done.failed:  # left where a run was killed just before it removed them
         shutil.rmtree(out / FOLDER, ignore_errors=True)
     write_unreadable(out, scan, done.ledgers)
-    summary = records.write_summary(out, done.records, done.failed)
+    summary = write_summary(out, done.records, done.failed)
     figures = [] if args.no_figures else draw(out)
-    print(report.text(done.records))
-    for line in report.ledger_lines(done.ledgers) + report.failure_lines(done.failed):
+    print(console.text(done.records))
+    for line in console.ledger_lines(done.ledgers) + console.failure_lines(done.failed):
         print(f"\n{line}")
     print("\nwritten:")
     for path in sorted(path.resolve() for path in out.iterdir()):
@@ -408,8 +410,8 @@ def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> i
         "summary": str(summary.resolve()),
         "figures": [str(path) for path in figures],
         "elapsed_s": round(time.monotonic() - started, 1),
-        "models": report.headline(done.records),
-        "images": report.ledger_headline(done.ledgers),
+        "models": console.headline(done.records),
+        "images": console.ledger_headline(done.ledgers),
         "failed": [{"model": one.label, "stage": one.stage, "reason": one.reason} for one in done.failed],
     }
     print(json.dumps(result))

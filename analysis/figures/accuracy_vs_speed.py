@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
+from analysis.ceilings import rate_rows
 from analysis.runs import (
     NETWORK_FIELDS,
     NotDrawable,
@@ -26,7 +27,7 @@ from analysis.runs import (
     scored_parts,
     timed_parts,
 )
-from bench.records import Run, Setting, rate_rows
+from bench.records import Run, Setting
 
 # Speed may be compared over machines, backends and number formats; the images and their windows must be the same.
 VARYING = (*NETWORK_FIELDS, "backend", "device", "amp_dtype", "channels_last", "torchcompile")

@@ -33,7 +33,7 @@ from analysis.runs import (
     rows_of,
     scored_parts,
 )
-from bench.records import paired_difference
+from analysis.stats import paired_difference
 
 ASPECT_EDGES = (1.0, 1.1, 1.3, 1.4, 1.55, np.inf)  # around what cameras give: 1, 4/3 and 3/2 each in a bin of its own
 BINS = 5  # of the object's offset and size, with equally many images

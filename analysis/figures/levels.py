@@ -34,7 +34,7 @@ from analysis.runs import (
     require_all_comparable,
     scored_parts,
 )
-from bench.records import paired_difference
+from analysis.stats import paired_difference
 from pipelines.crops import parse_policy
 
 PUBLISHED_POLICIES = ("10RC", "20RC")

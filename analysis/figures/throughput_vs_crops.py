@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import style
+from analysis.ceilings import crossover, rate_rows
 from analysis.runs import NotDrawable, Part, Source, display_name, endings, provenance, timed_parts
-from bench.records import DECODE, MODEL, READ, RESIZE, Run, Setting, crossover, rate_rows
+from bench.records import DECODE, MODEL, READ, RESIZE, Run, Setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.stats import bootstrap
 
-from bench.records import CONFIDENCE
-
 SCHEMA = 1
+CONFIDENCE = 0.95
 RESAMPLES = 9999
 
 

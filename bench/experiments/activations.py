@@ -142,7 +142,7 @@ def statistics_of(job: Job, args: argparse.Namespace) -> Statistics:
 
 def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[str, Any]:
     """One size: statistics, and the accuracy as it is and adapted, with paired differences to as it is."""
-    from bench.records import paired_difference, wilson
+    from analysis.stats import paired_difference, wilson
     from models.fixres.activations import ADAPTATIONS as FITS
     from models.fixres.activations import NotAdaptable, attach
 

@@ -149,7 +149,7 @@ class Row:
 
     def derived(self) -> dict[str, float]:
         """Percent and points, with 95 % intervals (Wilson; Newcombe for the paired gain over no adaptation)."""
-        from bench.records import paired_difference, wilson
+        from analysis.stats import paired_difference, wilson
 
         low, high = wilson(self.top1_correct, self.images)
         gain_low, gain_high = paired_difference(self.fixed, self.broken, self.top1_correct, self.images)

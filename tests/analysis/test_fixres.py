@@ -7,7 +7,8 @@ import pytest
 
 from analysis import fixres
 from analysis.runs import NotDrawable
-from bench.records import Incomparable, paired_difference
+from analysis.stats import paired_difference
+from bench.records import Incomparable
 
 B = 400
 

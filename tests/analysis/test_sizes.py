@@ -12,8 +12,9 @@ from analysis import sizes
 from analysis.figures import clean_labels, equal_cost, imagenet_v2, resolution_sweep
 from analysis.published import load
 from analysis.runs import NotDrawable, Source, accuracies, predictions, scored_parts
+from analysis.stats import mcnemar, paired_difference
 from analysis.tables import main as tables_main
-from bench.records import REAL, Incomparable, mcnemar, paired_difference
+from bench.records import REAL, Incomparable
 
 IMAGES = 40
 NAMES = [f"{i:02}.jpg" for i in range(IMAGES)]

@@ -17,7 +17,8 @@ import pytest
 from timm.data import create_transform
 from torchvision.transforms import Resize
 
-from bench import records, report
+from analysis import console
+from bench import records
 from pipelines.data import demo
 from pipelines.data.dataset import Dataset
 
@@ -143,7 +144,7 @@ def test_a_sweep_of_sizes_is_one_run_with_timms_resizing(small_run: Small) -> No
             right = file["top1"][0, 0] == file["labels"]
         assert right.sum() == next(r for r in done.run.accuracies if r.setting == setting).top1_correct
     assert [model["K"] for model in done.last["models"]] == [64, 65, 66, 80]
-    assert report.text(done.run.records).count("top-1 %, demo (24 images") == 4
+    assert console.text(done.run.records).count("top-1 %, demo (24 images") == 4
 
 
 @pytest.mark.parametrize(("family", "K"), [("resnet", 96), ("mobilenet", 96), ("efficientnet", 96), ("nfnet", 96)])

@@ -13,9 +13,10 @@ import torch
 import tqdm
 from torch import nn
 
+from analysis.ceilings import rate_rows
 from bench import throughput
 from bench.clocks import Segment
-from bench.records import END_TO_END, LOAD, MODEL, Setting, Throughput, rate_rows
+from bench.records import END_TO_END, LOAD, MODEL, Setting, Throughput
 from bench.throughput import Bench, Cell, Measured, measure
 from models import averaging
 from models.classifier import Classifier

@@ -42,9 +42,9 @@ if not __package__:  # run as a script: search the repo root, not bench/
 import numpy as np
 from PIL import Image
 
+from analysis.console import aligned
 from bench import cases
 from bench.options import parse as parse_run
-from bench.report import aligned
 from bench.setup import make_job, make_options, say
 from pipelines import BACKENDS, unusable
 from pipelines.data.dataset import Scan, scan

@@ -13,9 +13,9 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from bench.compare import tune  # noqa: E402
 from bench.compare import loader_records as records  # noqa: E402
 from bench.compare import loaders as rivals  # noqa: E402
+from bench.compare import tune  # noqa: E402
 from bench.compare.loader_records import Cell, NotTimed, Timed  # noqa: E402
 from bench.compare.loader_sides import OURS, SIDES, Job, Player, check_crops, chosen, grouped, order_of  # noqa: E402
 from pipelines.backends import reference  # noqa: E402

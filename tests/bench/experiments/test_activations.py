@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.stats import paired_difference
 from bench.adapt import at_size, fit, statistics
 from bench.experiments import activations
 from bench.job import Job
-from bench.records import paired_difference
 from models.fixres.activations import ADAPTATIONS, attach
 from pipelines.backends import reference
 from pipelines.crops import cut, parse_policy

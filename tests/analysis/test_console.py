@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench import report
+from analysis import console
+from analysis.summary import p_value, top1_interval
 from bench.records import Absent, Accuracy, Record, Setting, Throughput
 
 SETTING = Setting(
@@ -43,24 +44,24 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_the_heading_says_what_was_run() -> None:
-    heading = report.text([accuracy("CC", 1, 700)]).splitlines()[0]
+    heading = console.text([accuracy("CC", 1, 700)]).splitlines()[0]
     for word in ("resnet18.tv_in1k", "pretrained", "224 from 256", "dali-cpu", "cpu", "float32", "chunks of 64"):
         assert word in heading
     assert "demo" not in heading.lower()
 
 
 def test_demo_accuracy_is_labelled_as_demo_wherever_it_stands() -> None:
-    lines = report.text([accuracy("CC", 1, 700, setting=replace(SETTING, is_demo=True))]).splitlines()
+    lines = console.text([accuracy("CC", 1, 700, setting=replace(SETTING, is_demo=True))]).splitlines()
     assert "DEMO DATA: says nothing about ImageNet" in lines[0]
     assert [line for line in lines if "top-1 %, demo" in line]
-    (one,) = report.headline([accuracy("CC", 1, 700, setting=replace(SETTING, is_demo=True))])
+    (one,) = console.headline([accuracy("CC", 1, 700, setting=replace(SETTING, is_demo=True))])
     assert one["demo"] is True
 
 
 def test_a_line_of_accuracy_is_its_record() -> None:
     record = accuracy("5FC+5MFC", 10, 715)
-    text = report.text([accuracy("CC", 1, 700), record])
-    low, high = record.interval
+    text = console.text([accuracy("CC", 1, 700), record])
+    low, high = top1_interval(record)
     assert "1000 images, 2 unreadable" in text
     assert cells(text, "CC") == [
         "CC",
@@ -73,7 +74,7 @@ def test_a_line_of_accuracy_is_its_record() -> None:
         "1.250",
     ]
     assert cells(text, "5FC+5MFC") == [
-        "5FC+5MFC", "softmax", "71.50", f"{low:.2f}..{high:.2f}", "+1.50", "45", "30", f"{record.p_value:.2g}", "90.00",
+        "5FC+5MFC", "softmax", "71.50", f"{low:.2f}..{high:.2f}", "+1.50", "45", "30", f"{p_value(record):.2g}", "90.00",
         "1.250",
     ]  # fmt: skip
 
@@ -82,19 +83,19 @@ def test_the_table_shows_a_few_points_of_the_curves_and_every_other_policy() -> 
     curve = [accuracy(f"{n}RC", n, 700) for n in range(1, 21)]
     mixed = [accuracy(f"CC+{n - 1}RC", n, 700) for n in range(2, 21)]
     others = [accuracy("4RC+4MRC", 8, 700), accuracy("12ARC", 12, 700), accuracy("5FC+4RC", 9, 700)]
-    lines = report.text([accuracy("CC", 1, 700), *curve, *mixed, *others]).splitlines()
+    lines = console.text([accuracy("CC", 1, 700), *curve, *mixed, *others]).splitlines()
     shown = [line.split()[0] for line in lines if " softmax " in line]
     plain = [f"{n}RC" for n in (1, 2, 3, 5, 10, 20)]
     assert shown == ["CC", *plain, *(f"CC+{n - 1}RC" for n in (2, 3, 5, 10, 20)), "4RC+4MRC", "12ARC", "5FC+4RC"]
 
 
 def test_a_missing_nll_is_an_empty_cell() -> None:
-    text = report.text([replace(accuracy("CC", 1, 700), nll_mean=None)])
+    text = console.text([replace(accuracy("CC", 1, 700), nll_mean=None)])
     assert cells(text, "CC")[-1] == "90.00"
 
 
 def test_rates_stand_beside_their_ceilings_and_what_binds() -> None:
-    text = report.text(speed())
+    text = console.text(speed())
     one, ten = cells(text, "1"), cells(text, "10")
     # Ceilings: 1 / (1/400 + 1/1000) = 285.7 and 1 / (1/400 + 10/1000) = 80.
     assert " ".join(one) == "1 200.0 200 0 % 400.0 im/s 1000 crops/s 285.7 70 % pipeline 11 12 1.5"
@@ -106,16 +107,16 @@ def test_rates_stand_beside_their_ceilings_and_what_binds() -> None:
 def test_rounds_that_differ_much_are_named_with_a_remedy() -> None:
     steady, shaky = speed(), speed()
     shaky[5] = rates("end_to_end", 10, 50, 60, 70)
-    assert "differ by more than 20 %" not in report.text(steady)
-    (line,) = [line for line in report.text(shaky).splitlines() if "differ by more than 20 %" in line]
+    assert "differ by more than 20 %" not in console.text(steady)
+    (line,) = [line for line in console.text(shaky).splitlines() if "differ by more than 20 %" in line]
     assert "at 10 crops" in line and "--rounds 15" in line
 
 
 def test_what_was_not_measured_is_said_with_its_reason() -> None:
     absent = Absent(SETTING, "accuracy", "the images have no labels")
-    text = report.text([absent, *speed()])
+    text = console.text([absent, *speed()])
     assert "not measured: accuracy: the images have no labels" in text.splitlines()
-    (one,) = report.headline([absent, *speed()])
+    (one,) = console.headline([absent, *speed()])
     assert one["not_measured"] == {"accuracy": "the images have no labels"}
     assert (one["top1_centre_crop"], one["best_policy"]) == (None, None)
 
@@ -128,12 +129,12 @@ def test_the_headline_is_the_centre_crop_and_the_best_policy() -> None:
         accuracy("10RC", 10, 720),
         accuracy("5FC", 5, 710),
     ]
-    (one,) = report.headline([*found, *speed()])
+    (one,) = console.headline([*found, *speed()])
     assert one["model"] == "resnet18.tv_in1k"
     assert one["top1_centre_crop"] == 70.1
     assert one["best_policy"] == {"policy": "10RC", "level": "softmax", "top1": 72.0}  # of equals, that of fewer crops
     assert one["images_per_sec"] == {"1": 200.0, "10": 60.0}
-    (one,) = report.headline(found)
+    (one,) = console.headline(found)
     assert one["images_per_sec"] is None
 
 
@@ -147,10 +148,10 @@ OTHER = {
 def test_each_case_has_a_section_and_a_headline_of_its_own(other: Setting) -> None:
     mine = [accuracy("CC", 1, 700), *speed()]
     theirs = [accuracy("CC", 1, 750, setting=other), *speed(other, factor=0.5)]
-    text = report.text([*mine, *theirs])
-    assert text == f"{report.text(mine)}\n\n{report.text(theirs)}"
-    assert report.headline([*mine, *theirs]) == [*report.headline(mine), *report.headline(theirs)]
+    text = console.text([*mine, *theirs])
+    assert text == f"{console.text(mine)}\n\n{console.text(theirs)}"
+    assert console.headline([*mine, *theirs]) == [*console.headline(mine), *console.headline(theirs)]
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    assert report.aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]
+    assert console.aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]

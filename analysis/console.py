@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis.ceilings import crossover, rate_rows
+from analysis.summary import derived, p_value, top1_interval
 from bench.records import (
     DECODE,
     LABELS,
@@ -19,8 +21,6 @@ from bench.records import (
     Ledger,
     Record,
     Throughput,
-    crossover,
-    rate_rows,
 )
 
 SHOWN_CURVE = (1, 2, 3, 5, 10, 20, 40)  # of the curve's policies, those that the table shows; summary.csv has all
@@ -67,7 +67,7 @@ def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
     for record in accuracies:
         if not is_shown(record.policy, record.n_views):
             continue
-        low, high = record.interval
+        low, high = top1_interval(record)
         rows.append(
             [
                 record.policy,
@@ -77,7 +77,7 @@ def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
                 f"{record.gain:+.2f}" if record.policy != "CC" else "",
                 str(record.fixed),
                 str(record.broken),
-                f"{record.p_value:.2g}" if record.policy != "CC" else "",
+                f"{p_value(record):.2g}" if record.policy != "CC" else "",
                 f"{record.top5:.2f}",
                 f"{record.nll_mean:.3f}" if record.nll_mean is not None else "",
             ]
@@ -95,7 +95,7 @@ def _throughput_table(throughputs: list[Throughput]) -> list[str]:
     rows = [RATE_HEADINGS]
     found = rate_rows(throughputs)
     for row in found:
-        derived = row["record"].derived()
+        figures = derived(row["record"])
         rows.append(
             [
                 str(row["crops"]),
@@ -107,8 +107,8 @@ def _throughput_table(throughputs: list[Throughput]) -> list[str]:
                 f"{row['ceiling_images_per_sec']:.1f}",
                 f"{100 * row['efficiency']:.0f} %",
                 row["binds"],
-                f"{derived['interval_p50_ms']:.0f}",
-                f"{derived['interval_p95_ms']:.0f}",
+                f"{figures['interval_p50_ms']:.0f}",
+                f"{figures['interval_p95_ms']:.0f}",
                 f"{row['record'].peak_mem_bytes / 1e9:.1f}",
             ]
         )

@@ -1,0 +1,45 @@
+"""The statistics of every table and figure, over SciPy. Shares are in percent, differences in percentage points.
+
+Intervals are 95 % intervals; they are not corrected for multiple comparisons.
+"""
+
+from __future__ import annotations
+
+from scipy.stats import binomtest
+
+CONFIDENCE = 0.95
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, percent."""
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def mcnemar(newly_correct: int, newly_wrong: int) -> float:
+    """p value of the exact two-sided McNemar test: a sign test over the images on which exactly one of the two is
+    right. 1.0 when there is none."""
+    changed = newly_correct + newly_wrong
+    return float(binomtest(newly_correct, changed, 0.5).pvalue) if changed else 1.0
+
+
+def paired_difference(newly_correct: int, newly_wrong: int, correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired shares, in points: Newcombe (1998), Statist. Med. 17, 2635,
+    method 10.
+
+    ``correct`` of ``n`` images are right with the policy; ``correct - newly_correct + newly_wrong`` were right with
+    the baseline.
+    """
+    p1, p2 = correct / n, (correct - newly_correct + newly_wrong) / n
+    (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
+    a = correct - newly_correct  # right with both
+    d = n - a - newly_correct - newly_wrong  # wrong with both
+    margins = (a + newly_correct) * (newly_wrong + d) * (a + newly_wrong) * (newly_correct + d)
+    determinant = float(a * d - newly_correct * newly_wrong)
+    if determinant > 0:  # continuity correction, as the paper has it
+        determinant = max(determinant - n / 2, 0.0)
+    phi = determinant / margins**0.5 if margins else 0.0
+    delta = p1 - p2
+    low = ((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2) ** 0.5
+    high = ((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2) ** 0.5
+    return 100 * (delta - low), 100 * (delta + high)
