@@ -228,9 +228,9 @@ def _finding(found: Sequence[_Paired], comparisons: int) -> Finding:
     if n == 0:
         return absent("the networks have no image in common", _count(len(found)))
     if len(columns) == 1:
-        fixed, broken = int((d > 0).sum()), int((d < 0).sum())
-        low, high = paired_difference(fixed, broken, found[0].correct, n)
-        test = f"exact McNemar test, {fixed} images against {broken}"
+        newly_correct, newly_wrong = int((d > 0).sum()), int((d < 0).sum())
+        low, high = paired_difference(newly_correct, newly_wrong, found[0].correct, n)
+        test = f"exact McNemar test, {newly_correct} images against {newly_wrong}"
     else:
         low, high = mean_interval(100 * d / len(columns))
         test = "exact test over changes of sign, by image"

@@ -18,7 +18,7 @@ from bench.records import (
     Absent,
     Accuracy,
     FailedModel,
-    Ledger,
+    ImageAccounting,
     Record,
     Throughput,
 )
@@ -43,7 +43,7 @@ def _section(model: str, records: list[Record]) -> str:
     demo = "  DEMO DATA: says nothing about ImageNet" if setting.is_demo else ""
     lines = [
         f"{model}  ({setting.weights} weights, {setting.K} from {setting.S} pixels, {setting.backend}, "
-        f"{setting.device}, {setting.amp_dtype}, chunks of {setting.batch_size}){demo}"
+        f"{setting.device}, {setting.amp_dtype}, batch size {setting.batch_size}){demo}"
     ]
     for labels in LABELS:
         if accuracies := [r for r in records if isinstance(r, Accuracy) and r.labels == labels]:
@@ -52,7 +52,7 @@ def _section(model: str, records: list[Record]) -> str:
     if throughputs:
         lines += ["", *_throughput_table(throughputs)]
     fitting = {r.fitting_batch_size for r in records if isinstance(r, (Accuracy, Throughput))} - {None}
-    lines += [f"memory gave out at chunks of {setting.batch_size}: the forwards were of {n} crops" for n in fitting]
+    lines += [f"out of memory at batch size {setting.batch_size}; used {n}" for n in fitting]
     lines += [f"not measured: {r.what}: {r.reason}" for r in records if isinstance(r, Absent)]
     return "\n".join(lines)
 
@@ -63,7 +63,7 @@ def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
     if first.labels != ORIGINAL:
         what += f", {first.labels} labels"
     shares = f"{first.images} images, {first.unreadable} unreadable"
-    rows = [["policy", "level", "top-1", "95 % interval", "gain", "fixed", "broken", "p", "top-5", "NLL"]]
+    rows = [["policy", "level", "top-1", "95 % interval", "gain", "newly correct", "newly wrong", "p", "top-5", "NLL"]]
     for record in accuracies:
         if not is_shown(record.policy, record.n_views):
             continue
@@ -75,14 +75,14 @@ def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
                 f"{record.top1:.2f}",
                 f"{low:.2f}..{high:.2f}",
                 f"{record.gain:+.2f}" if record.policy != "CC" else "",
-                str(record.fixed),
-                str(record.broken),
+                str(record.newly_correct),
+                str(record.newly_wrong),
                 f"{p_value(record):.2g}" if record.policy != "CC" else "",
                 f"{record.top5:.2f}",
                 f"{record.nll_mean:.3f}" if record.nll_mean is not None else "",
             ]
         )
-    note = "fixed, broken, p (exact McNemar): against CC; every n of the curves is in summary.csv"
+    note = "newly correct, newly wrong, p (exact McNemar test): against CC; every n of the curves is in summary.csv"
     return [f"{what} ({shares})", *aligned(rows), note]
 
 
@@ -177,12 +177,12 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
     return out
 
 
-def ledger_lines(ledgers: Sequence[Ledger]) -> list[str]:
+def accounting_lines(accounts: Sequence[ImageAccounting]) -> list[str]:
     """For each network: what became of every image."""
     return [
         f"{one.setting.model}: {one.expected:,} images, {one.scored:,} scored, unreadable "
         f"{one.unreadable_at_scan:,} at the scan and {one.unreadable_when_decoded:,} when decoded"
-        for one in ledgers
+        for one in accounts
     ]
 
 
@@ -190,7 +190,7 @@ def failure_lines(failed: Sequence[FailedModel]) -> list[str]:
     return [f"FAILED: {one.label} ({one.stage}): {one.reason}" for one in failed]
 
 
-def ledger_headline(ledgers: Sequence[Ledger]) -> list[dict[str, Any]]:
+def accounting_headline(accounts: Sequence[ImageAccounting]) -> list[dict[str, Any]]:
     """The same for the JSON line."""
     return [
         {
@@ -199,5 +199,5 @@ def ledger_headline(ledgers: Sequence[Ledger]) -> list[dict[str, Any]]:
             "scored": one.scored,
             "unreadable": {"scan": one.unreadable_at_scan, "decode": one.unreadable_when_decoded},
         }
-        for one in ledgers
+        for one in accounts
     ]

@@ -81,8 +81,8 @@ def equal(own: Part, K: int) -> list[str]:
 
 def row(tuned: Part, other: Part, policy: str) -> dict[str, Any]:
     ours, theirs = common([right(tuned, "CC"), right(other, policy)])
-    fixed, broken, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
-    low, high = paired_difference(fixed, broken, int(ours.sum()), images)
+    newly_correct, newly_wrong, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
+    low, high = paired_difference(newly_correct, newly_wrong, int(ours.sum()), images)
     n = next(record.n_views for record in other[0].accuracies if record.policy == policy)
     return {
         "K_other": other[1].K,
@@ -90,10 +90,10 @@ def row(tuned: Part, other: Part, policy: str) -> dict[str, Any]:
         "cost_ratio": (tuned[1].K / other[1].K) ** 2 / n,
         "tuned_top1": 100 * float(ours.mean()),
         "top1": 100 * float(theirs.mean()),
-        "difference": 100 * (fixed - broken) / images,
+        "difference": 100 * (newly_correct - newly_wrong) / images,
         "low": low,
         "high": high,
-        "p_value": mcnemar(fixed, broken),
+        "p_value": mcnemar(newly_correct, newly_wrong),
         "images": images,
     }
 

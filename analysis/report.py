@@ -50,7 +50,8 @@ from analysis.tables import (
     table,
     unmatched,
 )
-from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput, write_whole
+from bench.files import write_whole
+from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput
 
 HERE = Path(__file__).parent
 TEMPLATE, SCRIPT = "report_template.html", "report.js"
@@ -177,7 +178,7 @@ def _accuracy_row(r: Accuracy) -> tuple[str, ...]:
     against_centre = ("",) * 5
     if r.policy != "CC":
         gain = f"{gain_low:+.2f} to {gain_high:+.2f}"
-        against_centre = (f"{r.gain:+.2f}", gain, str(r.fixed), str(r.broken), claims.p_text(p_value(r)))
+        against_centre = (f"{r.gain:+.2f}", gain, str(r.newly_correct), str(r.newly_wrong), claims.p_text(p_value(r)))
     nll = "" if r.nll_mean is None else f"{r.nll_mean:.3f}"
     interval = f"{low:.2f} to {high:.2f}"
     adaptive = r.mean_views is not None and r.mean_views < r.n_views

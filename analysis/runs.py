@@ -283,7 +283,7 @@ def versions_text(environment: dict) -> str:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's predictions-*.npz; [l, p, b] = level, policy, image (bench.accuracy.Predictions wrote it)."""
+    """A run's predictions-*.npz; [l, p, b] = level, policy, image (bench.measure.accuracy.Predictions wrote it)."""
 
     names: list[str]
     labels: np.ndarray  # int64 [b], -1 = none

@@ -36,7 +36,8 @@ from analysis.runs import (
     scored_parts,
 )
 from analysis.stats import mcnemar, paired_difference
-from bench.records import END_TO_END, SPEED_FIELDS, Run, write_whole
+from bench.files import write_whole
+from bench.records import END_TO_END, SPEED_FIELDS, Run
 
 VARYING = ("S", "K", "batch_size", *SPEED_FIELDS)
 LEVEL = "softmax"
@@ -133,10 +134,10 @@ def difference(sweep: Sweep, one: tuple[int, str], other: tuple[int, str]) -> di
     """Top-1 of ``one`` (K, policy) less that of ``other``, points, on the images of both: paired 95 % interval
     (Newcombe), exact McNemar p."""
     right, base = common([sweep.right(*one), sweep.right(*other)])
-    fixed, broken, images = int((right & ~base).sum()), int((base & ~right).sum()), len(right)
-    low, high = paired_difference(fixed, broken, int(right.sum()), images)
+    newly_correct, newly_wrong, images = int((right & ~base).sum()), int((base & ~right).sum()), len(right)
+    low, high = paired_difference(newly_correct, newly_wrong, int(right.sum()), images)
     return {
-        "difference": 100 * (fixed - broken) / images, "low": low, "high": high, "p_value": mcnemar(fixed, broken),
+        "difference": 100 * (newly_correct - newly_wrong) / images, "low": low, "high": high, "p_value": mcnemar(newly_correct, newly_wrong),
         "images": images,
     }  # fmt: skip
 

@@ -35,7 +35,8 @@ import numpy as np
 
 from analysis.console import aligned, is_shown
 from analysis.stats import wilson
-from bench.records import LABELS, SPEED_FIELDS, Run, Setting, read_run, require_comparable, without_speed, write_whole
+from bench.files import write_whole
+from bench.records import LABELS, SPEED_FIELDS, Run, Setting, read_run, require_comparable, without_speed
 from pipelines.crops import parse_policy
 
 FOLDS = 10  # the papers'

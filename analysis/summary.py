@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats import mcnemar, paired_difference, wilson
-from bench.records import Absent, Accuracy, FailedModel, Ledger, Record, Throughput, write_whole
+from bench.files import write_whole
+from bench.records import Absent, Accuracy, FailedModel, ImageAccounting, Record, Throughput
 
 
 def top1_interval(record: Accuracy) -> tuple[float, float]:
@@ -23,12 +24,12 @@ def gain_interval(record: Accuracy) -> tuple[float, float]:
     """95 % interval of the gain over the centre crop on the same images, points (Newcombe)."""
     if record.policy == "CC":
         return 0.0, 0.0  # the baseline compared with itself: there is nothing to estimate
-    return paired_difference(record.fixed, record.broken, record.top1_correct, record.images)
+    return paired_difference(record.newly_correct, record.newly_wrong, record.top1_correct, record.images)
 
 
 def p_value(record: Accuracy) -> float:
     """Exact McNemar test against the centre crop."""
-    return mcnemar(record.fixed, record.broken)
+    return mcnemar(record.newly_correct, record.newly_wrong)
 
 
 def _of_accuracy(record: Accuracy) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _of_throughput(record: Throughput) -> dict[str, Any]:
     }
 
 
-def _nothing(record: Absent | Ledger) -> dict[str, Any]:
+def _nothing(record: Absent | ImageAccounting) -> dict[str, Any]:
     return {}
 
 
@@ -68,7 +69,7 @@ DERIVED: dict[type, Callable[[Any], dict[str, Any]]] = {
     Accuracy: _of_accuracy,
     Throughput: _of_throughput,
     Absent: _nothing,
-    Ledger: _nothing,
+    ImageAccounting: _nothing,
 }
 
 

@@ -31,7 +31,8 @@ import pandas as pd
 from analysis.published import TABLES, load
 from analysis.runs import read
 from analysis.summary import derived, top1_interval
-from bench.records import Accuracy, Run, Setting, write_whole
+from bench.files import write_whole
+from bench.records import Accuracy, Run, Setting
 from pipelines.crops import parse_policy
 
 MID = {number: f"mid_table{number}" for number in range(1, 9)}

@@ -1,302 +1,141 @@
-"""The command line of bench/run.py. Names are timm's where timm has one."""
+"""Between a command line and the configuration: argparse options from dataclass fields, and back."""
 
 from __future__ import annotations
 
 import argparse
-import ast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.cases import int_list
-from pipelines import BACKENDS
-from pipelines.crops import GRAMMAR
-from pipelines.inputspec import INTERPOLATIONS
+from bench.config import DEFAULT_CROPS, Option, RunConfig, option_of
+from bench.errors import with_flags
 
 EXAMPLES = """examples:
-  python bench/run.py --family nfnet --crops 1,2,5,10,20
+  multicrop-bench run --family nfnet --crops 1,2,5,10,20
       the demo network of the family on generated demo images: nothing is downloaded
-  python bench/run.py --family nfnet --crops 1,2,5,10,20 --data imagenet/val
+  multicrop-bench run --family nfnet --crops 1,2,5,10,20 --data imagenet/val
       the family's smallest published network on your images; --variants 0,3 or all for more
-  python bench/run.py --models resnet50.a1_in1k,torchvision:squeezenet1_0 --policies CC,10RC+10MRC --data imagenet/val
+  multicrop-bench run --models resnet50.a1_in1k,torchvision:squeezenet1_0 --policies CC,10RC+10MRC --data imagenet/val
       any timm or torchvision network
 """
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parsed and checked options; ``argv`` is kept as given. Exits with status 2 on a bad command line."""
-    import sys
+@dataclass(frozen=True)
+class CommandLine:
+    """A parsed command line: ``given`` holds only the options that it names, by field name."""
 
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    if not args.crops and not args.policies:
-        args.crops = [1, 2, 5, 10, 20]
-    if args.amp and args.amp_dtype == "float32":
-        args.amp_dtype = "float16"
-    if args.no_accuracy and args.no_throughput:
-        parser.error("--no-accuracy and --no-throughput together leave nothing to do")
-    if args.model_list:
-        args.models = ",".join(filter(None, [args.models, *_listed(parser, args.model_list)]))
-    if args.data is None and (args.labels_file or args.class_map or args.synsets_file):
-        parser.error("--labels-file, --synsets-file and --class-map go with --data DIR")
-    if args.real_labels and args.no_accuracy:
-        parser.error("--real-labels and --no-accuracy contradict each other: labels are for scoring")
-    return args
+    config: RunConfig
+    given: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)  # options that a program has beside the shared ones
+
+    def applied_to(self, config: RunConfig) -> RunConfig:
+        """``config`` with the options that this command line names."""
+        return with_values(config, self.given)
 
 
-def _listed(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        parser.error(f"--model-list {path} cannot be read: {error}")
-    names = [name for line in lines if (name := line.partition("#")[0].strip())]
-    if not names:
-        parser.error(f"--model-list {path} names no network: write one name a line")
-    return names
+def flag_names(config_class: type = RunConfig) -> dict[str, str]:
+    """Field name -> its flag, for error messages."""
+    return {name: option.flags[0] for _, name, option in options_of(config_class)}
 
 
-def given(argv: list[str]) -> dict[str, Any]:
-    """The flags that a command line names, with their values, and no defaults."""
-    parser, unset = build_parser(), object()
-    names = vars(parser.parse_args([]))
-    found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
-    return {name: value for name, value in found.items() if value is not unset}
+def options_of(config_class: type) -> list[tuple[str, str, Option]]:
+    """(group name, field name, option) of each option of a configuration of groups."""
+    found = []
+    for group in fields(config_class):  # type: ignore[arg-type]
+        for one in fields(group.default_factory):  # type: ignore[arg-type]
+            if how := option_of(one):
+                found.append((group.name, one.name, how))
+    return found
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All flags, by what they are about."""
+def build_parser(
+    prog: str = "multicrop-bench run",
+    description: str = "Accuracy and images per second of an image classifier that sees several crops of each image.",
+    epilog: str | None = EXAMPLES,
+    leave_out: Iterable[str] = (),
+) -> argparse.ArgumentParser:
+    """A parser with an option for each field of RunConfig but those in ``leave_out``, in its groups."""
     parser = argparse.ArgumentParser(
-        prog="bench/run.py",
-        description="Accuracy and images per second of an image classifier asked about several crops of each image.",
-        epilog=EXAMPLES,
+        prog=prog,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    _what(parser.add_argument_group("what to run"))
-    _models(parser.add_argument_group("networks"))
-    _data(parser.add_argument_group("data"))
-    _speed(parser.add_argument_group("speed"))
-    _run(parser.add_argument_group("the run"))
+    titles = {one.name: one.default_factory.title for one in fields(RunConfig)}  # type: ignore[union-attr]
+    groups = {name: parser.add_argument_group(title) for name, title in titles.items()}
+    for group, name, how in options_of(RunConfig):
+        if name not in leave_out:
+            add_option(groups[group], name, how)
     return parser
 
 
-def _what(group: Any) -> None:
-    group.add_argument("--family", help="resnet, mobilenet, efficientnet or nfnet")
-    group.add_argument(
-        "--variants",
-        metavar="LIST",
-        help="members of the family, such as 0,3 or ns:l2 or all (default: the smallest; the demo has one)",
-    )
-    group.add_argument("--models", "--model", "-m", metavar="NAMES", help="timm names or torchvision:NAME, by commas")
-    group.add_argument(
-        "--model-list", type=Path, metavar="FILE", help="such names in a text file, one a line; # begins a comment"
-    )
-    group.add_argument(
-        "--crops",
-        type=_ints,
-        metavar="LIST",
-        help="crop counts: throughput is timed at each; accuracy is scored for CC, nRC and CC+(n-1)RC at every n up to "
-        "the largest, which costs no more (default: 1,2,5,10,20 unless --policies is given)",
-    )
-    group.add_argument(
-        "--policies", metavar="LIST", help=f"{GRAMMAR}; table1 and table8: all rows of that table of the MID paper"
-    )
-    group.add_argument("--no-accuracy", action="store_true", help="measure speed only; needs no labels")
-    group.add_argument("--no-throughput", action="store_true", help="measure accuracy only")
-    group.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
+def add_option(group: Any, name: str, how: Option) -> None:
+    """One field as an argparse option. Options that are not given leave no trace in the namespace."""
+    arguments = dict(how.argparse)
+    if arguments.get("action") == "boolean":
+        arguments["action"] = argparse.BooleanOptionalAction
+    if how.parse is not None:
+        arguments["type"] = _for_argparse(how.parse)
+    group.add_argument(*how.flags, dest=name, default=argparse.SUPPRESS, help=how.help.replace("%", "%%"), **arguments)
 
 
-def _models(group: Any) -> None:
-    group.add_argument(
-        "--weights",
-        choices=("pretrained", "random", "demo"),
-        help="default: demo on the demo data with --family, else pretrained (downloaded once); random: speed only",
-    )
-    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights from a .safetensors, .pt or .pth file")
-    group.add_argument("--num-classes", type=int, metavar="N", help="default: the weights' own number")
-    group.add_argument("--model-kwargs", nargs="*", type=_pair, default=[], metavar="KEY=VALUE", help="for the network")
-    group.add_argument(
-        "--img-size",
-        type=_ints,
-        metavar="K,...",
-        help="side of the square crop, pixels; several: each is a case of its own; a..b: each from a to b, a:b:step: "
-        "in steps, both ends included",
-    )
-    group.add_argument(
-        "--crop-pct", type=_ratios, metavar="K/S,...", help="crop side over the resized short side; several: likewise"
-    )
-    group.add_argument(
-        "--crop-mode", choices=("center", "squash", "border"), help="center keeps the aspect ratio (default)"
-    )
-    group.add_argument(
-        "--adapt",
-        choices=("frechet", "gaussian"),
-        help="map the activations at another --img-size back to what they were in training, by their statistics on the "
-        "scored images (FixRes, supplement A.1, A.2); no training, no labels",
-    )
-    group.add_argument("--train-size", type=_positive, metavar="K", help="of --adapt, where the weights do not say it")
-    group.add_argument("--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}")
+def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            message = str(error) if parse is not int else f"{text!r} is not a whole number"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return checked
 
 
-def _data(group: Any) -> None:
-    group.add_argument(
-        "--data",
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder of images, or tar shards, which are not unpacked: val.tar, 'shards-{000..099}.tar', 'val/*.tar' "
-        "(default: the demo set)",
-    )
-    group.add_argument("--labels-file", type=Path, metavar="FILE", help="labels of a flat folder: devkit, text or CSV")
-    group.add_argument("--synsets-file", type=Path, metavar="FILE", help="the devkit's wnids in the devkit's order")
-    group.add_argument("--class-map", type=Path, metavar="FILE", help="class names in the model's order, as in timm")
-    group.add_argument(
-        "--real-labels",
-        type=Path,
-        metavar="FILE",
-        help="score a second set of labels too, several classes an image: ImageNet's real.json, as in timm, or {name: "
-        "[classes]}; images without any are left out of that score",
-    )
-    group.add_argument("--limit", type=int, metavar="N", help="only N images, chosen by --seed and their names")
-    group.add_argument(
-        "--seed", type=int, default=0, help="of the random windows, of --limit, of random weights (default: 0)"
-    )
-    group.add_argument(
-        "--data-backend", default="auto", choices=("auto", *BACKENDS), help="default: the first of these that works"
-    )
-    group.add_argument(
-        "--workers",
-        "-j",
-        type=_positive,
-        metavar="N",
-        help="decoding threads (default: bench/compare/tune.py's, or all)",
-    )
-    group.add_argument(
-        "--batch-images", type=_positive, metavar="N", help="images per pipeline batch (default: by memory)"
-    )
-    group.add_argument(
-        "--no-mmap",
-        action="store_true",
-        help="read image files plainly, for network file systems (DALI maps them into memory; tar shards never are)",
-    )
-    group.add_argument(
-        "--hw-load",
-        type=_share,
-        metavar="X",
-        help="share of a batch for the GPU's JPEG engine (default: bench/compare/tune.py's, or 0.65)",
-    )
-
-
-def _speed(group: Any) -> None:
-    group.add_argument(
-        "--batch-size",
-        "-b",
-        type=_positive_or_auto,
-        metavar="N",
-        help="crops per forward, the network's fixed chunk; auto: the largest that fits; halved when memory gives out "
-        "(default: by size)",
-    )
-    group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    group.add_argument("--amp", action="store_true", help="run the network under autocast")
-    group.add_argument(
-        "--amp-dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="implies --amp"
-    )
-    group.add_argument(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        help="NHWC memory format (default: on a CPU, where crops lie so already and most networks run faster)",
-    )
-    group.add_argument(
-        "--fold",
-        action="store_true",
-        help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; answers move by less "
-        "than 1e-4 of the largest logit (bench/compare/network.py shows the gain)",
-    )
-    group.add_argument("--torchcompile", action="store_true", help="torch.compile the network")
-    group.add_argument(
-        "--rounds", type=_positive, default=5, metavar="N", help="repetitions of every timing (default: 5)"
-    )
-    group.add_argument(
-        "--round-seconds", type=_seconds, default=1.0, metavar="S", help="length of a timed segment (default: 1.0)"
-    )
-    group.add_argument(
-        "--num-warm-iter", type=_positive, default=2, metavar="N", help="batches before each timed segment (default: 2)"
-    )
-
-
-def _run(group: Any) -> None:
-    group.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: runs/<name>-<time>)")
-    group.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="go on with an interrupted run: its folder says all that it needs; what is done is not repeated",
-    )
-    group.add_argument(
-        "--timeout", type=_seconds_long, metavar="S", help="give up on a network after so long, and go on to the next"
-    )
-    group.add_argument(
-        "--yes", action="store_true", help="go on although the run is expected to take over half an hour"
-    )
-    group.add_argument(
-        "--strict", action="store_true", help="an image that cannot be read is an error (default: listed and left out)"
-    )
-    group.add_argument("--no-figures", action="store_true", help="write the numbers only")
-
-
-def _ints(text: str) -> list[int]:
+def parse(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> CommandLine:
+    """Read and check a command line. Exits with status 2 and a message on a bad one."""
+    parser = parser or build_parser()
+    found = vars(parser.parse_args(argv))
+    names = {name for _, name, _ in options_of(RunConfig)}
+    given = {name: value for name, value in found.items() if name in names}
+    own = {name: value for name, value in found.items() if name not in names}
+    if "model_kwargs" in given:
+        given["model_kwargs"] = dict(given["model_kwargs"])
     try:
-        return int_list(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return CommandLine(settled(with_values(RunConfig(), given)), given, own)
+    except (ValueError, OSError) as error:
+        parser.error(with_flags(str(error), flag_names()))
 
 
-def _ratios(text: str) -> list[float]:
+def with_values(config: RunConfig, given: dict[str, Any]) -> RunConfig:
+    """``config`` with these values, by field name."""
+    groups: dict[str, dict[str, Any]] = {}
+    for group, name, _ in options_of(RunConfig):
+        if name in given:
+            groups.setdefault(group, {})[name] = given[name]
+    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in groups.items()})
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with what options imply for each other: the default crops, ``amp``'s type, the listed models."""
+    network, measure = config.network, config.measure
+    if not measure.crops and not measure.policies:
+        measure = replace(measure, crops=DEFAULT_CROPS)
+    if network.amp and network.amp_dtype == "float32":
+        network = replace(network, amp_dtype="float16")
+    if network.model_list:
+        models = [*(network.models or []), *listed_models(network.model_list)]
+        network = replace(network, models=list(dict.fromkeys(models)))
+    return replace(config, network=network, measure=measure)
+
+
+def listed_models(path: Path) -> list[str]:
+    """The names in a text file, one a line; ``#`` begins a comment. Raises ValueError where there is none."""
     try:
-        ratios = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of ratios such as 0.8,0.875") from None
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise argparse.ArgumentTypeError(f"{text!r}: a crop ratio is above 0 and at most 1")
-    return ratios
-
-
-def _seconds(text: str) -> float:
-    return _between(text, 1e-3, 3600.0, "a number of seconds, at most an hour")
-
-
-def _seconds_long(text: str) -> float:
-    return _between(text, 1e-3, 1e7, "a number of seconds")
-
-
-def _share(text: str) -> float:
-    return _between(text, 0.0, 1.0, "a share from 0 to 1")
-
-
-def _between(text: str, low: float, high: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:  # nan is neither
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what.removeprefix('a ')}")
-    return value
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def _positive_or_auto(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`model_list` {path} cannot be read: {error}") from error
+    found = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not found:
+        raise ValueError(f"`model_list` {path} names no network: write one name a line")
+    return found

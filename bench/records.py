@@ -1,11 +1,11 @@
 """A run's folder: what is written, how it is read back, and when two results may be compared.
 
     run.json             schema, command, configuration, environment, data set, models; written first
-    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `Ledger`, `FailedModel`); those of a network's
+    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `ImageAccounting`, `FailedModel`); those of a network's
                          accuracy appear together when it is scored, those of its throughput when it is timed
-    shards/              while a network is scored: the predictions so far (bench.shards); `--resume` begins there
+    partial/             while a network is scored: the predictions so far; `--resume` begins there
     summary.csv          one row for each line above with derived columns (analysis/summary.py): intervals, tests, rates
-    predictions-*.npz    for each model: every image's answers (see bench.accuracy.Predictions)
+    predictions-*.npz    for each model: every image's answers (see bench.predictions)
     unreadable.csv       every image that could not be read: name, stage, reason
     *.png                figures
 
@@ -14,27 +14,22 @@ analysis/ceilings.py, analysis/summary.py), so that a better statistic needs no 
 is an `Absent` line with its reason.
 
 Every file appears whole or not at all, whatever ends the run (``whole_file``).
-
-History of the schema: 1, the first; `Accuracy.labels`, `Setting.adapt`, `.folded`, `.processes`, `.prefetch`, `.mmap`,
-`.hw_load`, `.cut`, `fitting_batch_size`, `Throughput.rank_rates` and `Ledger` came later: lines without them are of the
-original labels, neither adapted nor folded, of one process, of two batches in flight (where `load` in run.json does not
-say otherwise), of mapped files, of the usual operator, and of the batch size asked for.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-SCHEMA = 1
-PART = ".part"  # of a file that is being written
+from bench.files import write_whole
+
+SCHEMA = 2
+PARTIAL_RESULTS = "partial"  # folder of a run while a network is scored (bench.measure.partial_results)
 ORIGINAL, REAL = LABELS = (
     "original",
     "real",
@@ -63,7 +58,7 @@ class Setting:
     data_hash: str  # of names and labels, so that equal means the same images
     is_demo: bool
     backend: str
-    batch_size: int  # crops per forward: the fixed chunk
+    batch_size: int  # crops per forward pass
     batch_images: int  # images per pipeline batch; with several crop counts the accuracy pass's
     workers: int
     device: str
@@ -107,8 +102,8 @@ class Accuracy:
     top1_correct: int
     top5_correct: int
     nll_mean: float | None  # nats
-    fixed: int  # wrong at the centre crop, right here
-    broken: int
+    newly_correct: int  # wrong at the centre crop, right here
+    newly_wrong: int
     mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
     labels: str = ORIGINAL  # one of LABELS
     fitting_batch_size: int | None = None  # where memory gave out: the crops per forward that fitted
@@ -125,7 +120,7 @@ class Accuracy:
     @property
     def gain(self) -> float:
         """Points of top-1 over the centre crop at the same level, on the same images."""
-        return 100 * (self.fixed - self.broken) / self.images
+        return 100 * (self.newly_correct - self.newly_wrong) / self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +180,10 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class ImageAccounting:
     """Every image that was found, or chosen by --limit, is scored or unreadable (at the scan, or when decoded)."""
 
-    kind: ClassVar[str] = "ledger"
+    kind: ClassVar[str] = "images"
     setting: Setting
     expected: int
     scored: int  # 0 where nothing was scored
@@ -207,8 +202,8 @@ class FailedModel:
     reason: str
 
 
-Record = Accuracy | Throughput | Absent | Ledger
-KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Absent, Ledger)}
+Record = Accuracy | Throughput | Absent | ImageAccounting
+KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Absent, ImageAccounting)}
 
 
 class Incomparable(ValueError):
@@ -283,27 +278,6 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name when all of it is on the disk, or not at all."""
-    part = path.with_name(path.name + PART)
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run's folder, read back."""
@@ -322,7 +296,7 @@ class Run:
         return [r for r in self.records if isinstance(r, Accuracy) and r.labels == labels]
 
     def predictions_path(self, setting: Setting) -> Path | None:
-        """The file of a network's answers, as run.json names it; None where it does not (runs of earlier versions)."""
+        """The file of a network's predictions, as run.json names it; None where it does not."""
         for model in self.info.get("models", []):
             if all(model.get(key) == getattr(setting, key) for key in ("model", "S", "K")) and "predictions" in model:
                 return self.folder / model["predictions"]
@@ -333,8 +307,8 @@ class Run:
         return [r for r in self.records if isinstance(r, Throughput)]
 
     @property
-    def ledgers(self) -> list[Ledger]:
-        return [r for r in self.records if isinstance(r, Ledger)]
+    def image_accounts(self) -> list[ImageAccounting]:
+        return [r for r in self.records if isinstance(r, ImageAccounting)]
 
     @property
     def absents(self) -> list[Absent]:

@@ -1,54 +1,58 @@
 """The benchmark: accuracy and images per second of multi-crop inference.
 
-    python bench/run.py --family nfnet --crops 1,2,5,10,20                    # demo data, nothing downloaded
-    python bench/run.py --family nfnet --crops 1,2,5,10,20 --data imagenet/val
-    python bench/run.py --models resnet50.a1_in1k --policies CC,10RC+10MRC --data imagenet/val
+    multicrop-bench run --family nfnet --crops 1,2,5,10,20                    # demo data, nothing downloaded
+    multicrop-bench run --family nfnet --crops 1,2,5,10,20 --data imagenet/val
+    multicrop-bench run --models resnet50.a1_in1k --policies CC,10RC+10MRC --data imagenet/val
+
+The same as ``python bench/run.py``, which torchrun takes.
 
 Accuracy: every readable image once, the views of all policies evaluated in one pass, every policy averaged at the
 feature, logit and softmax level. Throughput: the pipeline alone, the network alone, both together, at each crop count.
 
-A run that was interrupted goes on with ``--resume``; several processes share it under ``torchrun``; a network of a
-sweep that fails is recorded, and the others go on.
+An interrupted run is continued with ``--resume``; several processes share one under ``torchrun``; a network of a sweep
+that fails is recorded, and the others go on.
 """
 
 from __future__ import annotations
 
-import argparse
 import atexit
-import csv
-import io
+import gc
 import json
+import logging
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import cases, plan, processes
-from bench.options import build_parser, given, parse
-from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
-from pipelines.crops import Policy, union
+from bench import cases, distributed, limits, logs, resume
+from bench.config import RunConfig, to_plain
+from bench.distributed import ALONE, Processes
+from bench.errors import Different, UserError, one_line, with_flags
+from bench.files import locked, remove_parts, write_whole
+from bench.options import CommandLine, flag_names, parse
+from bench.resume import NetworkPlan
+from bench.setup import default_weights, find_images, make_job, resolve
+from pipelines.crops import union
 
 if TYPE_CHECKING:
-    from bench.job import Job, Options
-    from bench.plan import Plan
-    from bench.records import FailedModel, Ledger, Run
+    from bench.cases import ModelCase
+    from bench.job import Job
+    from bench.records import FailedModel, ImageAccounting, Run
     from pipelines.data.dataset import Scan
 
-ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger("bench.run")
 ASK_ABOVE_S = 30 * 60
-LOAD_FIELDS = ("backend", "workers", "prefetch", "hw_load", "mmap", "cut")
 # Exit statuses beside 0; 130 and 143 are a shell's for the two signals.
 UNREADABLE, USERS, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -60,40 +64,60 @@ class Terminated(BaseException):
     """SIGTERM: torchrun's, when another process died, or a batch system's."""
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass
+class Session:
+    """One run while it runs: what was asked for, and what is known so far."""
+
+    config: RunConfig  # as asked; `resolved` once the machine has been looked at
+    argv: list[str]
+    started_s: float = field(default_factory=time.monotonic)
+    processes: Processes = ALONE
+    earlier: Run | None = None  # the run that is continued
+    cases: list[ModelCase] = field(default_factory=list)
+    out: Path = Path()
+    began: bool = False  # whether the folder exists
+    resolved: RunConfig = field(default_factory=RunConfig)
+    scan: Scan | None = None
+    plans: dict[str, NetworkPlan] = field(default_factory=dict)  # by label
+    failed: list[FailedModel] = field(default_factory=list)  # networks that cannot be loaded
+    kept: list[Job] = field(default_factory=list)  # the only network need not be loaded twice
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0; 1 for --strict and unreadable images, or a run that had to stop; 2 for what the user
     can mend; 3 when a network of the run failed; 130 after Ctrl-C, 143 after SIGTERM."""
-    args = parse(argv)
-    began: list[Path] = []  # the run's folder, from when it is there
-
-    def hint() -> str:
-        program = "torchrun ... bench/run.py" if "RANK" in os.environ else "python bench/run.py"
-        return f"; what is done is kept: {program} --resume {shlex.quote(str(began[0]))}" if began else ""
-
+    line = parse(argv)
+    logs.set_up(line.config.output.verbose, line.config.output.quiet)
+    session = Session(line.config, list(sys.argv[1:] if argv is None else argv))
     try:
         with stoppable():
-            return run(args, began)
+            return run(session, line)
     except EXPECTED_ERRORS as error:
         tell(f"error: {error}")
         return USERS
     except Exception as error:
-        if not plan.is_fatal(error):
+        if not limits.is_fatal(error):
             raise
-        tell(f"error: {plan.reason(error)}{hint()}")
+        tell(f"error: {one_line(error)}{hint(session)}")
         return 1
     except KeyboardInterrupt:
-        tell(f"\ninterrupted{hint()}")
+        tell(f"\ninterrupted{hint(session)}")
         return INTERRUPTED
     except Terminated:
         why = " (another process of the run may have died: its message is above)" if "RANK" in os.environ else ""
-        tell(f"\nstopped by SIGTERM{why}{hint()}")
+        tell(f"\nstopped by SIGTERM{why}{hint(session)}")
         return TERMINATED
 
 
+def hint(session: Session) -> str:
+    """How to continue, once there is a folder."""
+    program = "torchrun ... bench/run.py" if "RANK" in os.environ else "multicrop-bench run"
+    return f"; results so far are kept: {program} --resume {shlex.quote(str(session.out))}" if session.began else ""
+
+
 def tell(text: str) -> None:
-    """On standard error, by every process, as whole lines: ``print`` would let another's come between text and end."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """An error, by every process. Parameters in backticks are shown as flags."""
+    log.error("%s", with_flags(text, flag_names()))
 
 
 @contextmanager
@@ -114,149 +138,191 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(args: argparse.Namespace, began: list[Path]) -> int:
+def run(session: Session, line: CommandLine) -> int:
     """Expand, load, estimate; then for each network score, time and write. Returns the exit status."""
-    started = time.monotonic()
-    earlier = None
-    if args.resume:
-        args, earlier = continued(args)
-    weights = default_weights(args)
-    model_cases = cases.model_cases(args, demo=weights == "demo")
-    policies = cases.policies(crops=args.crops, named=args.policies)
-    if earlier:
-        plan.require_same_networks([case.label for case in model_cases], earlier.info)
-    if args.dry_run:
-        return dry_run(args, model_cases, policies)
-    everyone = processes.join()
-    out = everyone.share(lambda: earlier.folder if earlier else new_folder(args).resolve())
-    say("loading torch, timm and the data backend ...")
-    options = make_options(args, weights, policies, everyone)
-    if earlier:
-        began.append(out)
-        options = as_before(options, earlier)
-    scan = scanned(args, options)
-    if args.strict and len(scan.unreadable):
-        lost = scan.unreadable[["name", "reason"]].to_numpy().tolist()
-        print(f"error: --strict: {unreadable_text(lost)}", file=sys.stderr)
+    if session.config.output.resume:
+        continue_earlier(session, line)
+    config = session.config
+    weights = default_weights(config)
+    session.cases = cases.model_cases(config.network, demo=weights == "demo")
+    if session.earlier:
+        resume.require_same_networks([case.label for case in session.cases], session.earlier.info)
+    if config.output.dry_run:
+        return dry_run(session)
+    processes = session.processes = distributed.join()
+    earlier = session.earlier
+    session.out = processes.broadcast(lambda: earlier.folder if earlier else new_folder(config).resolve())
+    session.began = earlier is not None
+    log.info("loading torch, timm and the data backend ...")
+    session.resolved = resolved_for(session)
+    session.scan = scan_images(session)
+    if config.output.strict and len(session.scan.unreadable):
+        lost = session.scan.unreadable[["name", "reason"]].to_numpy().tolist()
+        tell(f"error: `strict`: {unreadable_text(lost)}")
         return UNREADABLE
-    kept: list[Job] = []  # the only network need not be loaded twice
-    plans, failed = everyone.share(lambda: planned(model_cases, scan, options, earlier, kept, args.timeout))
+    session.plans, session.failed = processes.broadcast(lambda: make_plans(session))
     with ExitStack() as while_writing:
-        with everyone.agreed():
-            if everyone.first:
+        with processes.agreed():
+            if processes.is_main:
                 if not earlier:
-                    ask_about(sum(one.expected_s for one in plans.values()), args, scan)
-                labels = [case.label for case in model_cases]
-                begin(out, args, labels, policies, list(plans.values()), failed, scan, options, earlier, while_writing)
-        began[:] = [out]
-        for case in model_cases:
-            if case.label in plans:
-                run_case(case, plans[case.label], out, scan, options, args.timeout, earlier, kept)
-        # Of the others always 0: torchrun ends all processes when one fails, and the first is still writing.
-        status = finish(out, args, started, scan) if everyone.first else 0
-    everyone.leave()
+                    ask_about(session)
+                begin(session, while_writing)
+        session.began = True
+        for case in session.cases:
+            if case.label in session.plans:
+                run_case(session, case)
+        # Of the others always 0: torchrun ends all processes when one fails, and the main one is still writing.
+        status = finish(session) if processes.is_main else 0
+    processes.leave()
     return status
 
 
-def continued(args: argparse.Namespace) -> tuple[argparse.Namespace, Run]:
-    """``--resume``: the flags with which the run was begun, and what it has written. Raises UserError, naming the flag,
-    when the command line asks for another run."""
-    folder = args.resume.resolve()
-    earlier = plan.read_resumable(folder)
-    if args.out and args.out.resolve() != folder:
-        raise UserError(f"--resume {args.resume} goes on in that folder: leave --out {args.out} out")
-    command = earlier.info["command"][2:]
-    here = given(args.argv)
-    plan.require_same_flags(here, vars(build_parser().parse_args(command)))
-    directory = Path(earlier.info["directory"])
+def continue_earlier(session: Session, line: CommandLine) -> None:
+    """``--resume``: take the configuration from the run's folder. Raises UserError, naming the option, when the command
+    line asks for another run."""
+    asked = session.config.output
+    assert asked.resume is not None
+    folder = asked.resume.resolve()
+    session.earlier, stored = resume.read_resumable(folder)
+    if asked.out and asked.out.resolve() != folder:
+        raise UserError(f"`resume` {asked.resume} continues in that folder: leave `out` {asked.out} out")
+    resume.require_same_config(stored, line.applied_to(stored))
+    directory = Path(session.earlier.info["directory"])
     if directory != Path.cwd() and directory.is_dir():
-        os.chdir(directory)  # the command's relative paths began there
-    again = parse(command)
-    for name in plan.FREE_FLAGS & here.keys():
-        setattr(again, name, here[name])
-    return again, earlier
+        os.chdir(directory)  # the run's relative paths began there
+    session.config = replace(line.applied_to(stored), output=asked)
+    session.out = folder
 
 
-def as_before(options: Options, earlier: Run) -> Options:
-    """What may have been tuned since, or divided among another number of processes."""
-    load = earlier.info["load"]
-    again = {name: load[name] for name in ("workers", "prefetch", "hw_load")}
-    return replace(options, cut=load.get("cut"), **again)  # `cut` came later
+def resolved_for(session: Session) -> RunConfig:
+    """The configuration for this machine. A continuation keeps what may have been tuned since, or divided among another
+    number of processes."""
+    config = session.config
+    if session.earlier:
+        stored = session.earlier.info["load"]
+        again = {name: stored[name] for name in ("workers", "prefetch", "hw_load", "cut")}
+        config = replace(config, loading=replace(config.loading, **again))
+        resolved = resolve(config, session.processes)
+        return replace(resolved, loading=replace(resolved.loading, **again))
+    return resolve(config, session.processes)
 
 
-def scanned(args: argparse.Namespace, options: Options) -> Scan:
-    """The first process reads the images' headers; the others find them in the cache."""
+def scan_images(session: Session) -> Scan:
+    """The main process reads the images' headers; the others find them in the cache."""
     scan = None
-    with options.processes.agreed():
-        if options.processes.first:
-            scan = find_images(args, options.workers)
-    with options.processes.agreed():
-        scan = scan or find_images(args, options.workers)
+    with session.processes.agreed():
+        if session.processes.is_main:
+            scan = find_images(session.resolved)
+    with session.processes.agreed():
+        scan = scan or find_images(session.resolved)
     assert scan is not None
     return scan
 
 
-def planned(
-    model_cases: Sequence[cases.ModelCase],
-    scan: Scan,
-    options: Options,
-    earlier: Run | None,
-    kept: list[Job],
-    timeout: float | None,
-) -> tuple[dict[str, Plan], list[FailedModel]]:
-    """What each network will do, by label, and those that cannot be loaded."""
-    plans = plan.read_plans(earlier.info) if earlier else {}
-    new = [case for case in model_cases if case.label not in plans]
-    made, failed, job = plan.make_plans(new, lambda case: make_job(case, scan, options), bool(plans), timeout)
-    kept += [job] if job else []
-    return plans | {one.label: one for one in made}, failed
+def load_job(session: Session, case: ModelCase, plan: NetworkPlan | None = None) -> Job:
+    assert session.scan is not None
+    return make_job(case, session.scan, session.resolved, session.processes, plan)
 
 
-def begin(
-    out: Path,
-    args: argparse.Namespace,
-    networks: list[str],
-    policies: list[Policy],
-    plans: list[Plan],
-    failed: list[FailedModel],
-    scan: Scan,
-    options: Options,
-    earlier: Run | None,
-    while_writing: ExitStack,
-) -> None:
-    """run.json, and what is known to have failed. From here on the folder is this process's alone."""
+def make_plans(session: Session) -> tuple[dict[str, NetworkPlan], list[FailedModel]]:
+    """What each network will do, by label, and those that cannot be loaded.
+
+    Each network is loaded once and measured for some seconds; it is kept where there is only one. One that cannot be
+    loaded, or takes longer than the time limit, is an error where it is the only one; else it is listed and left out.
+    """
+    from bench.measure.estimate import plan_of
+    from bench.records import FailedModel
+
+    plans = resume.read_plans(session.earlier.info) if session.earlier else {}
+    new = [case for case in session.cases if case.label not in plans]
+    only = len(session.cases) == 1
+    failed: list[FailedModel] = []
+    for case in new:
+        try:
+            with limits.time_limit(session.config.output.timeout):
+                job = load_job(session, case)
+                plans[case.label] = plan_of(job)
+        except Exception as error:
+            raise_if_fatal(error, only)
+            failed.append(FailedModel(case.label, "load", one_line(error)))
+            log.warning("%s is left out: %s", case.label, failed[-1].reason)
+            continue
+        if only:
+            session.kept.append(job)
+        del job
+        if not only:
+            free_memory()  # forty networks would not fit
+    if not plans:
+        raise UserError(
+            f"none of the {len(failed)} networks can be run; {failed[0].label}, for example: {failed[0].reason}"
+        )
+    return plans, failed
+
+
+def raise_if_fatal(error: Exception, only: bool) -> None:
+    """Raise the error if the run cannot go on after it: ``only``, where there is no other network."""
+    from models.predict import OutOfMemory
+
+    if only and isinstance(error, (OutOfMemory, TimeoutError)):
+        raise UserError(one_line(error)) from error
+    if only or limits.is_fatal(error):
+        raise error
+
+
+def free_memory() -> None:
+    """Of networks that are no longer needed: they refer to themselves, and torch keeps a GPU's memory."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def begin(session: Session, while_writing: ExitStack) -> None:
+    """Write run.json, and what is known to have failed. From here on the folder is this process's alone."""
     from bench import machine, records
 
+    out, earlier = session.out, session.earlier
     environment = machine.environment()
     if earlier:
-        plan.require_same_packages(earlier.info["environment"], environment)
+        resume.require_same_packages(earlier.info["environment"], environment)
         info = earlier.info
         info["resumed"].append(now())
     else:
-        info = {
-            "schema": records.SCHEMA,
-            "command": ["python", "bench/run.py", *args.argv],
-            "directory": str(Path.cwd()),
-            "started": now(),
-            "resumed": [],
-            "expected_s": round(sum(one.expected_s for one in plans), 1),
-            "networks": networks,  # all that were asked for
-            "policies": [policy.name for policy in policies],
-            "data": str(scan.root),
-            "images_unreadable_at_scan": len(scan.unreadable),
-            "load": {name: getattr(options, name) for name in LOAD_FIELDS},
-            "environment": environment,
-        }
-    info["models"] = [one.stored() for one in plans]
+        info = new_info(session, environment)
+    info["models"] = [one.stored() for one in session.plans.values()]
     if not earlier:
-        plan.write_info(out, info)
-    while_writing.enter_context(plan.locked(out))
+        resume.write_info(out, info)
+    while_writing.enter_context(locked(out))
     if earlier:
-        plan.sweep(out)
-        plan.write_info(out, info)
+        remove_parts(out)
+        resume.write_info(out, info)
         records.drop_failures(out)
-    if failed:
-        records.extend(out, failed)
+    if session.failed:
+        records.extend(out, session.failed)
+
+
+def new_info(session: Session, environment: dict[str, Any]) -> dict[str, Any]:
+    """run.json of a new run, without its networks."""
+    from bench import records
+
+    assert session.scan is not None
+    loading = session.resolved.loading
+    return {
+        "schema": records.SCHEMA,
+        "command": ["multicrop-bench", "run", *session.argv],
+        "directory": str(Path.cwd()),
+        "started": now(),
+        "resumed": [],
+        "expected_s": round(sum(one.expected_s for one in session.plans.values()), 1),
+        "networks": [case.label for case in session.cases],  # all that were asked for
+        "policies": [policy.name for policy in cases.policies(session.config.measure)],
+        "data": str(session.scan.root),
+        "images_unreadable_at_scan": len(session.scan.unreadable),
+        "config": to_plain(session.config),
+        "load": {"backend": loading.data_backend, **to_plain(loading)},
+        "environment": environment,
+    }
 
 
 def now() -> str:
@@ -264,77 +330,74 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def run_case(
-    case: cases.ModelCase,
-    one: Plan,
-    out: Path,
-    scan: Scan,
-    options: Options,
-    timeout: float | None,
-    earlier: Run | None,
-    kept: list[Job],
-) -> None:
-    """Score and time one network; what stands in the folder already is not done again. How it fails is recorded."""
+def run_case(session: Session, case: ModelCase) -> None:
+    """Score and time one network; phases that the folder already holds are skipped. A failure is recorded."""
     from bench import records
-    from bench.job import PHASES
+    from bench.measure.accuracy import accuracy_phase, partial_results
+    from bench.measure.throughput import throughput_phase
 
-    stage = "load"
-    done = plan.finished_phases(earlier, records.Setting(**one.setting)) if earlier else set()
-    if done.issuperset(PHASES):
+    plan, processes = session.plans[case.label], session.processes
+    done = resume.finished_phases(session.earlier, records.Setting(**plan.setting)) if session.earlier else set()
+    phases = {"accuracy": accuracy_phase, "throughput": throughput_phase}
+    if done.issuperset(phases):
         return
-    plan.free_memory()  # not at the end: this function's own variables still hold its network there
+    stage = "load"
+    free_memory()  # not at the end: this function's own variables still hold its network there
     try:
-        with options.processes.agreed(), plan.time_limit(timeout):
-            job = kept.pop() if kept else make_job(case, scan, options, one)
+        with processes.agreed(), limits.time_limit(session.config.output.timeout):
+            job = session.kept.pop() if session.kept else load_job(session, case, plan)
             setting = job.setting()
-            plan.require_same_setting(setting, one, options.processes)
-            plan.require_same_real_labels(job.real.file_hash if job.real else None, one)
-            for stage in PHASES:
+            resume.require_same_setting(setting, plan, processes)
+            resume.require_same_real_labels(job.real.file_hash if job.real else None, plan)
+            for stage, phase in phases.items():
                 if stage not in done:
-                    found = list(job.phase(stage, setting, out))
-                    if options.processes.first:
-                        records.extend(out, found)
-            job.tidy(out)
+                    found = list(phase(job, setting, session.out))
+                    if processes.is_main:
+                        records.extend(session.out, found)
+            if processes.is_main:
+                partial_results(job, session.out).remove()
     except Exception as error:
-        if plan.is_fatal(error) or isinstance(error, plan.Different):
+        if limits.is_fatal(error) or isinstance(error, Different):
             raise
         if not isinstance(error, EXPECTED_FAILURES):
             traceback.print_exc()
-        failed = records.FailedModel(case.label, stage, plan.reason(error))
-        say(f"{case.label} failed: {failed.reason}")
-        if options.processes.first:
-            records.extend(out, [failed])
+        failed = records.FailedModel(case.label, stage, with_flags(one_line(error), flag_names()))
+        log.warning("%s failed: %s", case.label, failed.reason)
+        if processes.is_main:
+            records.extend(session.out, [failed])
 
 
 def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
     """How many, and the first of them with the reason."""
     name, reason = failed[0]
-    return f"{len(failed)} images cannot be read; {name}, for one: {reason}"
+    return f"{len(failed)} images cannot be read; {name}, for example: {reason}"
 
 
-def dry_run(args: argparse.Namespace, model_cases: list[cases.ModelCase], policies: list[Policy]) -> int:
+def dry_run(session: Session) -> int:
     """Print the cases and stop. Raises DatasetError for data that are not there."""
     from pipelines.data import dataset
 
-    if args.data is not None:
-        dataset.require(args.data)
-    crops = cases.crop_counts(args.crops, policies)
-    for case in model_cases:
+    config = session.config
+    if config.data.data is not None:
+        dataset.require(config.data.data)
+    wanted = cases.policies(config.measure)
+    for case in session.cases:
         print(case.label)
-        if not args.no_accuracy:
-            print(f"  accuracy, in one pass of {union(policies).total} views: {', '.join(p.name for p in policies)}")
-        if not args.no_throughput:
-            print(f"  throughput at {', '.join(map(str, crops))} crops")
+        if config.measure.accuracy:
+            print(f"  accuracy, in one pass of {union(wanted).total} views: {', '.join(p.name for p in wanted)}")
+        if config.measure.throughput:
+            print(f"  throughput at {', '.join(map(str, cases.crop_counts(config.measure, wanted)))} crops")
     return 0
 
 
-def new_folder(args: argparse.Namespace) -> Path:
+def new_folder(config: RunConfig) -> Path:
     """Where the results go; made only when the run begins. Never a folder that exists."""
-    if args.out:
-        if args.out.exists():
-            raise UserError(f"--out {args.out} exists; results are never written over others: name a new folder")
-        return args.out
-    stem = args.family or "models"
+    out = config.output.out
+    if out:
+        if out.exists():
+            raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+        return out
+    stem = config.network.family or "models"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path("runs") / f"{stem}-{stamp}"
     number = 2
@@ -344,21 +407,24 @@ def new_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def ask_about(expected_s: float, args: argparse.Namespace, scan: Scan) -> None:
-    """Say how long it will take. Raises UserError above half an hour, unless ``--yes``."""
-    say(f"expected to take about {duration(expected_s)}")
-    if expected_s <= ASK_ABOVE_S or args.yes:
+def ask_about(session: Session) -> None:
+    """Say how long the run will take. Raises UserError above half an hour, unless `yes`."""
+    config, scan = session.config, session.scan
+    assert scan is not None
+    expected_s = sum(one.expected_s for one in session.plans.values())
+    log.info("expected to take about %s", duration(expected_s))
+    if expected_s <= ASK_ABOVE_S or config.output.yes:
         return
-    images = min(args.limit or len(scan.table), len(scan.table))
+    images = min(config.data.limit or len(scan.table), len(scan.table))
     fits = max(1, int(images * ASK_ABOVE_S / expected_s * 0.8))
-    command = ["python", "bench/run.py", *args.argv]
+    measure, command = config.measure, ["multicrop-bench", "run", *session.argv]
     shorter = []
-    if not args.no_accuracy:
-        shorter.append([*command, *["--no-throughput"] * (not args.no_throughput), "--limit", str(fits)])
-    if not args.no_throughput:
-        shorter.append([*command, *["--no-accuracy"] * (not args.no_accuracy), "--rounds", "1"])
+    if measure.accuracy:
+        shorter.append([*command, *["--no-throughput"] * measure.throughput, "--limit", str(fits)])
+    if measure.throughput:
+        shorter.append([*command, *["--no-accuracy"] * measure.accuracy, "--rounds", "1"])
     raise UserError(
-        f"this run would take about {duration(expected_s)} on this machine. Add --yes to go on, or run what fits:\n"
+        f"this run would take about {duration(expected_s)} on this machine. Add `yes` to go on, or run a shorter one:\n"
         + "\n".join(f"  {shlex.join(one)}" for one in shorter)
     )
 
@@ -370,71 +436,85 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def write_unreadable(out: Path, scan: Scan, ledgers: Sequence[Ledger]) -> None:
+def write_unreadable(out: Path, scan: Scan, accounts: Sequence[ImageAccounting]) -> None:
     """unreadable.csv: every image that was left out, once."""
-    from bench import records
+    import pandas as pd
 
-    rows = {
-        (name, stage): reason
-        for name, stage, reason in scan.unreadable[["name", "stage", "reason"]].itertuples(index=False)
-    }
-    rows |= {(name, stage): reason for one in ledgers for name, stage, reason in one.failed}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["name", "stage", "reason"])
-    writer.writerows([name, stage, reason] for (name, stage), reason in sorted(rows.items()))
-    records.write_whole(out / "unreadable.csv", text.getvalue())
+    columns = ["name", "stage", "reason"]
+    found = [*scan.unreadable[columns].to_numpy().tolist(), *(failed for one in accounts for failed in one.failed)]
+    rows = {(name, stage): reason for name, stage, reason in found}
+    table = pd.DataFrame([(*key, reason) for key, reason in sorted(rows.items())], columns=columns)
+    write_whole(out / "unreadable.csv", table.to_csv(index=False, lineterminator="\r\n"))
 
 
-def finish(out: Path, args: argparse.Namespace, started: float, scan: Scan) -> int:
+def finish(session: Session) -> int:
     """Summary, figures, table, paths; the last line of standard output is JSON. Returns the exit status."""
     from analysis import console
     from analysis.summary import write_summary
     from bench import records
-    from bench.shards import FOLDER
 
+    out, config = session.out, session.config
+    assert session.scan is not None
     done = records.read_run(out)
     if not done.failed:  # left where a run was killed just before it removed them
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
-    write_unreadable(out, scan, done.ledgers)
+        shutil.rmtree(out / records.PARTIAL_RESULTS, ignore_errors=True)
+    write_unreadable(out, session.scan, done.image_accounts)
     summary = write_summary(out, done.records, done.failed)
-    figures = [] if args.no_figures else draw(out)
-    print(console.text(done.records))
-    for line in console.ledger_lines(done.ledgers) + console.failure_lines(done.failed):
+    figures = draw(out) if config.output.figures else []
+    print(with_flags(console.text(done.records), flag_names()))
+    for line in console.accounting_lines(done.image_accounts) + console.failure_lines(done.failed):
         print(f"\n{line}")
     print("\nwritten:")
-    for path in sorted(path.resolve() for path in out.iterdir()):
+    for path in sorted(path.resolve() for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")
     result = {
         "out": str(out.resolve()),
         "summary": str(summary.resolve()),
         "figures": [str(path) for path in figures],
-        "elapsed_s": round(time.monotonic() - started, 1),
+        "elapsed_s": round(time.monotonic() - session.started_s, 1),
         "models": console.headline(done.records),
-        "images": console.ledger_headline(done.ledgers),
+        "images": console.accounting_headline(done.image_accounts),
         "failed": [{"model": one.label, "stage": one.stage, "reason": one.reason} for one in done.failed],
     }
     print(json.dumps(result))
-    if args.strict and (lost := {name: why for one in done.ledgers for name, _, why in one.failed}):
-        print(f"error: --strict: {unreadable_text(list(lost.items()))}", file=sys.stderr)
-        return UNREADABLE
+    if config.output.strict:
+        lost = {name: why for one in done.image_accounts for name, _, why in one.failed}
+        if lost:
+            tell(f"error: `strict`: {unreadable_text(list(lost.items()))}")
+            return UNREADABLE
     return FAILED if done.failed else 0
 
 
 def draw(out: Path) -> list[Path]:
-    """The figures, by a program of their own: the room of drawing is below this one."""
-    script = ROOT / "analysis" / "make_figures.py"
-    done = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        say(f"the figures could not be drawn: {done.stderr.strip().splitlines()[-1:]}; the numbers are safe")
+    """The run's figures. If they cannot be drawn the numbers are safe: a warning is logged."""
+    try:
+        from analysis.make_figures import main as make_figures
+
+        with quiet_stdout():
+            status = make_figures([str(out)])
+    except Exception as error:
+        log.warning("the figures could not be drawn: %s; the numbers are complete", one_line(error))
+        return []
+    if status:
+        log.warning("the figures could not be drawn (see above); the numbers are complete")
         return []
     return sorted(path.resolve() for path in out.glob("*.png"))
 
 
+@contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Standard output belongs to the run's own table."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()):
+        yield
+
+
 def end(status: int) -> NoReturn:
-    """End the process. One of several goes without the interpreter's own end: there a process whose work was done and
-    written was seen to abort ("terminate called without an active exception", exit status -6, once in some hundred
-    ends), for which torchrun stops the others."""
+    """End the process. One of several ends without the interpreter's own shutdown, in which a process that had finished
+    its work was seen to abort ("terminate called without an active exception", exit status -6, once in some hundred
+    ends); torchrun then stops the others."""
     if "RANK" in os.environ:
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -89,12 +89,13 @@ def draw(data: Data) -> Figure:
     return style.finish(figure, title=title, notes=data.notes, handles=handles, columns=4)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Prints the picture's path. Returns the exit status: 0, or 2 for what the user can mend."""
-    if len(sys.argv) != 2:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
         print(f"usage: python {sys.argv[0]} DIR", file=sys.stderr)
         return 2
-    folder = Path(sys.argv[1])
+    folder = Path(arguments[0])
     try:
         data = read(folder)
     except ValueError as error:

@@ -112,15 +112,15 @@ def panel(metric: str, values: np.ndarray, change: np.ndarray, right: np.ndarray
         n = int(inside.sum())
         if n < FEWEST_IMAGES:
             continue
-        fixed, broken = int((change[inside] > 0).sum()), int((change[inside] < 0).sum())
-        gain_low, gain_high = paired_difference(fixed, broken, int(right[inside].sum()), n)
+        newly_correct, newly_wrong = int((change[inside] > 0).sum()), int((change[inside] < 0).sum())
+        gain_low, gain_high = paired_difference(newly_correct, newly_wrong, int(right[inside].sum()), n)
         rows.append(
             {
                 "low": low,
                 "high": high,
                 "middle": float(np.median(values[inside])),
                 "images": n,
-                "gain": 100 * (fixed - broken) / n,
+                "gain": 100 * (newly_correct - newly_wrong) / n,
                 "gain_low": gain_low,
                 "gain_high": gain_high,
             }

@@ -99,13 +99,13 @@ def level_differences(found: Predictions) -> pd.DataFrame:
             continue
         for policy in counts:
             softmax, other = found.of(policy)[known], found.of(policy, against)[known]
-            fixed, broken = int((softmax & ~other).sum()), int((other & ~softmax).sum())
-            low, high = paired_difference(fixed, broken, int(softmax.sum()), int(known.sum()))
+            newly_correct, newly_wrong = int((softmax & ~other).sum()), int((other & ~softmax).sum())
+            low, high = paired_difference(newly_correct, newly_wrong, int(softmax.sum()), int(known.sum()))
             rows.append(
                 {
                     "n_views": parse_policy(policy).n_views,
                     "against": against,
-                    "difference": 100 * (fixed - broken) / int(known.sum()),
+                    "difference": 100 * (newly_correct - newly_wrong) / int(known.sum()),
                     "low": low,
                     "high": high,
                 }

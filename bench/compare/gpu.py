@@ -337,7 +337,7 @@ def remove(step: Step, out: Path) -> None:
 
 def take_up_tuning(out: Path) -> None:
     """What the step ``tune`` found, where this machine does not know it: it may have been another of the same kind."""
-    from bench.compare.tune import restore
+    from bench.tuned import restore
 
     if (out / "tune" / "tuned.json").is_file():
         restore(out / "tune")
@@ -402,17 +402,24 @@ def archive(out: Path) -> Path:
 # ---- the steps that are no program of their own
 
 
-def _job(args: argparse.Namespace, model: str, *more: str) -> Any:
+def _job(args: argparse.Namespace, model: str, crops: list[int]) -> Any:
     """A job of bench/run.py with random weights on the generated images."""
     from bench import cases
-    from bench.options import parse as parse_run
-    from bench.setup import find_images, make_job, make_options
+    from bench.config import MeasureConfig, NetworkConfig, RunConfig
+    from bench.setup import find_images, make_job, resolve
 
-    small = ["--img-size", "64"] if args.quick else []
-    shared = ["--weights", "random", "--device", args.device, "--no-accuracy", *half(args.device), *small]
-    given = parse_run(["--models", model, *shared, *more])
-    options = make_options(given, "random", cases.policies(crops=[1], named=None))
-    return make_job(cases.model_cases(given, demo=False)[0], find_images(given, options.workers), options)
+    on_gpu = args.device != "cpu"
+    network = NetworkConfig(
+        models=[model],
+        weights="random",
+        device=args.device,
+        amp_dtype="float16" if on_gpu else "float32",
+        channels_last=True if on_gpu else None,
+        torchcompile=on_gpu,
+        img_size=[64] if args.quick else None,
+    )
+    config = resolve(RunConfig(network=network, measure=MeasureConfig(crops=crops, accuracy=False)))
+    return make_job(cases.model_cases(config.network, demo=False)[0], find_images(config), config)
 
 
 def kernels(out: Path, args: argparse.Namespace) -> None:
@@ -422,27 +429,25 @@ def kernels(out: Path, args: argparse.Namespace) -> None:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    from bench.clocks import synchronize
-    from bench.throughput import Bench, Cell
-    from pipelines import backend
+    from bench.measure.clocks import synchronize
+    from bench.measure.throughput import Bench, Measurement
 
     rows = []
     crops = [1, 2] if args.quick else [1, 5, 10, 20]
-    job = _job(args, HEADLINE, "--crops", ",".join(map(str, crops)))
-    options = job.options
-    bench = Bench(backend(options.backend), job.data, job.rows, job.planner, job.config, job.network, options.crops)
+    job = _job(args, HEADLINE, crops)
+    bench = Bench(job, job.rows)
     bench.fill()
     for n in crops:
-        stream = bench.stream(Cell("end_to_end", n))
+        stream = bench.stream(Measurement("end_to_end", n))
         for _ in range(3):
             next(stream)
         activities = [ProfilerActivity.CUDA] if args.device == "cuda" else [ProfilerActivity.CPU]
-        synchronize(options.device)
+        synchronize(job.device)
         with profile(activities=activities) as trace:
             start = time.perf_counter()
             while time.perf_counter() - start < (0.1 if args.quick else 3.0):
                 next(stream)
-            synchronize(options.device)
+            synchronize(job.device)
             wall_us = 1e6 * (time.perf_counter() - start)
         found = kernel_spans(exported(trace))
         share = covered(found) / wall_us if found else None

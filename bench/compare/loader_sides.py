@@ -34,7 +34,7 @@ from pipelines.inputspec import InputSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.clocks import Segment
+    from bench.measure.clocks import Segment
     from pipelines.batch import Backend
     from pipelines.crops import Planner
 
@@ -231,8 +231,8 @@ class Player:
 
     def segment(self, cell: Cell, start: int, seconds: float) -> Took:
         """Time one segment of an endless stream that begins with image ``start``."""
-        from bench.clocks import segment
         from bench.machine import resident_bytes
+        from bench.measure.clocks import segment
 
         images = len(self.job.files)
         rows = np.resize(np.roll(np.arange(images), -start), max(images, STREAM_IMAGES // images * images))

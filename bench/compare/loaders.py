@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,19 +25,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from bench.cases import int_list
 from bench.compare import loader_records as records
 from bench.compare.loader_records import Cell, NotTimed, Ratio, Timed
 from bench.compare.loader_sides import OURS, SIDES, Child, Job, SideFailed, chosen, with_budget
-from bench.setup import UserError, say
+from bench.errors import UserError
+from bench.values import int_list
 from pipelines.baselines import UINT8, Files
 from pipelines.batch import DEFAULT_HW_LOAD
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
 CHECK_LIMIT_S, SEGMENT_LIMIT_S, PATIENCE_S = 180.0, 300.0, 10.0
+log = logging.getLogger(__name__)
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -151,21 +150,21 @@ def make_job(args: argparse.Namespace) -> Job:
 def tuned(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What bench/compare/tune.py stored for our backends and no flag says otherwise. (But prefetch stays as it is: the sides'
     cycles depend on it.)"""
-    from bench.compare.tune import stored
+    from bench.tuned import stored
 
     flags = {"workers": args.workers, "hw_decoder_load": args.hw_load, "cut": None}
     free = [name for name, given in flags.items() if given is None]
     found = {side: {name: value for name, value in stored(side).items() if name in free} for side in OURS}
     for side, values in found.items():
         if values:
-            say(f"{side}: tuned for this machine by bench/compare/tune.py, where no flag says otherwise: {values}")
+            log.info(f"{side}: tuned for this machine by bench/compare/tune.py, where no flag says otherwise: {values}")
     return found
 
 
 def write_info(out: Path, args: argparse.Namespace, job: Job, names: Sequence[str]) -> None:
     """run.json."""
+    from bench.files import write_whole
     from bench.machine import environment
-    from bench.records import write_whole
 
     settings = asdict(replace(job, files=Files(job.files.root, [], job.files.stored[:0])))
     del settings["files"]
@@ -215,9 +214,9 @@ def check_all(
                 break
         if name in children:
             worst = max(error for (side, _), error in errors.items() if side == name)
-            say(f"{SIDES[name].letter} {name}: crops agree with the reference to {worst:.2f} grey levels")
+            log.info(f"{SIDES[name].letter} {name}: crops agree with the reference to {worst:.2f} grey levels")
         else:
-            say(f"{SIDES[name].letter} {name}: not timed: {lines[-1].reason}")  # type: ignore[union-attr]
+            log.info(f"{SIDES[name].letter} {name}: not timed: {lines[-1].reason}")  # type: ignore[union-attr]
     return errors, lines
 
 
@@ -309,7 +308,3 @@ def kept(found: Sequence[records.Summary], args: argparse.Namespace, ours: Seque
                 share = _ratio(ratio.median, ratio.low, ratio.high)
                 lines.append(f"{name}: at {most} crops {share} its rate at {few}, to {output}")
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Do the data backends agree? Windows, pixels and answers, image by image.
 
-    python bench/compare/parity.py --family nfnet                # all demo images, every backend that works here
-    python bench/compare/parity.py --models resnet50.a1_in1k --data imagenet/val --limit 1000
+    multicrop-bench compare parity --family nfnet                # all demo images, every backend that works here
+    multicrop-bench compare parity --models resnet50.a1_in1k --data imagenet/val --limit 1000
 
 For each backend: every crop against the NumPy slice of the backend's own resized frame (must be equal), every frame
 against PIL's decoding and a float32 torchvision resize, and, for each pair, frames and per-image top-1. Flags are those
@@ -11,27 +11,26 @@ differ or top-1 agrees for fewer than 99 % of the images.
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-if not __package__:  # run as a script: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 
-from bench import cases
-from bench.options import parse
-from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
+from bench import cases, logs
+from bench.errors import UserError, with_flags
+from bench.options import CommandLine, build_parser, flag_names, parse
+from bench.setup import find_images, make_job, resolve
 from pipelines import BACKENDS
 
 if TYPE_CHECKING:
     from bench.job import Job
 
+log = logging.getLogger(__name__)
+NOT_HERE = ("accuracy", "throughput", "dry_run", "resume", "rounds", "round_seconds", "num_warm_iter", "yes", "figures")
 MIN_AGREEMENT = 0.99
 FRAME_BATCH = 64  # images whose frames are held at a time
 
@@ -47,37 +46,37 @@ class Frames:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a report and, as the last line, JSON."""
-    args = parse(argv)
+    line = parse(argv, build_parser("multicrop-bench compare parity", __doc__, epilog=None, leave_out=NOT_HERE))
+    logs.set_up(line.config.output.verbose, line.config.output.quiet)
     try:
-        return report(args)
+        return report(line)
     except (UserError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_flags(str(error), flag_names())}", file=sys.stderr)
         return 2
 
 
-def report(args: argparse.Namespace) -> int:
+def report(line: CommandLine) -> int:
     """Compare on the first of the named networks."""
-    from bench.records import write_whole
+    from bench.files import write_whole
     from pipelines import unusable
     from pipelines.backends import reference
 
-    if args.out and args.out.exists():
-        raise UserError(f"--out {args.out} exists; results are never written over others: name a new folder")
-    policies = cases.policies(crops=args.crops, named=args.policies)
-    weights = default_weights(args)
-    case = cases.model_cases(args, demo=weights == "demo")[0]
-    options = make_options(args, weights, policies)
-    job = make_job(case, find_images(args, options.workers), options)
+    out = line.config.output.out
+    if out and out.exists():
+        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    config = resolve(line.config)
+    case = cases.model_cases(config.network, demo=config.network.weights == "demo")[0]
+    job = make_job(case, find_images(config), config)
     why_not = {name: unusable(name) for name in BACKENDS}
     names = [name for name, reason in why_not.items() if reason is None]
     for name, reason in why_not.items():
         if reason:
-            say(f"not compared: {name}: {reason}")
-    planner = job.planner(*policies)
-    sources = {name: job.make_backend(name, planner, job.config(job.views.total)) for name in names}
+            log.info("not compared: %s: %s", name, reason)
+    planner = job.planner(*job.policies)
+    sources = {name: job.make_backend(planner, job.load_config(job.views.total), name) for name in names}
     result: dict[str, object] = {"model": case.label, "images": len(job.rows)}
     for name, source in sources.items():
-        say(f"{name}: every window against NumPy slices of its frames ...")
+        log.info("%s: every window against NumPy slices of its frames ...", name)
         reference.check(source, job.data, planner, job.rows)
         print(f"{name}: all {len(job.rows)} images x {job.views.total} windows are the planned ones, bit for bit")
     frames = compare_frames(job, sources, planner)
@@ -89,9 +88,9 @@ def report(args: argparse.Namespace) -> int:
         low = min(shares, key=lambda policy: shares[policy])
         print(f"top-1 {pair}: the same for {100 * shares['CC']:.2f} % at CC; least {100 * shares[low]:.2f} % at {low}")
     result["top1_agreement"] = agreement
-    if args.out:
-        args.out.mkdir(parents=True)
-        write_whole(args.out / "parity.json", json.dumps({**result, "hw_load": options.hw_load}) + "\n")
+    if out:
+        out.mkdir(parents=True)
+        write_whole(out / "parity.json", json.dumps({**result, "hw_load": config.loading.hw_load}) + "\n")
     print(json.dumps(result))
     return int(any(share < MIN_AGREEMENT for shares in agreement.values() for share in shares.values()))
 
@@ -117,26 +116,17 @@ def compare_frames(job: Job, sources: dict, planner: object) -> dict[str, Frames
 
 def compare_answers(job: Job, sources: dict) -> dict[str, dict[str, float]]:
     """For each pair of backends and each policy (softmax level), the share of images with the same top-1."""
-    from bench import accuracy
+    from bench.measure.scoring import evaluate
 
-    labels = job.data.table["label"].to_numpy(np.int64)
     answers = {}
     for name, source in sources.items():
-        say(f"{name}: predictions ...")
-        predictions = accuracy.evaluate(
-            source, job.network, job.rows, labels, job.views, job.options.policies, job.left_out
-        )
+        log.info("%s: predictions ...", name)
+        predictions = evaluate(source, job.network, job.rows, job.scoring())
         softmax = predictions.top1[predictions.levels.index("softmax")]
         answers[name] = {row: softmax[:, i] for i, row in enumerate(predictions.rows.tolist())}
     shares: dict[str, dict[str, float]] = {}
     for a, b in combinations(answers, 2):
         both = [row for row in answers[a] if row in answers[b]]
         same = np.mean([answers[a][row] == answers[b][row] for row in both], axis=0)
-        shares[f"{a} - {b}"] = {
-            policy.name: float(share) for policy, share in zip(job.options.policies, same, strict=True)
-        }
+        shares[f"{a} - {b}"] = {policy.name: float(share) for policy, share in zip(job.policies, same, strict=True)}
     return shares
-
-
-if __name__ == "__main__":
-    sys.exit(main())

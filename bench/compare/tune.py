@@ -24,13 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from bench import tuned
 
 if TYPE_CHECKING:
     from pipelines.batch import LoadConfig
 
-FILE = "tuned.json"
 FIELDS = ("workers", "prefetch", "hw_decoder_load", "cut")  # of LoadConfig
 CUT_CROPS = 20  # at least, when operators that cut are compared: one crop would hardly tell them apart
 HW_LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 1.0)
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bench.machine import usable_cores
-    from pipelines import backend, choose
+    from pipelines.backends import BACKENDS, backend, choose
     from pipelines.batch import LoadConfig, default_batch_images
     from pipelines.crops import Planner, parse_policy, union
     from pipelines.data import dataset, demo
@@ -89,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
     cores = usable_cores()
     data = unlabelled(dataset.scan(args.data or demo.ensure("val"), workers=cores), "not needed")
     spec = InputSpec(S=int(args.img_size / args.crop_pct), K=args.img_size)
-    gpu = name == "dali-gpu"
+    gpu = BACKENDS[name].on_gpu
     cuts = right_cuts() if gpu else [None]
     best = LoadConfig(workers=cores, cut=cuts[0])
     rows = np.resize(np.arange(len(data)), max(len(data), 100_000))
 
     def rate(config: LoadConfig, crops: int) -> float:
-        from bench.clocks import segment
+        from bench.measure.clocks import segment
 
         planner = Planner(spec, union([parse_policy(f"{crops}RC")]))
         config = replace(config, batch_images=default_batch_images(crops, spec.K, gpu=gpu))
@@ -114,12 +112,12 @@ def run(args: argparse.Namespace) -> int:
         measured += [{"backend": name, "crops": crops, **row} for row in found]
     kept = {field: value for field in FIELDS if (value := getattr(best, field)) is not None}
     if args.out:
-        write(args.out, measured, {key(name): kept})
+        write(args.out, measured, {tuned.key(name): kept})
     if args.no_store:
         print(f"best for {name} on this machine, not stored: {kept}")
         return 0
-    store(name, kept)
-    print(f"stored for {name} on this machine: {kept} ({path()})")
+    tuned.store(name, kept)
+    print(f"stored for {name} on this machine: {kept} ({tuned.path()})")
     return 0
 
 
@@ -163,68 +161,13 @@ def better(
     return max(faster, key=lambda config: sorted(rates[config])[rounds // 2], default=best), rows
 
 
-def path() -> Path:
-    from pipelines.data.dataset import cache_folder
-
-    return cache_folder() / FILE
-
-
-def _all() -> dict[str, dict[str, Any]]:
-    try:
-        found = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: what it held is measured again
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def key(backend_name: str) -> str:
-    from bench.machine import machine_id
-
-    return f"{machine_id()} {backend_name}"
-
-
-def stored(backend_name: str) -> dict[str, Any]:
-    """What was found for a backend on this machine: some of FIELDS, or nothing."""
-    from pipelines.batch import CUT_NAMES
-
-    found = _all().get(key(backend_name), {})
-    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_decoder_load": (0, 1)}
-    kept = {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
-    return kept | ({"cut": found["cut"]} if found.get("cut") in CUT_NAMES else {})
-
-
-def _is_between(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def store(backend_name: str, kept: dict[str, Any]) -> None:
-    """Written whole or not at all."""
-    _add({key(backend_name): kept})
-
-
-def restore(folder: Path) -> None:
-    """Take up what ``--out`` wrote, where this machine's cache has nothing of the kind: it may have been lost since."""
-    _add({**json.loads((folder / FILE).read_text(encoding="utf-8")), **_all()})
-
-
-def _add(found: dict[str, dict[str, Any]]) -> None:
-    from bench.records import write_whole
-
-    path().parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path(), json.dumps({**_all(), **found}, indent=1) + "\n")
-
-
 def write(out: Path, rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
     """tune.csv and tuned.json."""
-    from bench.records import write_whole
+    from bench.files import write_whole
 
     out.mkdir(parents=True)
     with (out / "tune.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    write_whole(out / FILE, json.dumps(kept, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_whole(out / tuned.FILE, json.dumps(kept, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """What the last layers see at each test resolution, and whether mapping it back helps (FixRes Sections 3.2, 4.2, A).
 
-    python bench/experiments/activations.py --family resnet --img-size 48:160:16          # the demo network, on the demo data
-    python bench/experiments/activations.py --models resnet:50 --img-size 64,224,448 --data imagenet/val --fit-data imagenet/train
+    multicrop-bench activations --family resnet --img-size 48:160:16          # the demo network, on the demo data
+    multicrop-bench activations --models resnet:50 --img-size 64,224,448 --data imagenet/val --fit-data imagenet/train
 
 Statistics are of the centre crops of ``--fit-data`` (the paper: training images; the demo: its training set), accuracy
 is of ``--data``: as it is, and with both parametric adaptations to the resolution of training. Writes
@@ -11,10 +11,9 @@ is of ``--data``: as it is, and with both parametric adaptations to the resoluti
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import subprocess
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -22,20 +21,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 import numpy as np
 
-from bench import cases, options
-from bench.setup import UserError, default_weights, find_images, make_job, make_options, say
-from pipelines.crops import parse_policy
+from bench import cases, logs
+from bench.config import DataConfig, RunConfig
+from bench.errors import UserError, with_flags
+from bench.options import CommandLine, build_parser, flag_names
+from bench.options import parse as parse_options
+from bench.setup import find_images, make_job, resolve
+from bench.values import positive
 
 if TYPE_CHECKING:
     from bench.job import Job
     from models.fixres.activations import Statistics
 
-ROOT = Path(__file__).resolve().parents[2]
+log = logging.getLogger(__name__)
+NOT_HERE = (
+    "adapt",
+    "accuracy",
+    "throughput",
+    "dry_run",
+    "resume",
+    "yes",
+    "crops",
+    "policies",
+    "rounds",
+    "round_seconds",
+)
 ADAPTATIONS = ("frechet", "gaussian")
 CURVE_POINTS = 200  # of each distribution
 HIGHEST = 0.999  # the curves end where this share of the values of training lies below
@@ -51,93 +63,91 @@ class Scored:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    args = parse(list(sys.argv[1:] if argv is None else argv))
+    line = parse(argv)
+    logs.set_up(line.config.output.verbose, line.config.output.quiet)
     try:
-        return run(args)
+        return run(line, list(sys.argv[1:] if argv is None else argv))
     except (UserError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_flags(str(error), flag_names())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """This program's options and bench/run.py's in one."""
-    parser = argparse.ArgumentParser(
-        prog="bench/experiments/activations.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parse(argv: Sequence[str] | None) -> CommandLine:
+    """The run's options, and those of the fit."""
+    parser = build_parser("multicrop-bench activations", __doc__, epilog=None, leave_out=NOT_HERE)
     parser.add_argument("--fit-data", type=Path, metavar="DIR", help="images of the statistics (default: see above)")
-    parser.add_argument("--fit-images", type=int, default=2000, metavar="N", help="at most so many (default: 2000)")
-    own, rest = parser.parse_known_args(argv)
-    shared = options.parse(rest)
-    if not shared.img_size:
+    parser.add_argument(
+        "--fit-images", type=positive, default=2000, metavar="N", help="at most so many (default: 2000)"
+    )
+    line = parse_options(argv, parser)
+    if not line.config.network.img_size:
         parser.error("--img-size LIST is needed: the test resolutions, such as 48:160:16")
-    if own.fit_images < 1:
-        parser.error(f"--fit-images {own.fit_images} must be 1 or more")
-    if shared.adapt:
-        parser.error("--adapt is a flag of bench/run.py: here both adaptations are tried")
-    return argparse.Namespace(**{**vars(shared), **vars(own), "argv": argv})
+    return line
 
 
-def run(args: argparse.Namespace) -> int:
+def run(line: CommandLine, argv: list[str]) -> int:
     """Statistics at every size, the fits, the accuracies; then the files, the table and the figure."""
     started = time.monotonic()
-    weights = default_weights(args)
-    out = args.out or Path("runs") / time.strftime("activations-%Y%m%d-%H%M%S")
+    asked = line.config
+    out = asked.output.out or Path("runs") / time.strftime("activations-%Y%m%d-%H%M%S")
     if out.exists():
-        raise UserError(f"--out {out} exists; results are never written over others: name a new folder")
-    sizes = args.img_size
-    args.img_size = None
-    found = cases.model_cases(args, demo=weights == "demo")
+        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    log.info("loading torch, timm and the data backend ...")
+    network = replace(asked.network, img_size=None)
+    config = resolve(replace(asked, network=network, measure=replace(asked.measure, crops=None, policies="CC")))
+    found = cases.model_cases(config.network, demo=config.network.weights == "demo")
     if len(found) != 1:
         raise UserError(f"one network at a time, not {len(found)}: {', '.join(case.label for case in found)}")
-    say("loading torch, timm and the data backend ...")
-    setting = make_options(args, weights, [parse_policy("CC")])
-    scan = find_images(args, setting.workers)
-    own = make_job(found[0], scan, setting)
-    train_K = trained_at(own, args.train_size)
-    jobs = {K: make_job(replace(found[0], img_size=K), scan, setting) for K in sorted({*sizes, train_K})}
-    measured = {K: statistics_of(job, args) for K, job in jobs.items()}
-    rows = [row(job, measured[K], measured[train_K], scan_name(args)) for K, job in jobs.items()]
+    scan = find_images(config)
+    own = make_job(found[0], scan, config)
+    train_K = trained_at(own)
+    sizes = sorted({*(asked.network.img_size or []), train_K})
+    jobs = {K: make_job(replace(found[0], img_size=K), scan, config) for K in sizes}
+    measured = {K: statistics_of(job, line) for K, job in jobs.items()}
+    rows = [row(job, measured[K], measured[train_K], scan_name(line)) for K, job in jobs.items()]
     out.mkdir(parents=True)
-    write(out, args, own, train_K, measured, rows)
+    write(out, argv, own, train_K, measured, rows)
     print(table(rows, train_K))
-    print("\nwritten:", *(f"  {path.resolve()}" for path in [*sorted(out.iterdir()), *draw(out, args)]), sep="\n")
+    figures = draw(out) if asked.output.figures else []
+    print("\nwritten:", *(f"  {path.resolve()}" for path in [*sorted(out.iterdir()), *figures]), sep="\n")
     print(json.dumps({"out": str(out.resolve()), "elapsed_s": round(time.monotonic() - started, 1), "rows": rows}))
     return 0
 
 
-def trained_at(job: Job, given: int | None) -> int:
-    """The reference size. Raises UserError where neither the weights nor ``--train-size`` say it."""
+def trained_at(job: Job) -> int:
+    """The reference size. Raises UserError where neither the weights nor `train_size` say it."""
     from bench.job import sizes
 
-    K = given or sizes(job.classifier)["train_K"]
+    K = job.config.network.train_size or sizes(job.classifier)["train_K"]
     if K is None:
-        raise UserError(f"nothing says at which size {job.classifier.name} was trained: add --train-size K")
+        raise UserError(f"nothing says at which size {job.classifier.name} was trained: add `train_size`")
     return K
 
 
-def scan_name(args: argparse.Namespace) -> str:
-    return "the demo's training set" if args.fit_data is None and args.data is None else str(args.fit_data or args.data)
+def scan_name(line: CommandLine) -> str:
+    named = line.own["fit_data"] or line.config.data.data
+    return "the demo's training set" if named is None else str(named)
 
 
-def statistics_of(job: Job, args: argparse.Namespace) -> Statistics:
+def statistics_of(job: Job, line: CommandLine) -> Statistics:
     """Of the images of ``--fit-data``; of the demo's training set; else of ``--data`` itself (no labels are used)."""
-    from bench.adapt import statistics
     from bench.job import Job
+    from bench.measure.adapt import statistics
     from pipelines.data import dataset, demo
 
-    say(f"activations at {job.classifier.spec.K} pixels ...")
-    root = demo.ensure("train") if args.fit_data is None and args.data is None else args.fit_data
-    if root is None:
-        return statistics(job, args.fit_images)
-    fitted = replace(job.options, score=False, limit=args.fit_images, labels_file=None, class_map=None)
-    scan = dataset.scan(root, workers=job.options.workers)
-    return statistics(Job(job.case, scan, fitted), args.fit_images)
+    log.info("activations at %d pixels ...", job.classifier.spec.K)
+    fit_data, images = line.own["fit_data"], line.own["fit_images"]
+    if fit_data is None and line.config.data.data is not None:
+        return statistics(job, images)
+    root = fit_data or demo.ensure("train")
+    config: RunConfig = job.config
+    data = DataConfig(data=root, limit=images, seed=config.data.seed)
+    fitted = replace(config, data=data, measure=replace(config.measure, accuracy=False, throughput=True))
+    scan = dataset.scan(root, workers=config.loading.workers or 1)
+    return statistics(Job(job.case, scan, fitted), images)
 
 
 def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[s
     from models.fixres.activations import ADAPTATIONS as FITS
     from models.fixres.activations import NotAdaptable, attach
 
-    say(f"accuracy at {here.K} pixels ...")
+    log.info("accuracy at %d pixels ...", here.K)
     plain = score(job)
     images, right = len(plain.right), int(plain.right.sum())
     low, high = wilson(right, images)
@@ -171,11 +181,14 @@ def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[s
         else:
             adapted = score(job)
             detach()
-            fixed, broken = int((adapted.right & ~plain.right).sum()), int((plain.right & ~adapted.right).sum())
-            ends = paired_difference(fixed, broken, int(adapted.right.sum()), images)
+            newly_correct, newly_wrong = (
+                int((adapted.right & ~plain.right).sum()),
+                int((plain.right & ~adapted.right).sum()),
+            )
+            ends = paired_difference(newly_correct, newly_wrong, int(adapted.right.sum()), images)
             values |= {
                 "top1": 100 * float(adapted.right.mean()),
-                "gain": 100 * (fixed - broken) / images,
+                "gain": 100 * (newly_correct - newly_wrong) / images,
                 "gain_low": ends[0],
                 "gain_high": ends[1],
             }
@@ -185,23 +198,14 @@ def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[s
 
 def score(job: Job) -> Scored:
     """The centre crop of every labelled image."""
-    from bench import accuracy
-    from models.predict import Network
+    from bench.measure.scoring import evaluate
 
     if reason := job.why_no_accuracy:
         raise UserError(f"accuracy cannot be scored: {reason}")
-    options = job.options
-    network = Network(
-        job.classifier,
-        chunk=job.batch_size,
-        device=options.device,
-        amp_dtype=options.amp_dtype,
-        channels_last=options.channels_last,
-    )
-    source = job.make_backend(options.backend, job.planner(*options.policies), job.config(1))
-    labels = job.data.table["label"].to_numpy(np.int64)
+    network = job.make_network(job.batch_size)
+    source = job.make_backend(job.planner(*job.policies), job.load_config(1))
     try:
-        found = accuracy.evaluate(source, network, job.rows, labels, job.views, options.policies, job.left_out)
+        found = evaluate(source, network, job.rows, job.scoring())
     finally:
         source.close()
     level = found.levels.index("logit")
@@ -211,7 +215,7 @@ def score(job: Job) -> Scored:
 
 def write(
     out: Path,
-    args: argparse.Namespace,
+    argv: list[str],
     job: Job,
     train_K: int,
     measured: dict[int, Statistics],
@@ -219,7 +223,7 @@ def write(
 ) -> None:
     """activations.csv and activations.json."""
     from bench import machine
-    from bench.records import write_whole
+    from bench.files import write_whole
 
     with (out / "activations.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -228,7 +232,7 @@ def write(
     top = highest(measured[train_K])
     points = np.linspace(0, top, CURVE_POINTS)
     info = {
-        "command": ["python", "bench/experiments/activations.py", *args.argv],
+        "command": ["multicrop-bench", "activations", *argv],
         "model": job.classifier.name,
         "weights": job.classifier.weights,
         "weight_hash": job.classifier.weight_hash,
@@ -269,17 +273,13 @@ def table(rows: Sequence[dict[str, Any]], train_K: int) -> str:
     )
 
 
-def draw(out: Path, args: argparse.Namespace) -> list[Path]:
-    """The figure, by a program of its own."""
-    if args.no_figures:
-        return []
-    script = ROOT / "analysis" / "figures" / "activations.py"
-    done = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        say(f"the figure could not be drawn: {done.stderr.strip().splitlines()[-1:]}; the numbers are safe")
+def draw(out: Path) -> list[Path]:
+    """The figure. If it cannot be drawn the numbers are safe: a warning is logged."""
+    from analysis.figures import activations as figure
+
+    try:
+        figure.main([str(out)])
+    except Exception as error:
+        log.warning("the figure could not be drawn: %s; the numbers are complete", error)
         return []
     return [out / "activations.png"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -29,13 +30,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 import numpy as np
 
-from bench.cases import int_list
-from bench.setup import UserError, say
+from bench.errors import UserError
+from bench.values import int_list
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from pipelines.data.dataset import Dataset
     from pipelines.inputspec import InputSpec
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = {"train": "RandomResizedCrop", "fixed": "random crop of a fixed size"}  # augmentation -> words
 ABOUT = (
@@ -134,7 +133,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One network at one test size. ``fixed``, ``broken``: images that the adaptation put right, and wrong."""
+    """One network at one test size. ``newly_correct``, ``newly_wrong``: images that the adaptation changed."""
 
     family: str
     crop: str  # words of CROPS
@@ -144,20 +143,20 @@ class Row:
     adaptation: str  # none, or classifier+bn
     images: int
     top1_correct: int
-    fixed: int
-    broken: int
+    newly_correct: int
+    newly_wrong: int
 
     def derived(self) -> dict[str, float]:
         """Percent and points, with 95 % intervals (Wilson; Newcombe for the paired gain over no adaptation)."""
         from analysis.stats import paired_difference, wilson
 
         low, high = wilson(self.top1_correct, self.images)
-        gain_low, gain_high = paired_difference(self.fixed, self.broken, self.top1_correct, self.images)
+        gain_low, gain_high = paired_difference(self.newly_correct, self.newly_wrong, self.top1_correct, self.images)
         return {
             "top1": 100 * self.top1_correct / self.images,
             "top1_low": low,
             "top1_high": high,
-            "gain": 100 * (self.fixed - self.broken) / self.images,
+            "gain": 100 * (self.newly_correct - self.newly_wrong) / self.images,
             "gain_low": gain_low,
             "gain_high": gain_high,
         }
@@ -188,7 +187,7 @@ class Held:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, score what is missing, write, draw."""
-    say("loading torch, timm and the data backend ...")
+    log.info("loading torch, timm and the data backend ...")
     started = time.monotonic()
     settings = {
         name: value
@@ -242,7 +241,7 @@ def choose_backend(args: argparse.Namespace) -> str:
         name, why = pipelines.choose(args.data_backend, device="cpu")
     except RuntimeError as error:
         raise UserError(str(error)) from error
-    say(why)
+    log.info(why)
     return name
 
 
@@ -299,7 +298,7 @@ def train(args: argparse.Namespace, trained: Trained, data: Dataset, make: MakeB
     from torch.nn import functional
     from torch.optim.lr_scheduler import OneCycleLR
 
-    from bench.records import write_whole
+    from bench.files import write_whole
     from models.classifier import Normalize
     from models.demo import train as demo_train
     from models.fixres import finetune
@@ -320,7 +319,7 @@ def train(args: argparse.Namespace, trained: Trained, data: Dataset, make: MakeB
     steps = epochs * (len(data) // batch_size)
     peak = demo_train.RECIPES[args.family]["peak_lr"]
     schedule = OneCycleLR(optimizer, max_lr=peak, total_steps=steps, pct_start=0.1, div_factor=10)
-    log = []
+    epochs_log = []
     for epoch in range(epochs):
         start, losses = time.perf_counter(), []
         order = finetune.epoch_order(args.seed, epoch, len(data))
@@ -335,10 +334,14 @@ def train(args: argparse.Namespace, trained: Trained, data: Dataset, make: MakeB
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        log.append({"epoch": epoch, "loss": float(np.mean(losses)), "wall_s": round(time.perf_counter() - start, 2)})
-        say(f"{trained.name}: epoch {epoch + 1}/{epochs}, loss {log[-1]['loss']:.3f}, {log[-1]['wall_s']:.0f} s")
+        epochs_log.append(
+            {"epoch": epoch, "loss": float(np.mean(losses)), "wall_s": round(time.perf_counter() - start, 2)}
+        )
+        log.info(
+            f"{trained.name}: epoch {epoch + 1}/{epochs}, loss {epochs_log[-1]['loss']:.3f}, {epochs_log[-1]['wall_s']:.0f} s"
+        )
     crops.close()
-    write_whole(weights_path(args.out, trained).with_suffix(".json"), json.dumps(log) + "\n")
+    write_whole(weights_path(args.out, trained).with_suffix(".json"), json.dumps(epochs_log) + "\n")
     finetune.save_weights(net, weights_path(args.out, trained))  # last: it marks a network that is done
 
 
@@ -396,7 +399,7 @@ def score_at(args: argparse.Namespace, K: int, networks: list[Trained], sets: Se
         entry = {"network": trained.name, "test_res": K, "rows": [asdict(row) for row in rows], "fine_tuning": epochs}
         with (args.out / "scored.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        say(f"{trained.name} at {K}: {100 * before.mean():.1f} %, adapted {100 * after.mean():.1f} %")
+        log.info(f"{trained.name} at {K}: {100 * before.mean():.1f} %, adapted {100 * after.mean():.1f} %")
 
 
 CHUNK = 64  # crops per run of a network
@@ -443,7 +446,7 @@ def right(classifier: Any, crops: torch.Tensor, labels: torch.Tensor) -> np.ndar
 def finish(args: argparse.Namespace, elapsed_s: float) -> int:
     """results.csv, results.json, the figure, a table; the last line of standard output is JSON."""
     from bench import machine
-    from bench.records import write_whole
+    from bench.files import write_whole
 
     log = read_log(args.out)
     rows = sorted(
@@ -527,10 +530,6 @@ def draw(out: Path) -> list[str]:
     script = ROOT / "analysis" / "figures" / "train_low_test_high.py"
     done = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, text=True, check=False)
     if done.returncode:
-        say(f"the figure could not be drawn: {done.stderr.strip().splitlines()[-1:]}; the numbers are safe")
+        log.info(f"the figure could not be drawn: {done.stderr.strip().splitlines()[-1:]}; the numbers are safe")
         return []
     return done.stdout.split("\n")[:-1]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,15 +9,10 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import InterpolationMode, resize
 
+from pipelines.backends import BACKENDS
 from pipelines.batch import Backend, Source
 from pipelines.crops import Planner, cut
 from pipelines.data.decode import READS, complaint, decode
-
-# The mean absolute difference, grey levels, that one resized frame may have from this one. Wrong filters, sizes or
-# rotations give 0.7 and more. dali-cpu resizes in float too and differs in border pixels (0.003 in the mean on
-# 256-pixel photographs, more on small or noisy frames); torchvision's uint8 kernel quantises between its two passes
-# (0.16); a GPU decodes with another IDCT and other chroma filters.
-TOLERANCE_LEVELS = {"dali-cpu": 0.1, "torchvision": 0.4, "dali-gpu": 1.5}
 
 
 def resize_frame(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
@@ -42,7 +37,7 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     """Compare a backend with the reference on a few images; returns the worst mean difference of a frame, grey levels.
 
     Windows must be exact (each crop equals the NumPy slice of the backend's own frame); frames must be within
-    ``TOLERANCE_LEVELS``. Raises WrongPixels, naming the image. Unreadable rows are passed over.
+    the backend's ``tolerance_levels``. Raises WrongPixels, naming the image. Unreadable rows are passed over.
     """
     frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
     if not frames[0]:
@@ -86,7 +81,7 @@ def _check_frames(backend: Backend, source: Source, planner: Planner, g: int, fr
                 f"{backend.name}: {name} was resized to {got.shape[:2]}, planned was {expected.shape[:2]}"
             )
         difference = float(np.abs(got.astype(np.int16) - expected.astype(np.int16)).mean())
-        if difference > (most := TOLERANCE_LEVELS[backend.name]):
+        if difference > (most := BACKENDS[backend.name].tolerance_levels):
             raise WrongPixels(
                 f"{backend.name}: the resized frame of {name} differs from the reference by {difference:.3f} grey "
                 f"levels in the mean; at most {most} is allowed"

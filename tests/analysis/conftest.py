@@ -41,15 +41,26 @@ class Maker:
         setting: Setting,
         policy: str,
         correct: int,
-        fixed: int,
-        broken: int,
+        newly_correct: int,
+        newly_wrong: int,
         *,
         level: str = "softmax",
         images: int = 1000,
     ) -> Accuracy:
         views = parse_policy(policy).n_views
         return Accuracy(
-            setting, policy, views, level, images, 0, correct, min(images, correct + 50), 1.0, fixed, broken, views
+            setting,
+            policy,
+            views,
+            level,
+            images,
+            0,
+            correct,
+            min(images, correct + 50),
+            1.0,
+            newly_correct,
+            newly_wrong,
+            views,
         )
 
     def curve(self, setting: Setting, *, level: str = "softmax") -> list[Record]:

@@ -46,9 +46,9 @@ def scored(maker):
         for p, policy in enumerate(policies):
             for i, level in enumerate(levels):
                 own, centre = right[i, p], right[i, policies.index("CC")]
-                fixed, broken = int((own & ~centre).sum()), int((centre & ~own).sum())
+                newly_correct, newly_wrong = int((own & ~centre).sum()), int((centre & ~own).sum())
                 record = maker.accuracy(
-                    setting, policy, int(own.sum()), fixed, broken, level=level, images=int(known.sum())
+                    setting, policy, int(own.sum()), newly_correct, newly_wrong, level=level, images=int(known.sum())
                 )
                 views = (mean_views or {}).get(policy)
                 records.append(replace(record, mean_views=views))
@@ -69,10 +69,10 @@ def judged(*runs):
     return verdicts.findings
 
 
-def mcnemar_by_hand(fixed, broken):
+def mcnemar_by_hand(newly_correct, newly_wrong):
     """Twice the smaller tail of a fair coin, written out."""
-    m = fixed + broken
-    tail = sum(math.comb(m, k) for k in range(min(fixed, broken) + 1)) / 2**m
+    m = newly_correct + newly_wrong
+    tail = sum(math.comb(m, k) for k in range(min(newly_correct, newly_wrong) + 1)) / 2**m
     return min(1.0, 2 * tail)
 
 
@@ -94,10 +94,10 @@ def test_sign_flip_counts_every_change_of_sign(differences):
     assert claim_tests.sign_flip(np.array(differences)) == pytest.approx(sign_flips_by_hand(differences), abs=1e-12)
 
 
-@pytest.mark.parametrize(("fixed", "broken"), [(12, 1), (3, 9), (5, 5), (40, 22), (0, 3)])
-def test_sign_flip_of_one_comparison_is_mcnemars_test(fixed, broken):
-    differences = np.array([1] * fixed + [-1] * broken + [0] * 17)
-    assert claim_tests.sign_flip(differences) == pytest.approx(mcnemar_by_hand(fixed, broken))
+@pytest.mark.parametrize(("newly_correct", "newly_wrong"), [(12, 1), (3, 9), (5, 5), (40, 22), (0, 3)])
+def test_sign_flip_of_one_comparison_is_mcnemars_test(newly_correct, newly_wrong):
+    differences = np.array([1] * newly_correct + [-1] * newly_wrong + [0] * 17)
+    assert claim_tests.sign_flip(differences) == pytest.approx(mcnemar_by_hand(newly_correct, newly_wrong))
 
 
 def test_sign_flip_of_many_images_agrees_with_the_normal_distribution():

@@ -21,8 +21,10 @@ SETTING = Setting(
 def accuracy(
     policy: str, n_views: int, correct: int, *, level: str = "softmax", setting: Setting = SETTING
 ) -> Accuracy:
-    fixed, broken = (0, 0) if policy == "CC" else (correct - 700 + 30, 30)
-    return Accuracy(setting, policy, n_views, level, 1000, 2, correct, 900, 1.25, fixed, broken, float(n_views))
+    newly_correct, newly_wrong = (0, 0) if policy == "CC" else (correct - 700 + 30, 30)
+    return Accuracy(
+        setting, policy, n_views, level, 1000, 2, correct, 900, 1.25, newly_correct, newly_wrong, float(n_views)
+    )
 
 
 def rates(stage: str, crops: int | None, *per_second: float, setting: Setting = SETTING) -> Throughput:

@@ -55,9 +55,9 @@ def test_each_way_is_compared_image_by_image(make):
     ]  # fmt: skip
     for row in frame.to_dict("records"):
         right, base = ours[128]["CC"] == 0, theirs[row["K_other"]][row["policy"]] == 0
-        fixed, broken = int((right & ~base).sum()), int((base & ~right).sum())
-        assert row["difference"] == pytest.approx(100 * (fixed - broken) / B)
-        assert (row["low"], row["high"]) == paired_difference(fixed, broken, int(right.sum()), B)
+        newly_correct, newly_wrong = int((right & ~base).sum()), int((base & ~right).sum())
+        assert row["difference"] == pytest.approx(100 * (newly_correct - newly_wrong) / B)
+        assert (row["low"], row["high"]) == paired_difference(newly_correct, newly_wrong, int(right.sum()), B)
         assert row["cost_ratio"] == pytest.approx((128 / row["K_other"]) ** 2 / (2 if "RC" in row["policy"] else 1))
 
 

@@ -30,8 +30,8 @@ class Made:
         self.setting, self.run, self.absent = maker.setting, maker.run, maker.absent
         self.maker, self.RESNET18 = maker, maker.setting()
 
-    def accuracy(self, setting, policy, level, correct, images, *, fixed=0, broken=0, **more) -> Accuracy:
-        record = self.maker.accuracy(setting, policy, correct, fixed, broken, level=level, images=images)
+    def accuracy(self, setting, policy, level, correct, images, *, newly_correct=0, newly_wrong=0, **more) -> Accuracy:
+        record = self.maker.accuracy(setting, policy, correct, newly_correct, newly_wrong, level=level, images=images)
         return replace(record, **more)
 
 
@@ -292,7 +292,7 @@ def demo_run(make, name="d"):
     setting = make.setting(model="resnet:demo", weights="demo", published_in=None, is_demo=True, S=110, K=96)
     records: list[Accuracy] = [make.accuracy(setting, "CC", "softmax", 70, 100)]
     for n in range(1, 9):
-        records.append(make.accuracy(setting, f"{n}RC", "softmax", 72, 100, n_views=n, fixed=5, broken=3))
+        records.append(make.accuracy(setting, f"{n}RC", "softmax", 72, 100, n_views=n, newly_correct=5, newly_wrong=3))
     return make.run(name, records)
 
 

@@ -32,7 +32,7 @@ EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THRO
 
 
 def test_the_gain_is_the_difference_of_the_two_shares() -> None:
-    baseline = replace(ACCURACY, policy="CC", top1_correct=715 - 40 + 25, fixed=0, broken=0)
+    baseline = replace(ACCURACY, policy="CC", top1_correct=715 - 40 + 25, newly_correct=0, newly_wrong=0)
     assert ACCURACY.top1 - baseline.top1 == pytest.approx(ACCURACY.gain)
     assert baseline.gain == 0.0
 

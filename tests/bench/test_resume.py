@@ -22,14 +22,15 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import accuracy, adapt, auto_batch, plan, processes, records, run, shards
 from bench import job as job_module
-from bench.accuracy import Predictions
+from bench import records, resume, run
 from bench.cases import ModelCase
 from bench.compare import tune
+from bench.distributed import ALONE
+from bench.errors import UserError
 from bench.job import Job
-from bench.processes import ALONE
-from bench.setup import UserError
+from bench.measure import accuracy, adapt, auto_batch
+from bench.measure.accuracy import Predictions
 from models.predict import Network, OutOfMemory
 from pipelines.batch import Failure
 from pipelines.data.dataset import Dataset
@@ -347,7 +348,7 @@ def test_two_processes_do_not_write_to_one_run(stopped: Any, resume: Small) -> N
     code = f"""
 import sys
 from pathlib import Path
-from bench import plan
+from bench import resume
 with plan.locked(Path({str(stopped.out)!r})):
     print("locked", flush=True)
     sys.stdin.read()
@@ -431,7 +432,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_the_old_file_or_the_new(tm
     """Forty SIGKILLs of a process that does nothing but write."""
     code = f"""
 from pathlib import Path
-from bench.records import write_whole
+from bench.files import write_whole
 n = 0
 while True:
     n += 1

@@ -23,8 +23,9 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from bench import records, run, throughput
+from bench import records, run
 from bench.job import Job
+from bench.measure import throughput
 from bench.options import parse
 from pipelines import BACKENDS, unusable
 from pipelines.data.dataset import Dataset

@@ -60,9 +60,12 @@ def test_a_second_set_of_labels_is_scored_beside_the_original_ones(
     found = by_policy(done.run, records.REAL)
     assert {policy: r.top1_correct for policy, r in found.items()} == right
     assert {(r.images, r.nll_mean) for r in found.values()} == {(20, None)}
-    assert (found["2RC"].fixed, found["2RC"].broken) == (int((~same[12:17]).sum()), int((~same[4:12]).sum()))
+    assert (found["2RC"].newly_correct, found["2RC"].newly_wrong) == (
+        int((~same[12:17]).sum()),
+        int((~same[4:12]).sum()),
+    )
     assert all(r.top5_correct >= r.top1_correct for r in found.values())
-    assert found["2RC"].fixed + found["2RC"].broken > 0
+    assert found["2RC"].newly_correct + found["2RC"].newly_wrong > 0
 
     info = done.run.info["models"][0]
     assert info["real_label_rule"] == "real.json: 20 of 24 images have labels, 1.65 each on average"

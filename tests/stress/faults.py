@@ -44,22 +44,22 @@ from PIL import Image
 
 from analysis.console import aligned
 from bench import cases
-from bench.options import parse as parse_run
-from bench.setup import make_job, make_options, say
+from bench.config import LoadingConfig, MeasureConfig, NetworkConfig, RunConfig
+from bench.setup import make_job, resolve
 from pipelines import BACKENDS, unusable
 from pipelines.data.dataset import Scan, scan
 from pipelines.data.decode import READS, complaint
 from pipelines.data.demo import CLASSES
 
 if TYPE_CHECKING:
-    from bench.accuracy import Predictions
     from bench.job import Job
+    from bench.measure.accuracy import Predictions
 
 POLICIES = "CC,2RC+2MRC"
 GOOD, EACH = 300, 100  # good images, damaged files of each kind
 SIDES = (100, 260)  # of the good images, pixels
 LEAST_LATE_SHARE = 0.3  # of the damaged files are to be noticed only when decoded
-NETWORK = ("--family", "resnet", "--weights", "demo", "--device", "cpu")
+NETWORK = NetworkConfig(family="resnet", weights="demo", device="cpu")
 
 SCORED, AT_SCAN, AT_DECODING = "scored", "unreadable at the scan", "unreadable when decoded"
 REFUSED = (AT_SCAN, AT_DECODING)
@@ -293,7 +293,7 @@ def usable_kinds() -> dict[str, Kind]:
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     left_out = [name for name, kind in KINDS.items() if kind.needs_a_user and is_root]
     for name in left_out:
-        say(f"left out: {name!r}: root reads every file; run as another user")
+        print(f"left out: {name!r}: root reads every file; run as another user", file=sys.stderr)
     return {name: kind for name, kind in KINDS.items() if name not in left_out}
 
 
@@ -363,21 +363,24 @@ class Outcome:
 
 def make(root: Path, backend: str, cache: Path, workers: int) -> Job:
     """A demo network on what a scan of the folder finds now."""
-    args = parse_run([*NETWORK, "--policies", POLICIES, "--data-backend", backend, "-j", str(workers)])
-    options = make_options(args, args.weights, cases.policies(crops=args.crops, named=args.policies))
+    asked = RunConfig(
+        network=NETWORK,
+        measure=MeasureConfig(policies=POLICIES),
+        loading=LoadingConfig(data_backend=backend, workers=workers),
+    )
+    config = resolve(asked)
     found: Scan = scan(root, workers=workers, cache=cache, progress=False)
-    return make_job(cases.model_cases(args, demo=True)[0], found, options)
+    return make_job(cases.model_cases(config.network, demo=True)[0], found, config)
 
 
 def score(job: Job) -> Predictions:
     """The accuracy pass of bench/run.py."""
-    from bench import accuracy
+    from bench.measure.scoring import evaluate
 
-    planner = job.planner(*job.options.policies)
-    source = job.make_backend(job.options.backend, planner, job.config(job.views.total))
-    labels = job.data.table["label"].to_numpy(np.int64)
+    planner = job.planner(*job.policies)
+    source = job.make_backend(planner, job.load_config(job.views.total))
     try:
-        return accuracy.evaluate(source, job.network, job.rows, labels, job.views, job.options.policies, job.left_out)
+        return evaluate(source, job.network, job.rows, job.scoring())
     finally:
         source.close()
 
@@ -436,8 +439,8 @@ def with_frame_errors(job: Job, endings: list[Ending]) -> list[Ending]:
 
     row_of = {name: row for row, name in enumerate(job.data.table["name"])}
     rows = np.array([row_of[e.name] for e in endings if e.outcome == SCORED and e.pil == READS], dtype=np.int64)
-    planner = job.planner(*job.options.policies)
-    source = job.make_backend(job.options.backend, planner, job.config(job.views.total))
+    planner = job.planner(*job.policies)
+    source = job.make_backend(planner, job.load_config(job.views.total))
     errors = {}
     try:
         for row, frame in source.frames(rows):
@@ -481,9 +484,7 @@ def check_ledger(
 
 def complaints(backend: str, endings: Sequence[Ending], kinds: dict[str, Kind]) -> list[str]:
     """A sentence for each kind and each thing that is off."""
-    from pipelines.backends.reference import TOLERANCE_LEVELS
-
-    most = TOLERANCE_LEVELS[backend]
+    most = BACKENDS[backend].tolerance_levels
     checks: dict[str, Callable[[Ending], bool]] = {
         "ended otherwise than they may": lambda e: e.outcome not in kinds[e.kind].may_be,
         "ended otherwise than PIL says": lambda e: e.pil_disagrees and kinds[e.kind].may_be != EITHER,
@@ -566,7 +567,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = usable_kinds()
     outcomes = []
     for name in args.backends:
-        say(f"{name}: {args.good} good images, {args.each} damaged files of each of {len(kinds)} kinds ...")
+        print(
+            f"{name}: {args.good} good images, {args.each} damaged files of each of {len(kinds)} kinds ...",
+            file=sys.stderr,
+        )
         with tempfile.TemporaryDirectory(prefix="faults ") as folder:
             good = write_good(Path(folder) / "images", args.good, args.seed)
             outcomes.append(examine_apart(name, Path(folder), good, list(kinds), args))

@@ -171,7 +171,7 @@ def state(out: Path) -> str:
 def damaged(out: Path) -> list[str]:
     """Files under their final names that are not whole."""
     from bench import records
-    from bench.accuracy import Predictions
+    from bench.measure.accuracy import Predictions
 
     found = []
     if out.exists():

@@ -35,8 +35,6 @@ if not __package__:  # run as a script: search the repo root, not bench/
 import psutil
 from PIL import Image
 
-from bench.setup import say
-
 HEADERS, ENTRIES, FOLDERS = 50_000, 1_300_000, 1000
 SIZES = [(160 + 12 * (i % 16), 120 + 20 * (i // 16)) for i in range(64)]  # width and height, pixels, of the files
 BATCH_IMAGES = 32
@@ -54,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure_headers(Path(folder), args.headers, args.workers)
     with tempfile.TemporaryDirectory(prefix="scan scale ", dir=args.folder) as folder:
         found |= measure_start(Path(folder), args.entries, args.workers)
-        say("removing what was written ...")
+        print("removing what was written ...", file=sys.stderr)
     missed = [key for key, (most, _) in TARGETS.items() if found[key] > most]
     print("\n".join(lines(found)))
     print(json.dumps(found | {"missed": missed}))
@@ -147,9 +145,9 @@ def alone(function: Callable[..., dict[str, float]], *args: object) -> dict[str,
 
 def measure_headers(folder: Path, files: int, workers: int) -> dict[str, Any]:
     """Seconds with an empty cache and from the cache."""
-    say(f"writing {files} files ...")
+    print(f"writing {files} files ...", file=sys.stderr)
     write_files(folder / "images", files)
-    say("scanning them ...")
+    print("scanning them ...", file=sys.stderr)
     times = {
         name: alone(scan_alone, str(folder / "images"), str(folder / "cache"), files, workers)["scan_s"]
         for name in ("headers_cold_s", "headers_warm_s")
@@ -159,14 +157,14 @@ def measure_headers(folder: Path, files: int, workers: int) -> dict[str, Any]:
 
 def measure_start(folder: Path, entries: int, workers: int) -> dict[str, Any]:
     """Seconds and bytes of a start from the cache."""
-    say(f"writing {entries} directory entries ...")
+    print(f"writing {entries} directory entries ...", file=sys.stderr)
     start = time.perf_counter()
     write_entries(folder / "images", entries)
     written_s = time.perf_counter() - start
     arguments = (str(folder / "images"), str(folder / "cache"), entries, workers)
-    say("scanning them once ...")
+    print("scanning them once ...", file=sys.stderr)
     cold_s = alone(scan_alone, *arguments)["scan_s"]
-    say("starting from the cache ...")
+    print("starting from the cache ...", file=sys.stderr)
     return {
         "entries": entries,
         "entries_written_s": written_s,

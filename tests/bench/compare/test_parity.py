@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import accuracy
 from bench.compare import one_pass, parity
+from bench.measure import accuracy
 from pipelines import BACKENDS, unusable
 from pipelines.backends import reference
 

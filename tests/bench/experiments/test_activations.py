@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench.adapt import at_size, fit, statistics
 
 from analysis.stats import paired_difference
-from bench.adapt import at_size, fit, statistics
 from bench.experiments import activations
 from bench.job import Job
 from models.fixres.activations import ADAPTATIONS, attach
@@ -113,10 +113,10 @@ def test_the_command(
     detach = attach(job.classifier, fit(job, "gaussian", 48))
     adapted = activations.score(job)
     detach()
-    fixed, broken = int((adapted.right & ~plain.right).sum()), int((plain.right & ~adapted.right).sum())
-    low, high = paired_difference(fixed, broken, int(adapted.right.sum()), len(plain.right))
+    newly_correct, newly_wrong = int((adapted.right & ~plain.right).sum()), int((plain.right & ~adapted.right).sum())
+    low, high = paired_difference(newly_correct, newly_wrong, int(adapted.right.sum()), len(plain.right))
     got = [float(rows[64][f"gaussian_{key}"]) for key in ("gain", "gain_low", "gain_high")]
-    assert got == pytest.approx([100 * (fixed - broken) / len(plain.right), low, high])
+    assert got == pytest.approx([100 * (newly_correct - newly_wrong) / len(plain.right), low, high])
     info = json.loads((out / "activations.json").read_text())
     shares = statistics(at_size(job, 48)).pooled.cdf(np.array(info["points"]))
     np.testing.assert_allclose(info["cdf"]["48"], shares, atol=2e-3)  # the points are rounded

@@ -43,7 +43,7 @@ def command(small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def row(test_res: int, correct: int, **words: Any) -> Row:
     given = {
         "family": "resnet", "crop": CROPS["train"], "train_res": 48, "S": 55, "adaptation": "none", "images": 200,
-        "fixed": 0, "broken": 0,
+        "newly_correct": 0, "newly_wrong": 0,
     }  # fmt: skip
     return Row(**{**given, "test_res": test_res, "top1_correct": correct, **words})
 
@@ -63,7 +63,7 @@ def test_whole_experiment_and_going_on(
         assert float(r["top1_low"]) <= float(r["top1"]) <= float(r["top1_high"])
     for plain, tuned in zip(rows[::2], rows[1::2], strict=True):
         difference = int(tuned["top1_correct"]) - int(plain["top1_correct"])
-        assert difference == int(tuned["fixed"]) - int(tuned["broken"])
+        assert difference == int(tuned["newly_correct"]) - int(tuned["newly_wrong"])
     info = json.loads((out / "results.json").read_text())
     assert set(info["training"]) == {"train-32", "train-40", "fixed-32", "fixed-40"}
     assert len(info["fine_tuning"]["train-32 at 48"]) == 2
@@ -117,7 +117,12 @@ def test_ratio_of_sizes_stays() -> None:
 
 
 def test_peaks_and_table() -> None:
-    rows = [row(32, 100), row(48, 120), row(64, 131), row(48, 140, adaptation="classifier+bn", fixed=25, broken=5)]
+    rows = [
+        row(32, 100),
+        row(48, 120),
+        row(64, 131),
+        row(48, 140, adaptation="classifier+bn", newly_correct=25, newly_wrong=5),
+    ]
     plain, tuned = peaks(rows)
     assert plain == {
         "crop": CROPS["train"], "train_res": 48, "adaptation": "none", "top1_at_train_res": 60.0, "best_test_res": 64,

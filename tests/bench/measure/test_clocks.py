@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import clocks
-from bench.clocks import StreamEnded, segment
+from bench.measure import clocks
+from bench.measure.clocks import StreamEnded, segment
 
 
 class Clock:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import tqdm
+from bench.clocks import Segment
+from bench.throughput import Bench, Cell, Measured, measure
 from torch import nn
 
 from analysis.ceilings import rate_rows
 from bench import throughput
-from bench.clocks import Segment
 from bench.records import END_TO_END, LOAD, MODEL, Setting, Throughput
-from bench.throughput import Bench, Cell, Measured, measure
 from models import averaging
 from models.classifier import Classifier
 from models.predict import Network
@@ -225,7 +225,7 @@ def test_images_are_read_in_the_order_of_the_table_again_and_again(
 def test_each_crop_count_has_a_pipeline_of_its_own_and_all_are_closed(network: Network) -> None:
     bench = bench_of(network)
     assert {n: backend.views for n, backend in bench.backends.items()} == {1: 1, 4: 4}  # type: ignore[attr-defined]
-    assert {n: planner.views.counts for n, planner in bench.planners.items()} == {1: {"RC": 1}, 4: {"RC": 4}}
+    assert {n: planner.views.counts for n, planner in bench.resumeners.items()} == {1: {"RC": 1}, 4: {"RC": 4}}
     bench.close()
     assert all(backend.closed for backend in bench.backends.values())  # type: ignore[attr-defined]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bench import processes, records
-from bench.processes import ALONE, Processes
+from bench import records
+from bench.distributed import ALONE, Processes
 from bench.records import Throughput
 from tests.stress import kills
 
@@ -80,7 +80,7 @@ def test_when_one_dies_the_others_stop_with_a_message_and_resume_completes(
     """Process 2 of 3 is killed when it would write its shard; each has one of the three."""
     assert launch(1, "--no-throughput", "--out", str(tmp_path / "whole")).returncode == 0
     dies = """
-        from bench import accuracy
+        from bench.measure import accuracy
         if os.environ["RANK"] == "2":
             accuracy.Predictions.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -96,7 +96,7 @@ def test_when_one_dies_the_others_stop_with_a_message_and_resume_completes(
 
 def test_an_error_in_one_process_is_recorded_once_and_all_end(launch: Callable[..., Any], tmp_path: Path) -> None:
     fails = """
-        from bench import accuracy
+        from bench.measure import accuracy
         real = accuracy.scored
         def scored(*arguments):
             yield from real(*arguments)

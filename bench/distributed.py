@@ -1,14 +1,15 @@
-"""Several processes of one run, as ``torchrun`` starts them: who this one is, and the few words that they exchange.
+"""Several processes of one run, as ``torchrun`` starts them: which one this is, and the small objects they exchange.
 
     torchrun --nproc-per-node 4 bench/run.py --family resnet --data imagenet/val
 
-Every process scores shards of its own and times its own pipeline and network; what travels is a few small Python
-objects, over gloo also where there are GPUs: NCCL would carry them no better, and needs a GPU for each process.
-When a process dies its connections close, and whoever waits for it gets ``PeerLost``; torchrun ends the others.
+Every process scores its own part of the images and times its own pipeline and network. They exchange a few small Python
+objects over gloo, on GPU machines too: NCCL would not be faster for these, and needs a GPU for each process.
+When a process dies its connections close, and every process that waits for it gets ``PeerLost``; torchrun ends the others.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=6)  # of those that are done, for the slowest
+log = logging.getLogger(__name__)
+TIMEOUT = timedelta(hours=6)  # how long a finished process waits for the slowest
 AGREED = "known_to_all"  # an attribute of an error that every process has raised
 
 
@@ -27,17 +29,17 @@ class PeerLost(RuntimeError):
 
 
 @dataclass(slots=True)
-class Conversation:
-    """What a signal's handler must know (bench.plan.time_limit).
+class ExchangeState:
+    """What a signal handler must know (bench.limits.time_limit).
 
-    ``underway`` from the start of an exchange to its end; where it ends with an error, until the limit is left: all
-    have agreed on that error, and nobody may come with another.
+    ``underway`` from the start of an exchange to its end. If the exchange ends with an error, it stays set until the
+    time limit's block is left: all processes have agreed on that error, and none may raise another.
     """
 
     underway: bool = False
 
 
-conversation = Conversation()
+exchange = ExchangeState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +52,28 @@ class Processes:
     local_world: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this one speaks, and writes the run's files."""
+    def is_main(self) -> bool:
+        """Whether this process prints, and writes the run's files."""
         return self.rank == 0
 
-    def mine(self, numbers: Sequence[T]) -> list[T]:
-        """This process's share: every ``world``-th, so that no part of the data set falls to one of them."""
+    def own_share(self, numbers: Sequence[T]) -> list[T]:
+        """Every ``world``-th of the numbers, so that each process gets images from all parts of the data set."""
         return list(numbers[self.rank :: self.world])
 
-    def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank. Raises PeerLost; and where another process came here with an error, that one."""
+    def all_gather(self, value: T) -> list[T]:
+        """Every process's value, by rank. Raises PeerLost, or the error with which another process came here."""
         return self._exchange(value, None)
 
-    def share(self, make: Callable[[], T]) -> T:
-        """What the first process makes; where that fails, everyone raises its error."""
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """The result of ``make`` in the main process. If it fails there, every process raises its error."""
         with self.agreed():
-            value = make() if self.first else None
-        return self.gather(value)[0]  # type: ignore[return-value]
+            value = make() if self.is_main else None
+        return self.all_gather(value)[0]  # type: ignore[return-value]
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Everyone leaves the block together: without an error, or all with the error of the one that had it. So nobody
-        waits for a process that has given up, and none goes on to the next network alone."""
+        """All processes leave the block together: without an error, or all with the error of the one that had it. So no
+        process waits for one that has given up, and none continues with the next network alone."""
         error: Exception | None = None
         try:
             yield
@@ -82,29 +84,29 @@ class Processes:
         self._exchange(None, error)
 
     def _exchange(self, value: T, error: Exception | None) -> list[T]:
-        """One step of the conversation. Every step carries each process's error beside its value."""
+        """One exchange: each process's value, and its error if it has one."""
         if self.world == 1:
             if error is not None:
                 raise error
             return [value]
         import torch.distributed as dist
 
-        said: list[Any] = [None] * self.world
-        conversation.underway = True
+        received: list[Any] = [None] * self.world
+        exchange.underway = True
         try:
-            dist.all_gather_object(said, (value, _sendable(error)))
+            dist.all_gather_object(received, (value, _sendable(error)))
         except RuntimeError as lost:
             raise PeerLost(
                 f"process {self.rank} of {self.world}: another process of this run stopped or cannot be reached "
                 f"({str(lost).splitlines()[0][:120]})"
             ) from (error or lost)
-        for rank, (_, other) in enumerate(said):
+        for rank, (_, other) in enumerate(received):
             if other is not None:
                 theirs = error if rank == self.rank and error is not None else other
                 setattr(theirs, AGREED, True)
                 raise theirs
-        conversation.underway = False
-        return [value for value, _ in said]
+        exchange.underway = False
+        return [value for value, _ in received]
 
     def leave(self) -> None:
         """At the end of the run."""
@@ -128,22 +130,20 @@ ALONE = Processes()
 
 
 def join() -> Processes:
-    """Meet the others, when torchrun (or anything that sets its variables) has started this process; else ALONE.
+    """Connect to the other processes if torchrun (or anything that sets its variables) started this one; else ALONE.
 
-    Raises ValueError when they cannot be met.
+    Raises ValueError when they cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch.distributed as dist
 
-    from bench.setup import say
-
-    say(f"meeting the other processes of {os.environ['WORLD_SIZE']} (WORLD_SIZE) ...")
+    log.info("connecting to the other processes (WORLD_SIZE %s) ...", os.environ["WORLD_SIZE"])
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and the other processes cannot be met ({error}): start the run "
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and the other processes cannot be reached ({error}): start the run "
             "with torchrun, or unset WORLD_SIZE"
         ) from error
     rank, world = dist.get_rank(), dist.get_world_size()

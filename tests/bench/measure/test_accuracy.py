@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, five_crop
 
-from bench import accuracy
-from bench.accuracy import Counts, Predictions, counts, evaluate
+from bench.measure import accuracy
+from bench.measure.accuracy import Counts, Predictions, counts, evaluate
 from models import classifier as classifiers
 from models.classifier import Classifier
 from models.predict import Network
@@ -254,8 +254,8 @@ def test_counts_are_those_of_a_plain_loop(
                 top1_correct=sum(right),
                 top5_correct=sum(sum(q > p[label] for q in p) < 5 for p, _, label in own),
                 nll_mean=None,
-                fixed=sum(r and not b for r, b in zip(right, before, strict=True)),
-                broken=sum(b and not r for r, b in zip(right, before, strict=True)),
+                newly_correct=sum(r and not b for r, b in zip(right, before, strict=True)),
+                newly_wrong=sum(b and not r for r, b in zip(right, before, strict=True)),
             )
 
 
@@ -433,7 +433,7 @@ def test_images_without_a_label_are_not_counted() -> None:
 def test_a_prediction_that_is_no_number_is_wrong_also_for_images_without_a_class() -> None:
     nothing = hand_made(top1=np.full((1, 2, 5), -1, np.int32), in_top5=np.zeros((1, 2, 5), bool))
     found = counts(nothing, "softmax", "2RC")
-    assert (found.top1_correct, found.top5_correct, found.fixed, found.broken) == (0, 0, 0, 0)
+    assert (found.top1_correct, found.top5_correct, found.newly_correct, found.newly_wrong) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,0 +1,364 @@
+"""Every option of a run, once: frozen dataclasses, read from a command line (bench.options) or made in Python.
+
+    RunConfig(data=DataConfig(data=Path("imagenet/val")), network=NetworkConfig(family="resnet"))
+
+A field says how it looks on the command line (``option``: flags, help, how its text is checked) and whether a resumed
+run may change it. A new option is one field here and the place that uses it. Runs store the whole object in run.json
+(``to_plain``) and ``--resume`` compares it (``first_difference``).
+
+``None`` means "decide on this machine": ``bench.setup.resolve`` replaces it before anything is measured.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from bench import values
+from pipelines.backends import BACKENDS
+from pipelines.crops import GRAMMAR
+from pipelines.inputspec import INTERPOLATIONS
+
+T = TypeVar("T")
+DEFAULT_CROPS = [1, 2, 5, 10, 20]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field looks on the command line. ``argparse`` holds further arguments for ``add_argument``."""
+
+    flags: tuple[str, ...]
+    help: str
+    parse: Callable[[str], Any] | None
+    may_differ: bool
+    argparse: dict[str, Any]
+
+
+def option(
+    *flags: str,
+    default: Any = None,
+    help: str,
+    parse: Callable[[str], Any] | None = None,
+    may_differ: bool = False,
+    **argparse: Any,
+) -> Any:
+    """A dataclass field that is an option. ``may_differ``: a resumed run may change it."""
+    metadata = {"option": Option(flags, help, parse, may_differ, argparse)}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def switch(*flags: str, default: bool = False, help: str, may_differ: bool = False) -> Any:
+    """A yes-or-no option: its flag turns the default round."""
+    action = "store_false" if default else "store_true"
+    return option(*flags, default=default, help=help, may_differ=may_differ, action=action)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Which networks, at which sizes, and how they are run."""
+
+    title: ClassVar[str] = "networks"
+    family: str | None = option("--family", help="resnet, mobilenet, efficientnet or nfnet")
+    variants: str | None = option(
+        "--variants",
+        metavar="LIST",
+        help="members of the family, such as 0,3 or ns:l2 or all (default: the smallest; the demo has one)",
+    )
+    models: list[str] | None = option(
+        "--models",
+        "--model",
+        "-m",
+        metavar="NAMES",
+        parse=values.names,
+        help="timm names or torchvision:NAME, by commas",
+    )
+    model_list: Path | None = option(
+        "--model-list",
+        metavar="FILE",
+        parse=values.path,
+        help="such names in a text file, one a line; # begins a comment",
+    )
+    weights: str | None = option(
+        "--weights",
+        choices=("pretrained", "random", "demo"),
+        help="default: demo on the demo data with --family, else pretrained (downloaded once); random: speed only",
+    )
+    checkpoint: Path | None = option(
+        "--checkpoint", metavar="FILE", parse=values.path, help="weights from a .safetensors, .pt or .pth file"
+    )
+    num_classes: int | None = option(
+        "--num-classes", metavar="N", parse=values.positive, help="default: the weights' own number"
+    )
+    model_kwargs: dict[str, Any] = option(
+        "--model-kwargs", default={}, nargs="*", metavar="KEY=VALUE", parse=values.key_value, help="for the network"
+    )
+    img_size: list[int] | None = option(
+        "--img-size",
+        metavar="K,...",
+        parse=values.int_list,
+        help="side of the square crop, pixels; several: each is measured apart; a..b: each from a to b, a:b:step: in "
+        "steps, both ends included",
+    )
+    crop_pct: list[float] | None = option(
+        "--crop-pct",
+        metavar="K/S,...",
+        parse=values.ratios,
+        help="crop side over the resized short side; several: each is measured apart",
+    )
+    crop_mode: str | None = option(
+        "--crop-mode", choices=("center", "squash", "border"), help="center keeps the aspect ratio (default)"
+    )
+    interpolation: str | None = option(
+        "--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}"
+    )
+    adapt: str | None = option(
+        "--adapt",
+        choices=("frechet", "gaussian"),
+        help="map the activations at another --img-size back to what they were in training, by their statistics on the "
+        "scored images (FixRes, supplement A.1, A.2); no training, no labels",
+    )
+    train_size: int | None = option(
+        "--train-size",
+        metavar="K",
+        parse=values.positive,
+        help="for --adapt: the training size, where the weights do not say it",
+    )
+    batch_size: int | str | None = option(
+        "--batch-size",
+        "-b",
+        metavar="N",
+        parse=values.positive_or_auto,
+        help="crops per forward pass; auto: the largest that fits; halved when memory runs out (default: by crop size)",
+    )
+    device: str | None = option("--device", help="cpu or cuda (default: cuda where there is one)")
+    amp: bool = switch("--amp", help="run the network under autocast (float16 unless --amp-dtype says otherwise)")
+    amp_dtype: str = option(
+        "--amp-dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="implies --amp"
+    )
+    channels_last: bool | None = option(
+        "--channels-last",
+        action="boolean",
+        help="NHWC memory format (default: on a CPU, where crops already lie so and most networks run faster)",
+    )
+    fold: bool = switch(
+        "--fold",
+        help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; logits move by less than "
+        "1e-4 of the largest (multicrop-bench compare network shows the gain)",
+    )
+    torchcompile: bool = switch("--torchcompile", help="torch.compile the network")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Which images, with which labels."""
+
+    title: ClassVar[str] = "data"
+    data: Path | None = option(
+        "--data",
+        "--data-dir",
+        metavar="DIR",
+        parse=values.path,
+        help="a folder of images, or tar shards, which are not unpacked: val.tar, 'shards-{000..099}.tar', 'val/*.tar' "
+        "(default: the demo set)",
+    )
+    labels_file: Path | None = option(
+        "--labels-file", metavar="FILE", parse=values.path, help="labels of a flat folder: devkit, text or CSV"
+    )
+    synsets_file: Path | None = option(
+        "--synsets-file", metavar="FILE", parse=values.path, help="the devkit's wnids in the devkit's order"
+    )
+    class_map: Path | None = option(
+        "--class-map", metavar="FILE", parse=values.path, help="class names in the model's order, as in timm"
+    )
+    real_labels: Path | None = option(
+        "--real-labels",
+        metavar="FILE",
+        parse=values.path,
+        help="score a second set of labels too, several classes an image: ImageNet's real.json, as in timm, or {name: "
+        "[classes]}; images without any are left out of that score",
+    )
+    limit: int | None = option(
+        "--limit", metavar="N", parse=int, help="only N images, chosen by --seed and their names"
+    )
+    seed: int = option(
+        "--seed", default=0, parse=int, help="of the random windows, of --limit, of random weights (default: 0)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingConfig:
+    """How crops are made. Nothing here changes a prediction on one backend (but see ``hw_load`` in pipelines.batch)."""
+
+    title: ClassVar[str] = "loading"
+    data_backend: str = option(
+        "--data-backend", default="auto", choices=("auto", *BACKENDS), help="default: the first of these that works"
+    )
+    workers: int | None = option(
+        "--workers",
+        "-j",
+        metavar="N",
+        parse=values.positive,
+        help="decoding threads (default: what multicrop-bench tune found, or all cores)",
+    )
+    batch_images: int | None = option(
+        "--batch-images", metavar="N", parse=values.positive, help="images per pipeline batch (default: by memory)"
+    )
+    mmap: bool = switch(
+        "--no-mmap",
+        default=True,
+        help="read image files plainly, for network file systems (DALI maps them into memory; tar shards never are)",
+    )
+    hw_load: float | None = option(
+        "--hw-load",
+        metavar="X",
+        parse=values.share,
+        help="share of a batch for the GPU's JPEG engine (default: what multicrop-bench tune found, or 0.65)",
+    )
+    # Without flags: found by `multicrop-bench tune`, or by a trial on this machine.
+    prefetch: int | None = None  # batches in flight
+    cut: str | None = None  # DALI's operator for the crops where it is not the usual one (pipelines.backends.crop_ops)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureConfig:
+    """What is scored, and what is timed for how long."""
+
+    title: ClassVar[str] = "measurements"
+    crops: list[int] | None = option(
+        "--crops",
+        metavar="LIST",
+        parse=values.int_list,
+        help="crop counts: throughput is timed at each; accuracy is scored for CC, nRC and CC+(n-1)RC at every n up to "
+        "the largest, which costs no more (default: 1,2,5,10,20 unless --policies is given)",
+    )
+    policies: str | None = option(
+        "--policies", metavar="LIST", help=f"{GRAMMAR}; table1 and table8: all rows of that table of the MID paper"
+    )
+    accuracy: bool = switch("--no-accuracy", default=True, help="measure speed only; needs no labels")
+    throughput: bool = switch("--no-throughput", default=True, help="measure accuracy only")
+    rounds: int = option(
+        "--rounds", default=5, metavar="N", parse=values.positive, help="repetitions of every timing (default: 5)"
+    )
+    round_seconds: float = option(
+        "--round-seconds",
+        default=1.0,
+        metavar="S",
+        parse=values.seconds,
+        help="length of a timed segment (default: 1.0)",
+    )
+    num_warm_iter: int = option(
+        "--num-warm-iter",
+        default=2,
+        metavar="N",
+        parse=values.positive,
+        help="batches before each timed segment (default: 2)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """Where results go and how the command behaves. A resumed run may change all of it."""
+
+    title: ClassVar[str] = "the run"
+    out: Path | None = option(
+        "--out", metavar="DIR", parse=values.path, may_differ=True, help="a new folder (default: runs/<name>-<time>)"
+    )
+    resume: Path | None = option(
+        "--resume",
+        metavar="RUN",
+        parse=values.path,
+        may_differ=True,
+        help="continue an interrupted run: its folder holds its configuration; what is done is not repeated",
+    )
+    timeout: float | None = option(
+        "--timeout",
+        metavar="S",
+        parse=values.long_seconds,
+        may_differ=True,
+        help="give up on a network after so many seconds, and continue with the next",
+    )
+    yes: bool = switch("--yes", may_differ=True, help="start although the run is expected to take over half an hour")
+    strict: bool = switch(
+        "--strict", may_differ=True, help="an image that cannot be read is an error (default: listed and left out)"
+    )
+    figures: bool = switch("--no-figures", default=True, may_differ=True, help="write the numbers only")
+    dry_run: bool = switch("--dry-run", may_differ=True, help="print what would be run, and stop")
+    verbose: int = option("--verbose", "-v", default=0, action="count", may_differ=True, help="more messages")
+    quiet: bool = switch("--quiet", "-q", may_differ=True, help="only warnings and errors on standard error")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """All of it. Raises ValueError for options that contradict each other."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        data, measure = self.data, self.measure
+        if not measure.accuracy and not measure.throughput:
+            raise ValueError("`accuracy` and `throughput` are both switched off: nothing is left to measure")
+        if data.data is None and (data.labels_file or data.class_map or data.synsets_file):
+            raise ValueError("`labels_file`, `synsets_file` and `class_map` need `data`")
+        if data.real_labels and not measure.accuracy:
+            raise ValueError("`real_labels` are for scoring, and `accuracy` is switched off")
+
+
+def option_of(one: Any) -> Option | None:
+    """The command-line side of a dataclass field, or None where it has none."""
+    return one.metadata.get("option")
+
+
+def to_plain(config: Any) -> Any:
+    """Nested dictionaries, lists and strings, for JSON."""
+    if is_dataclass(config):
+        return {one.name: to_plain(getattr(config, one.name)) for one in fields(config)}
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """The reverse of ``to_plain``. Raises ValueError, naming the field, for what does not fit."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"{kind.__name__} is stored as {type(plain).__name__}, not as an object")
+    hints = typing.get_type_hints(kind)
+    known = {one.name: hints[one.name] for one in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(plain.keys() - known.keys()):
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: another version of this program wrote it")
+    return kind(**{name: _from_plain(hint, plain[name], name) for name, hint in known.items() if name in plain})
+
+
+def _from_plain(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        return from_plain(hint, value)  # type: ignore[arg-type]
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain_kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if value is None and type(None) in kinds:
+        return None
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if float in plain_kinds and type(value) is int:
+        value = float(value)
+    if type(value) not in plain_kinds:
+        raise ValueError(f"`{name}` is stored as {value!r}, which is not {hint}")
+    return value
+
+
+def first_difference(a: RunConfig, b: RunConfig) -> tuple[str, Any, Any] | None:
+    """(field name, value in ``a``, value in ``b``) of the first field in which they differ, of those that a resumed run
+    may not change; None where there is none."""
+    for group in fields(RunConfig):
+        for one in fields(getattr(a, group.name)):
+            how = option_of(one)
+            mine, theirs = (getattr(getattr(config, group.name), one.name) for config in (a, b))
+            if mine != theirs and not (how and how.may_differ):
+                return one.name, mine, theirs
+    return None

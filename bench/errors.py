@@ -1,0 +1,30 @@
+"""Errors that a user can mend, and how they are printed. No heavy imports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says how. Parameters stand in backticks: `img_size`."""
+
+
+class Different(UserError):
+    """A run cannot be continued: something it depends on has changed."""
+
+
+class DataLost(OSError):
+    """The data set is gone: continuing would count every remaining image as unreadable."""
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """The text with each known `parameter` in backticks replaced by its flag: for command-line programs."""
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text in one line, with its type where the text alone would not be understood."""
+    text = " ".join(str(error).split())
+    known = isinstance(error, (UserError, ValueError, FileNotFoundError, TimeoutError)) or type(error).__name__ in text
+    return text if known and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,1 @@
+"""The two passes of a run: accuracy and throughput."""

@@ -1,0 +1,154 @@
+"""The accuracy pass of a run: every readable image exactly once, every policy at every level.
+
+The views of all policies together are evaluated once. Results so far are kept in files (bench.measure.partial_results),
+so that an interrupted pass continues and several processes can share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bench import records
+from bench.errors import DataLost
+from bench.job import Job, folder_identity
+from bench.measure.partial_results import PartialResults, fill, log_kept
+from bench.measure.scoring import no_predictions, scored
+from bench.predictions import Predictions, counts
+from pipelines.backends import reference
+from pipelines.batch import CropBatch, Failure
+from pipelines.data.decode import READS, complaint
+
+CHECKED_IMAGES = 4  # compared with the reference before anything is scored or timed
+LOOKED_AT = 2000  # images among which readable ones are looked for
+
+
+def accuracy_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[records.Record]:
+    """Score the job's images. All processes call it; the records of the main process are the run's."""
+    if reason := job.why_no_accuracy:
+        yield records.Absent(setting, "accuracy", reason)
+        return
+    partial = partial_results(job, out)
+    _score_missing(job, partial)
+    # After the exchange, all partial results are on the disk.
+    fitting = partial.smallest_batch_size(min(job.processes.all_gather(job.network.rows)))
+    kept: list[Predictions] = []  # in the main process only: those of a million images are not sent around
+
+    def whole() -> list[Failure]:
+        kept.append(_whole(job, partial, out))
+        return kept[0].failed
+
+    job.failed = job.processes.broadcast(whole)
+    if not kept:
+        return
+    (predictions,) = kept
+    yield image_accounting(job, setting, len(predictions.rows))
+    if len(predictions.rows) == 0:
+        yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
+        return
+    for labels_of in records.LABELS if job.real else (records.ORIGINAL,):
+        yield from _accuracies(job, setting, predictions, labels_of, fitting if fitting < job.batch_size else None)
+    if absent := job.classifier.feature_absent_reason:
+        yield records.Absent(setting, "accuracy at level feature", absent)
+
+
+def partial_results(job: Job, out: Path) -> PartialResults:
+    """Where the job keeps what is scored so far."""
+    return PartialResults(out / records.PARTIAL_RESULTS / job.predictions_name.removesuffix(".npz"), job.rows)
+
+
+def _score_missing(job: Job, partial: PartialResults) -> None:
+    """Score this process's share of what is not yet scored."""
+    processes = job.processes
+    if processes.is_main:
+        log_kept(partial)
+    own = processes.own_share(processes.broadcast(partial.missing))
+    if not own:
+        return
+    planner = job.planner(*job.policies)
+    # Without the JPEG engine, whose pixels may differ: which images it would take depends on the batch (rule 10).
+    config = replace(job.load_config(job.view_cost), hw_decoder_load=0.0)
+    source = job.make_backend(planner, config)
+    rows = np.concatenate([partial.pieces[number] for number in own])
+    try:
+        reference.check(source, job.data, planner, checked_rows(job, rows))
+        parts = scored(while_data_is_there(job, source.batches(rows)), job.network, job.scoring())
+        label = f"accuracy {job.case.label}"
+        with tqdm(total=len(rows), desc=label, unit="image", disable=not processes.is_main) as bar:
+
+            def progress(images: int) -> None:
+                bar.update(images)
+                if job.network.rows < job.batch_size:
+                    partial.note_batch_size(job.network.rows)
+
+            fill(partial, own, parts, progress)
+    finally:
+        source.close()
+
+
+def _whole(job: Job, partial: PartialResults, out: Path) -> Predictions:
+    """The whole pass, joined from its parts, also as the run's file."""
+    predictions = partial.whole(no_predictions(job.network, job.scoring()))
+    predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
+    return predictions
+
+
+def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
+    """Pass the batches on. Raises DataLost instead of a batch with failures once the data set's folder is gone, or
+    another one stands in its place: a file system that went away would make every image unreadable."""
+    for batch in batches:
+        if batch.failed and folder_identity(job.home) != job.home_identity:
+            first = job.data.names(np.array([batch.failed[0].row]))[0]
+            raise DataLost(
+                f"the data set {job.data.root} is no longer there (a lost mount?); images cannot be read from {first} on"
+            )
+        yield batch
+
+
+def checked_rows(job: Job, rows: np.ndarray) -> np.ndarray:
+    """A few of the rows, of images that PIL reads where there are any: an unreadable one would show nothing."""
+    spans = job.data.spans(rows[:LOOKED_AT])
+    readable = (row for row, span in zip(rows.tolist(), spans, strict=False) if complaint(span) == READS)
+    return np.array(list(islice(readable, CHECKED_IMAGES)) or rows[:CHECKED_IMAGES].tolist(), dtype=np.int64)
+
+
+def image_accounting(job: Job, setting: records.Setting, scored: int) -> records.ImageAccounting:
+    """What became of every image."""
+    at_scan = len(job.data.unreadable)
+    names = job.data.names(np.array([f.row for f in job.failed], dtype=np.int64))
+    return records.ImageAccounting(
+        setting,
+        expected=len(job.data) + at_scan,
+        scored=scored,
+        unreadable_at_scan=at_scan,
+        unreadable_when_decoded=len(job.failed),
+        failed=[[name, f.stage, f.reason] for name, f in zip(names, job.failed, strict=True)],
+    )
+
+
+def _accuracies(
+    job: Job, setting: records.Setting, predictions: Predictions, labels: str, fitting: int | None
+) -> Iterator[records.Record]:
+    unreadable = len(job.data.unreadable) + len(predictions.failed)
+    for policy in job.policies:
+        for level in predictions.levels:
+            counted = counts(predictions, level, policy.name, labels)
+            if counted["images"] == 0:
+                yield records.Absent(setting, f"accuracy with {labels} labels", "no image that was read has one")
+                return
+            yield records.Accuracy(
+                setting,
+                policy=policy.name,
+                n_views=policy.n_views,
+                level=level,
+                unreadable=unreadable,
+                mean_views=job.mean_views(policy, predictions.rows),
+                labels=labels,
+                fitting_batch_size=fitting,
+                **counted,
+            )

@@ -1,0 +1,72 @@
+"""How long a run will take, from a few seconds of measuring the pipeline and the network."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+
+import numpy as np
+
+from bench.job import Job
+from bench.resume import NetworkPlan
+
+
+def plan_of(job: Job) -> NetworkPlan:
+    """Measure the pipeline and the network, and settle what depends on it."""
+    expected = expected_s(job)
+    return NetworkPlan(
+        label=job.case.label,
+        batch_size=job.batch_size,
+        crops_per_sec=job.crops_per_sec if math.isfinite(job.crops_per_sec) else None,
+        setting=asdict(job.setting()),
+        expected_s=round(expected, 1),
+        description=job.describe(),
+    )
+
+
+def expected_s(job: Job) -> float:
+    """Seconds that the job will take; sets ``job.crops_per_sec``."""
+    network, measure = job.network, job.config.measure
+    network.forward()
+    start, n = time.perf_counter(), 0
+    while n < 2 or (time.perf_counter() - start < 0.5 and n < 20):
+        n += len(network.forward()[1]) // job.batch_size
+    float(network.forward()[1][0, 0])  # waits for a GPU
+    job.crops_per_sec = (n + 1) * job.batch_size / (time.perf_counter() - start)
+    pipeline = _pipeline_rate(job)
+    total = 0.0
+    if job.why_no_accuracy is None:
+        share = len(job.rows) / job.processes.world
+        total += share * (1 / pipeline + job.view_cost / job.crops_per_sec)
+    if measure.throughput:
+        batches_s = [_batch_s(job, n, pipeline) for n in job.crops]
+        warm, seconds = measure.num_warm_iter, measure.round_seconds
+        forward_s = job.batch_size / job.crops_per_sec
+        loads_s = (job.load_config(n).batch_images / pipeline for n in job.crops)
+        for batch_s in [forward_s, *batches_s, *loads_s]:
+            total += measure.rounds * max(seconds, 2 * batch_s) + (measure.rounds + 1) * warm * batch_s
+    return total
+
+
+def _batch_s(job: Job, n: int, pipeline: float) -> float:
+    return job.load_config(n).batch_images * (1 / pipeline + n / job.crops_per_sec)
+
+
+def _pipeline_rate(job: Job) -> float:
+    """Images per second of the pipeline, roughly: a second or three batches, whichever is longer."""
+    config = job.load_config(job.view_cost)
+    source = job.make_backend(job.planner(*job.policies), config)
+    rows = np.resize(job.rows, config.batch_images * 40)
+    start, images, last = None, 0, 0.0
+    for i, batch in enumerate(source.batches(rows)):
+        if start is None:
+            start = time.perf_counter()  # the first batch pays for starting threads
+            continue
+        images += len(batch.rows)
+        last = time.perf_counter()
+        if i >= 3 and last - start > 1.0:
+            break
+    source.close()
+    assert start is not None
+    return max(images, 1) / max(last - start, 1e-6)

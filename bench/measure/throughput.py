@@ -1,0 +1,233 @@
+"""Images per second: the pipeline alone, the network alone, and both together, at each number of crops.
+
+    read        files -> bytes                          images/s
+    decode      files -> pixels                         images/s
+    resize      files -> resized frames                 images/s
+    load        files -> uint8 crops, no network        images/s  (P, for each crop count)
+    model       resident crops -> outputs, no pipeline  crops/s   (M)
+    end_to_end  files -> each image's averaged answer   images/s
+
+Timed apart, in rounds that alternate them: a machine that slows down slows all of them. Nothing but the work
+is inside a timed segment; data is read again and again in the order of the table, and the tail of a pass that does not
+fill a segment is dropped (accuracy is another pass, over every image once). Warm-up is outside the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bench import records
+from bench.job import Job
+from bench.machine import PeakMemory
+from bench.measure.accuracy import checked_rows, image_accounting, while_data_is_there
+from bench.measure.clocks import Segment, segment
+from bench.predictions import Predictions
+from bench.records import END_TO_END, LOAD, MODEL
+from models.averaging import log_probabilities
+from models.predict import predict
+from pipelines.backends import reference
+from pipelines.batch import STAGES
+from pipelines.crops import parse_policy, union
+
+MAX_IMAGES = 1_000_000  # of one stream; a segment ends long before
+MAX_UNSCORED = 2000  # images that are timed where no accuracy pass has read them: they are read once before the clock
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One thing to time. ``crops`` is None where it does not matter."""
+
+    stage: str
+    crops: int | None
+
+
+@dataclass(slots=True)
+class Timed:
+    """All rounds of one measurement. Rates and intervals are computed on reading."""
+
+    measurement: Measurement
+    segments: list[Segment]
+    peak_mem_bytes: int = 0
+    gpu_used_bytes: int = 0
+
+
+class Bench:
+    """Holds the pipelines and the network of one model while their measurements are timed in turn."""
+
+    def __init__(self, job: Job, rows: np.ndarray) -> None:
+        self.network = job.network
+        self.rows = np.resize(rows, max(len(rows), MAX_IMAGES))
+        self.policies = {n: parse_policy(f"{n}RC") for n in job.crops}
+        self.planners = {n: job.planner(policy) for n, policy in self.policies.items()}
+        self.backends = {n: job.make_backend(self.planners[n], job.load_config(n)) for n in job.crops}
+
+    def measurements(self) -> list[Measurement]:
+        """In the order of a round."""
+        loads = [Measurement(stage, n) for n in self.policies for stage in (LOAD, END_TO_END)]
+        return [*(Measurement(stage, None) for stage in STAGES), Measurement(MODEL, None), *loads]
+
+    def stream(self, measurement: Measurement) -> Iterator[int]:
+        """An endless run of the measurement's work; each item says how many images (of MODEL: crops) it was."""
+        if measurement.stage == MODEL:
+            return self._forwards()
+        if measurement.stage in STAGES:
+            return self.backends[min(self.backends)].stage(measurement.stage, self.rows)
+        assert measurement.crops is not None
+        return self._loads(measurement.crops) if measurement.stage == LOAD else self._answers(measurement.crops)
+
+    def _forwards(self) -> Iterator[int]:
+        while True:
+            self.network.forward()
+            yield self.network.chunk
+
+    def _loads(self, n: int) -> Iterator[int]:
+        for batch in self.backends[n].batches(self.rows):
+            yield len(batch.rows)
+
+    def _answers(self, n: int) -> Iterator[int]:
+        views = union([self.policies[n]])
+        kept: list[torch.Tensor] = []  # answers stay on the device, as a server's would until it sends them
+        for predicted in predict(self.backends[n].batches(self.rows), self.network, views):
+            if predicted.outputs is not None:
+                log_p = log_probabilities("softmax", predicted.outputs, views, [self.policies[n]], self.network.head)
+                assert log_p is not None
+                kept = [log_p.argmax(-1).to("cpu", non_blocking=True), *kept[:1]]
+            yield len(predicted.rows)
+
+    def fill(self) -> None:
+        """Put real crops into the network's chunk, so that the network alone is timed on what it will see."""
+        n = max(self.backends)
+        used = 0
+        for batch in self.backends[n].batches(self.rows):
+            for group in batch.groups:
+                take = min(len(group.crops), self.network.chunk - used)
+                self.network.buffer[used : used + take].copy_(group.crops[:take])
+                used += take
+            if used == self.network.chunk:
+                return
+
+    def close(self) -> None:
+        for backend in self.backends.values():
+            backend.close()
+
+
+def measure(
+    bench: Bench,
+    *,
+    rounds: int,
+    seconds: float,
+    warmup_items: int,
+    progress: Callable[[Measurement], None] = lambda measurement: None,
+    ready: Callable[[], object] = lambda: None,
+) -> list[Timed]:
+    """Time every measurement ``rounds`` times, alternating. The first round's warm-up is twice as long.
+
+    ``ready`` is called after each warm-up, before the clock is read: several processes wait there for each other.
+    """
+    device = str(bench.network.device)
+    measured = [Timed(measurement, []) for measurement in bench.measurements()]
+    memory = PeakMemory(device)
+    bench.fill()
+    for round_number in range(rounds):
+        for one in measured:
+            memory.start()
+            warm = warmup_items * (2 if round_number == 0 else 1)
+            stream = bench.stream(one.measurement)
+            one.segments.append(segment(stream, seconds=seconds, warmup_items=warm, device=device, ready=ready))
+            memory.sample()  # before the stream is dropped: its buffers still stand
+            del stream
+            one.peak_mem_bytes = max(one.peak_mem_bytes, memory.sampled_bytes)
+            one.gpu_used_bytes = max(one.gpu_used_bytes, memory.gpu_used_bytes)
+            progress(one.measurement)
+    return measured
+
+
+def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[records.Record]:
+    """Time the job. All processes call it; the records of the main process are the run's."""
+    if not job.config.measure.throughput:
+        yield records.Absent(setting, "throughput", "not asked for (`throughput`)")
+        return
+    if job.why_no_accuracy is not None:
+        _find_unreadable(job, job.rows[:MAX_UNSCORED])
+        yield image_accounting(job, setting, 0)
+        readable = np.setdiff1d(job.rows[:MAX_UNSCORED], [failure.row for failure in job.failed])
+    else:
+        stored = out / job.predictions_name  # of the process that scored, before an interruption
+        # Read by the main process: on another machine the file may not be visible yet.
+        job.failed = job.processes.broadcast(lambda: job.failed or Predictions.load(stored).failed)
+        readable = np.setdiff1d(job.rows, [failure.row for failure in job.failed])
+    if len(readable) == 0:
+        yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
+        return
+    yield from _timed(job, setting, readable)
+    if sized := [policy.name for policy in job.policies if policy.sizes]:
+        why = "only random crops of the network's own size are timed"
+        yield records.Absent(setting, f"throughput of {', '.join(sized)}", why)
+
+
+def _find_unreadable(job: Job, rows: np.ndarray) -> None:
+    """Where nothing was scored: an unreadable image inside a timed segment would cost its whole batch."""
+    source = job.make_backend(job.planner(job.policies[0]), job.load_config(1))
+    try:
+        batches = while_data_is_there(job, source.batches(rows))
+        job.failed = [failure for batch in batches for failure in batch.failed]
+    finally:
+        source.close()
+
+
+def _timed(job: Job, setting: records.Setting, readable: np.ndarray) -> Iterator[records.Record]:
+    asked, processes = job.config.measure, job.processes
+    checked = checked_rows(job, readable)
+    bench = Bench(job, readable)
+    try:
+        errors = [reference.check(source, job.data, bench.planners[n], checked) for n, source in bench.backends.items()]
+        rounds = len(bench.measurements()) * asked.rounds
+        label = f"throughput {job.case.label}"
+        with tqdm(total=rounds, desc=label, unit="round", disable=not processes.is_main) as bar:
+            measured = measure(
+                bench,
+                rounds=asked.rounds,
+                seconds=asked.round_seconds,
+                warmup_items=asked.num_warm_iter,
+                progress=partial(_tick, bar),
+                ready=lambda: processes.all_gather(None),
+            )
+    finally:
+        bench.close()
+    fitting = min(processes.all_gather(job.network.rows))
+    for everyone in zip(*processes.all_gather(measured), strict=True):  # the same measurement of each process
+        yield _record(job, setting, list(everyone), max(errors), fitting)
+
+
+def _record(
+    job: Job, setting: records.Setting, everyone: list[Timed], frame_error_levels: float, fitting: int
+) -> records.Throughput:
+    """One measurement of all processes together."""
+    one, n = everyone[0], everyone[0].measurement.crops
+    rounds = list(zip(*(each.segments for each in everyone), strict=True))
+    return records.Throughput(
+        setting,
+        stage=one.measurement.stage,
+        crops=n,
+        batch_images=job.load_config(n).batch_images if n else None,
+        counts=[sum(s.count for s in segments) for segments in rounds],
+        durations_s=[max(s.duration_s for s in segments) for segments in rounds],
+        interval_ms=[round(ms, 3) for segments in rounds for s in segments for ms in s.interval_ms],
+        peak_mem_bytes=sum(each.peak_mem_bytes for each in everyone),
+        gpu_used_bytes=max(each.gpu_used_bytes for each in everyone) or None,
+        frame_error_levels=frame_error_levels,
+        fitting_batch_size=fitting if fitting < job.batch_size else None,
+        rank_rates=[[s.count / s.duration_s for s in segments] for segments in rounds] if len(everyone) > 1 else [],
+    )
+
+
+def _tick(bar: tqdm, measurement: Measurement) -> None:
+    bar.set_postfix_str(f"{measurement.stage} {measurement.crops or ''}", refresh=False)
+    bar.update()

@@ -1,0 +1,147 @@
+"""Each image's predictions: the file predictions-*.npz, and what is counted from it. No torch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.files import whole_file
+from bench.records import ORIGINAL
+from pipelines.batch import Failure
+
+BASELINE = "CC"  # what "newly correct" and "newly wrong" compare with
+
+# How the arrays of ``Predictions`` lie: the axis of the images.
+BY_IMAGE = {
+    "rows": 0,
+    "labels": 0,
+    "top1": 2,
+    "in_top5": 2,
+    "nll": 2,
+    "view_top1": 0,
+    "real_label": 2,
+    "real_in_top5": 2,
+}
+
+
+@dataclass(slots=True)
+class Predictions:
+    """What is kept of a pass, for each scored image; [l, p, b] = level, policy, image."""
+
+    rows: np.ndarray  # int64 [b]: the data set's rows, in order
+    labels: np.ndarray  # int64 [b], -1 = none
+    policies: list[str]
+    levels: list[str]
+    top1: np.ndarray  # int32 [l, p, b]: the predicted class, -1 where the network gave NaN
+    in_top5: np.ndarray  # bool [l, p, b]
+    nll: np.ndarray  # float32 [l, p, b], nats
+    view_top1: np.ndarray  # int32 [b, v]: what each view alone says; -1 where it was not evaluated
+    failed: list[Failure]
+    # With a second set of labels (pipelines.data.real_labels), against the one that the prediction holds for most probable:
+    real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
+    real_in_top5: np.ndarray | None = None  # bool [l, p, b]
+
+    def __len__(self) -> int:
+        """Images scored or failed."""
+        return len(self.rows) + len(self.failed)
+
+    def seen(self) -> np.ndarray:
+        """Their rows, int64, in no order."""
+        return np.concatenate([self.rows, np.array([f.row for f in self.failed], dtype=np.int64)])
+
+    def save(self, path: Path, names: list[str], *, compress: bool = True) -> None:
+        """An .npz file, names beside the numbers; written whole or not at all."""
+        arrays = {field: values for field in BY_IMAGE if (values := getattr(self, field)) is not None}
+        savez = np.savez_compressed if compress else np.savez
+        with whole_file(path) as file:
+            savez(
+                file,
+                names=np.array(names),
+                policies=np.array(self.policies),
+                levels=np.array(self.levels),
+                failed_rows=np.array([f.row for f in self.failed], dtype=np.int64),
+                failed_reasons=np.array([f.reason for f in self.failed], dtype=np.str_),
+                failed_stages=np.array([f.stage for f in self.failed], dtype=np.str_),
+                **arrays,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read ``save``'s file. Raises ValueError or OSError when it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = dict(file)
+            failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
+            return cls(
+                **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
+                policies=stored["policies"].tolist(),
+                levels=stored["levels"].tolist(),
+                failed=[Failure(*one) for one in failed],
+            )
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a file of predictions, or is damaged: {error}") from error
+
+    def only(self, rows: np.ndarray) -> Predictions:
+        """Those of these rows."""
+        chosen = np.flatnonzero(np.isin(self.rows, rows))
+        taken: dict[str, Any] = {
+            field: np.take(values, chosen, axis)
+            for field, axis in BY_IMAGE.items()
+            if (values := getattr(self, field)) is not None
+        }
+        wanted = set(rows.tolist())
+        return replace(self, **taken, failed=[failure for failure in self.failed if failure.row in wanted])
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """One after the other. Raises ValueError where there is none, or where they are not of the same policies."""
+    if not parts or any((p.policies, p.levels) != (parts[0].policies, parts[0].levels) for p in parts):
+        raise ValueError("predictions of different policies cannot be joined, nor none at all")
+    together: dict[str, Any] = {
+        field: np.concatenate([getattr(part, field) for part in parts], axis)
+        for field, axis in BY_IMAGE.items()
+        if getattr(parts[0], field) is not None
+    }
+    return replace(parts[0], **together, failed=[failure for part in parts for failure in part.failed])
+
+
+def check_complete(rows: np.ndarray, predictions: Predictions) -> None:
+    """Raises RuntimeError unless every row was scored or failed, exactly once."""
+    if not np.array_equal(np.sort(predictions.seen()), np.sort(rows)):
+        scored_rows, failed = predictions.rows, predictions.failed
+        raise RuntimeError(
+            f"of {len(rows)} images, {len(scored_rows)} were scored and {len(failed)} failed, and these are not the "
+            "same images once each: the backend lost or repeated some. This is a bug, and no result is written"
+        )
+
+
+def counts(predictions: Predictions, level: str, policy: str, labels: str = ORIGINAL) -> dict[str, Any]:
+    """Count one policy at one level against one of the sets of labels, and against the centre crop at the same level:
+    the fields of bench.records.Accuracy that are counts of images, and ``nll_mean`` (nats).
+
+    ``labels``: one of bench.records.LABELS. Several labels an image have no one likelihood: ``nll_mean`` is None.
+    """
+    i, p = predictions.levels.index(level), predictions.policies.index(policy)
+    if labels == ORIGINAL:
+        truth, in_top5 = predictions.labels, predictions.in_top5
+    else:
+        assert predictions.real_label is not None and predictions.real_in_top5 is not None
+        truth, in_top5 = predictions.real_label[i], predictions.real_in_top5
+    known = (np.atleast_2d(truth) >= 0).all(0)  # whether an image has a label is the same for all policies
+    right = (predictions.top1[i] == truth)[:, known]
+    baseline = right[predictions.policies.index(BASELINE)]
+    nll = predictions.nll[i, p, known]
+    mean = float(nll.mean(dtype=np.float64)) if labels == ORIGINAL and known.any() else None
+    return {
+        "images": int(known.sum()),
+        "top1_correct": int(right[p].sum()),
+        "top5_correct": int(in_top5[i, p, known].sum()),
+        "nll_mean": mean if mean is not None and np.isfinite(mean) else None,
+        "newly_correct": int((right[p] & ~baseline).sum()),
+        "newly_wrong": int((~right[p] & baseline).sum()),
+    }

@@ -1,0 +1,61 @@
+"""Pipeline settings that ``multicrop-bench tune`` found on this machine, in tuned.json beside the header scans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.files import write_whole
+
+FILE = "tuned.json"
+
+
+def path() -> Path:
+    from pipelines.data.dataset import cache_folder
+
+    return cache_folder() / FILE
+
+
+def key(backend_name: str) -> str:
+    """Settings belong to a machine and a backend."""
+    from bench.machine import machine_id
+
+    return f"{machine_id()} {backend_name}"
+
+
+def stored(backend_name: str) -> dict[str, Any]:
+    """What was found for a backend on this machine: fields of pipelines.batch.LoadConfig, or nothing."""
+    from pipelines.batch import CUT_NAMES
+
+    found = _all().get(key(backend_name), {})
+    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_decoder_load": (0, 1)}
+    kept = {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
+    return kept | ({"cut": found["cut"]} if found.get("cut") in CUT_NAMES else {})
+
+
+def store(backend_name: str, kept: dict[str, Any]) -> None:
+    """Keep settings for later runs; those of other backends and machines stay."""
+    add({key(backend_name): kept})
+
+
+def restore(folder: Path) -> None:
+    """Take over the settings that `out` wrote, unless the cache has newer ones."""
+    add({**json.loads((folder / FILE).read_text(encoding="utf-8")), **_all()})
+
+
+def add(found: dict[str, dict[str, Any]]) -> None:
+    path().parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path(), json.dumps({**_all(), **found}, indent=1) + "\n")
+
+
+def _all() -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged: what it held is measured again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
