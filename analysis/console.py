@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.ceilings import crossover, rate_rows
 from analysis.summary import derived, p_value, top1_interval
+from analysis.text import aligned
 from bench.records import (
     DECODE,
     LABELS,
@@ -145,12 +146,6 @@ def _stages(throughputs: list[Throughput]) -> list[str]:
         seen = "" if found.observed is None else f", observed end to end at {found.observed:.1f}"
         lines.append(f"network and pipeline take equal time at {found.predicted:.1f} crops (from the ceilings){seen}")
     return lines
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Columns padded to one width; the first row is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def headline(records: Sequence[Record]) -> list[dict[str, Any]]:

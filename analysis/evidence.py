@@ -134,42 +134,44 @@ def _accuracy_key(setting: Setting) -> Setting:
     return without_speed(setting)
 
 
-def _scored(parts: Sequence[_Part]) -> tuple[Scored, ...]:
+def _scored(networks: Sequence[_Part]) -> tuple[Scored, ...]:
     """One for each network, its runs put together: counted twice, it would weigh twice."""
     found: list[tuple[_Part, Answers]] = []
-    for part in parts:
-        if part.answers is None:
+    for network in networks:
+        if network.answers is None:
             continue
         for i, (earlier, answers) in enumerate(found):
-            if _accuracy_key(earlier.setting) == _accuracy_key(part.setting):
-                both = _merged(answers, part.answers)
+            if _accuracy_key(earlier.setting) == _accuracy_key(network.setting):
+                both = _merged(answers, network.answers)
                 if both is not None:
-                    views = {**part.mean_views, **earlier.mean_views}
+                    views = {**network.mean_views, **earlier.mean_views}
                     found[i] = (replace(earlier, mean_views=views), both)
                     break
         else:
-            found.append((part, part.answers))
-    names = distinct_names([(part.run, part.setting) for part, _ in found])
+            found.append((network, network.answers))
+    names = distinct_names([(network.run, network.setting) for network, _ in found])
     return tuple(
-        Scored(name, part.setting, answers, _level_reasons(part), part.mean_views)
-        for name, (part, answers) in zip(names, found, strict=True)
+        Scored(name, network.setting, answers, _level_reasons(network), network.mean_views)
+        for name, (network, answers) in zip(names, found, strict=True)
     )
 
 
-def _level_reasons(part: _Part) -> dict[str, str]:
+def _level_reasons(network: _Part) -> dict[str, str]:
     prefix = "accuracy at level "
-    return {what.removeprefix(prefix): why for what, why in part.absent.items() if what.startswith(prefix)}
+    return {what.removeprefix(prefix): why for what, why in network.absent.items() if what.startswith(prefix)}
 
 
-def _timed(parts: Sequence[_Part]) -> tuple[Timed, ...]:
-    found = [part for part in parts if part.throughputs]
-    names = distinct_names([(part.run, part.setting) for part in found])
-    return tuple(Timed(name, part.setting, part.throughputs) for name, part in zip(names, found, strict=True))
+def _timed(networks: Sequence[_Part]) -> tuple[Timed, ...]:
+    found = [network for network in networks if network.throughputs]
+    names = distinct_names([(network.run, network.setting) for network in found])
+    return tuple(Timed(name, network.setting, network.throughputs) for name, network in zip(names, found, strict=True))
 
 
-def _why_not(parts: Sequence[_Part], what: str, is_there: Callable[[_Part], bool]) -> tuple[str, ...]:
+def _why_not(networks: Sequence[_Part], what: str, is_there: Callable[[_Part], bool]) -> tuple[str, ...]:
     reasons = [
-        part.absent.get(what, f"the {what} pass of {part.run} did not finish") for part in parts if not is_there(part)
+        network.absent.get(what, f"the {what} pass of {network.run} did not finish")
+        for network in networks
+        if not is_there(network)
     ]
     return tuple(dict.fromkeys(reasons))
 
@@ -178,18 +180,18 @@ def evidence(runs: Sequence[Run]) -> list[Evidence]:
     """The networks of all runs, those that saw the same images together."""
     by_data: dict[tuple[str, bool], list[_Part]] = {}
     for run in runs:
-        for part in _parts(run):
-            by_data.setdefault((part.setting.data_hash, part.setting.is_demo), []).append(part)
+        for network in _parts(run):
+            by_data.setdefault((network.setting.data_hash, network.setting.is_demo), []).append(network)
     return [
         Evidence(
-            parts[0].setting.data,
+            networks[0].setting.data,
             is_demo,
-            _scored(parts),
-            _timed(parts),
-            _why_not(parts, "accuracy", lambda part: part.answers is not None),
-            _why_not(parts, "throughput", lambda part: bool(part.throughputs)),
+            _scored(networks),
+            _timed(networks),
+            _why_not(networks, "accuracy", lambda network: network.answers is not None),
+            _why_not(networks, "throughput", lambda network: bool(network.throughputs)),
         )
-        for (_, is_demo), parts in by_data.items()
+        for (_, is_demo), networks in by_data.items()
     ]
 
 

@@ -26,16 +26,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.evidence import common
-from analysis.runs import NotDrawable, Part, predictions, read, scored_parts
+from analysis.runs import MissingData, NetworkRun, predictions, read, scored_networks
 from analysis.stats import mcnemar, paired_difference
 from bench.records import Incomparable, Run
 
 LEVEL = "softmax"
 
 
-def right(part: Part, policy: str) -> tuple[np.ndarray, np.ndarray]:
+def right(network: NetworkRun, policy: str) -> tuple[np.ndarray, np.ndarray]:
     """Names [b] and bool [b] of a part's labelled images."""
-    answers = predictions(part)
+    answers = predictions(network)
     known = answers.labels >= 0
     return np.array(answers.names)[known], answers.of(policy, LEVEL)[known]
 
@@ -44,42 +44,42 @@ def compare(tuned: Run, untuned: Run) -> pd.DataFrame:
     """One row for each way of asking the untuned network, for each size of the tuned one.
 
     Columns: K, against, K_other, policy, cost_ratio (pixels, the tuned crop's over the other's), tuned_top1, top1,
-    difference, low, high (points), p_value, images. Raises NotDrawable, with the remedy, where a side is missing;
+    difference, low, high (points), p_value, images. Raises MissingData, with the remedy, where a side is missing;
     Incomparable where the two are of other images.
     """
-    others = {part[1].K: part for part in scored_parts([untuned])}
+    others = {network[1].K: network for network in scored_networks([untuned])}
     own = next((m["own_K"] for m in untuned.info.get("models", []) if m.get("own_K") in others), min(others, default=0))
     rows = []
-    for part in scored_parts([tuned]):
-        base = others.get(part[1].K)
+    for network in scored_networks([tuned]):
+        base = others.get(network[1].K)
         if base is None:
-            raise NotDrawable(f"{untuned.folder} has no centre crop at {part[1].K} pixels: add it to --img-size")
-        if base[1].data_hash != part[1].data_hash:
+            raise MissingData(f"{untuned.folder} has no centre crop at {network[1].K} pixels: add it to --img-size")
+        if base[1].data_hash != network[1].data_hash:
             raise Incomparable(f"data_hash differs: {tuned.folder} and {untuned.folder} are of other images or labels")
-        if base[1].weight_hash == part[1].weight_hash:
-            raise NotDrawable(f"{tuned.folder} and {untuned.folder} hold one network: give the tuned run first")
-        K = part[1].K
+        if base[1].weight_hash == network[1].weight_hash:
+            raise MissingData(f"{tuned.folder} and {untuned.folder} hold one network: give the tuned run first")
+        K = network[1].K
         ways = [("the same size", K, "CC")]
         if own < K:
             ways += [("its own size", own, "CC"), *(("equal cost", own, policy) for policy in equal(others[own], K))]
-        rows += [{"K": K, "against": what, **row(part, others[k], policy)} for what, k, policy in ways]
+        rows += [{"K": K, "against": what, **row(network, others[k], policy)} for what, k, policy in ways]
     return pd.DataFrame(rows)
 
 
-def equal(own: Part, K: int) -> list[str]:
-    """The policies of the untuned network whose cost is nearest to one crop of K. Raises NotDrawable without any."""
+def equal(own: NetworkRun, K: int) -> list[str]:
+    """The policies of the untuned network whose cost is nearest to one crop of K. Raises MissingData without any."""
     ratio = (K / own[1].K) ** 2
     there = {record.policy for record in own[0].accuracies if record.setting == own[1]}
     n = max(2, round(ratio))
     found = [policy for policy in (f"{n}RC", f"CC+{n - 1}RC") if policy in there]
     if not found:
-        raise NotDrawable(
+        raise MissingData(
             f"one crop of {K} costs {ratio:.1f} crops of {own[1].K}: run the untuned one with --crops {n}"
         )
     return found
 
 
-def row(tuned: Part, other: Part, policy: str) -> dict[str, Any]:
+def row(tuned: NetworkRun, other: NetworkRun, policy: str) -> dict[str, Any]:
     ours, theirs = common([right(tuned, "CC"), right(other, policy)])
     newly_correct, newly_wrong, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
     low, high = paired_difference(newly_correct, newly_wrong, int(ours.sum()), images)

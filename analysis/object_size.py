@@ -1,261 +1,37 @@
-"""How large is an object that a network sees at test time, compared with training? FixRes Section 3, recomputed.
+"""Print the table of apparent object sizes and draw its figure (analysis/apparent_size.py explains them).
 
-    python analysis/object_size.py                       # images of usual shapes
-    python analysis/object_size.py --data DIR            # the shapes of the images in a folder (headers only)
-
-RandomResizedCrop zooms in at training time, the centre crop does not, so that "at test time" objects look smaller. The
-paper puts a number on it: the expected ratio of an object's apparent sizes (test / train) is ``F x S / K_train``
-(Equation 5), 0.8086 for S = 256, K_train = 224 and sigma in [0.28, 1]; it prints 0.80. What torchvision's code gives is
-another number, for three reasons that the table shows one by one:
-
-* **Windows that do not fit are drawn again** (at most ten times). Equation 5 takes every sigma in its range; but of the
-  large windows only those of nearly the image's own shape fit, so that large ones are refused more often. The mean of
-  sigma falls: to 0.667 for a square image, from 0.708, and the ratio to 0.762; for images that are not square more.
-* **The range.** torchvision's smallest area is 0.08, and sqrt(0.08) is 0.2828, printed as 0.28.
-* **The image's shape.** Equation 3 assumes a square. At test time the *short* side becomes S, so that objects in an
-  image of ratio a (long / short) are larger by sqrt(a) than Equation 3 says. This works against the first point: at
-  4:3 the ratio is 0.725 by the paper's own definition, but 0.837 as images are in fact resized.
-
-The ratio here is of geometric means: RandomResizedCrop also stretches, by the drawn aspect, which leaves areas as they
-are. (The paper's text prints the window as sqrt(sigma alpha H W) x sqrt(sigma H W / alpha); its Equation 1 holds for
-sigma squared, which is what is drawn from a uniform distribution.)
+multicrop-bench object-size                       # images of usual shapes
+multicrop-bench object-size --data DIR            # the shapes of the images in a folder (only headers are read)
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as `python analysis/object_size.py`: search the repo root, not analysis/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-import numpy as np
-from scipy.integrate import quad
-
-from pipelines.crops import resized_sizes
-from pipelines.inputspec import InputSpec
-
-PAPER_SIGMA = (0.28, 1.0)  # Section 3.1.2
-PAPER_S, PAPER_K = 256, 224
-PAPER_RATIO = 0.80  # printed after Equation 5
-AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop: share, width / height
-
-SHAPES = {  # name -> height and width, pixels; 4:3 and 3:2 at 500 are the usual ones in ImageNet
-    "1:1": (500, 500),
-    "4:3": (375, 500),
-    "3:4": (500, 375),
-    "3:2": (333, 500),
-    "16:9": (281, 500),
-    "2:1": (250, 500),
-    "3:1": (167, 500),
-}
-WINDOWS = 200_000  # drawn for each line of the table: the mean of sigma is then known to 0.0005
-
-
-# ---- by formula
-
-
-def scale_factor(low: float, high: float) -> float:
-    """F of Equation 5, the mean of sigma where sigma squared is uniform in [low^2, high^2].
-
-    Raises ValueError unless 0 <= low < high.
-    """
-    if not 0 <= low < high:
-        raise ValueError(f"sigma from {low} to {high}: the lower end must be 0 or more and below the upper")
-    return 2 / 3 * (high**3 - low**3) / (high**2 - low**2)
-
-
-def expected_ratio(S: int, K_train: int, sigma: tuple[float, float] = PAPER_SIGMA) -> float:
-    """Equation 5: the expected apparent size at test time over that at training time, for square images."""
-    return scale_factor(*sigma) * S / K_train
-
-
-@dataclass(frozen=True, slots=True)
-class Fitting:
-    """What drawing again does, for images of one shape, pixels not counted."""
-
-    refused: float  # share of single draws that do not fit, 0..1
-    mean_sigma: float  # of the windows that are cut
-    fallback: float  # share of windows for which all attempts failed: then the middle of the image is cut
-
-
-def fitting(image_aspect: float) -> Fitting:
-    """RandomResizedCrop's rule by integration; ``image_aspect`` is width / height.
-
-    With the aspect's logarithm t uniform in +-ln(4/3), an area x fits while x <= min(1, a / e^t, e^t / a).
-    Raises ValueError for an aspect that is not positive.
-    """
-    if not image_aspect > 0:
-        raise ValueError(f"image aspect {image_aspect}: width / height must be above 0")
-    low, high, tilt = math.log(ASPECT[0]), math.log(ASPECT[1]), math.log(image_aspect)
-
-    def largest(t: float) -> float:
-        return min(AREA[1], math.exp(tilt - t), math.exp(t - tilt))
-
-    def integral(of: float) -> float:
-        """Of area^(of - 1) over the windows that fit, times ``of``."""
-        kinks = [t for t in (tilt, tilt + math.log(AREA[0]), tilt - math.log(AREA[0])) if low < t < high]
-        return float(quad(lambda t: max(largest(t) ** of - AREA[0] ** of, 0.0), low, high, points=kinks or None)[0])
-
-    accepted = integral(1) / ((high - low) * (AREA[1] - AREA[0]))
-    given_up = (1 - accepted) ** ATTEMPTS
-    mean = 2 / 3 * integral(1.5) / integral(1) if accepted else 0.0
-    middle = math.sqrt(min(1.0, image_aspect / ASPECT[0], ASPECT[1] / image_aspect))
-    return Fitting(1 - accepted, (1 - given_up) * mean + given_up * middle, given_up)
-
-
-# ---- by sampling
-
-
-def sample_windows(
-    heights: np.ndarray, widths: np.ndarray, rng: np.random.Generator, uniforms: np.ndarray | None = None
-) -> np.ndarray:
-    """Height and width of one RandomResizedCrop window for each image, int64 [n, 2], from image sizes int [n].
-
-    torchvision's ``get_params``, rounding and ten attempts included. ``uniforms`` float [ATTEMPTS, n, 2] in 0..1
-    (area, aspect) takes the place of ``rng``.
-    """
-    heights, widths = np.asarray(heights, dtype=np.int64), np.asarray(widths, dtype=np.int64)
-    u = rng.random((ATTEMPTS, len(heights), 2)) if uniforms is None else uniforms
-    log_low, log_high = np.log(ASPECT)
-    out = _middles(heights, widths)
-    waiting = np.ones(len(heights), dtype=bool)
-    for area_u, aspect_u in zip(u[..., 0], u[..., 1], strict=True):
-        area = heights * widths * (AREA[0] + area_u * (AREA[1] - AREA[0]))
-        aspect = np.exp(log_low + aspect_u * (log_high - log_low))
-        w, h = np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
-        fits = waiting & (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
-        out[fits] = np.column_stack([h, w])[fits]
-        waiting &= ~fits
-    return out
-
-
-def _middles(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """What is cut when all attempts fail: the whole image, narrowed to an aspect in the range. int64 [n, 2]."""
-    aspect = widths / heights
-    h = np.where(aspect < ASPECT[0], np.rint(widths / ASPECT[0]), heights)
-    w = np.where(aspect > ASPECT[1], np.rint(heights * ASPECT[1]), widths)
-    return np.column_stack([h, w]).astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """Windows drawn for some images; all lists have one number for each window, [n]."""
-
-    train_area: np.ndarray  # of RandomResizedCrop's window, as a share of the image: sigma squared
-    test_area: np.ndarray  # of the centre crop's, in the image before it is resized
-    ratio: np.ndarray  # apparent size at test over that at training, with the short side resized to S
-
-    @property
-    def mean_sigma(self) -> float:
-        return float(np.sqrt(self.train_area).mean())
-
-
-def sample(sizes: np.ndarray, S: int, K_test: int, K_train: int, *, windows: int = WINDOWS, seed: int = 0) -> Sampled:
-    """Draw ``windows`` windows, as evenly as can be over images with these stored heights and widths, int [b, 2].
-
-    Raises ValueError without images.
-    """
-    sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-    if not len(sizes):
-        raise ValueError("no image sizes were given: name a folder that holds images with --data")
-    each = np.resize(np.arange(len(sizes)), max(windows, len(sizes)))
-    image = sizes[each]
-    drawn = sample_windows(image[:, 0], image[:, 1], np.random.default_rng(seed))
-    resized = resized_sizes(image, InputSpec(S, K_test))
-    whole = image.prod(axis=1)
-    train_zoom = K_train / np.sqrt(drawn.prod(axis=1))
-    test_zoom = np.sqrt(resized.prod(axis=1) / whole)
-    return Sampled(drawn.prod(axis=1) / whole, K_test**2 / resized.prod(axis=1), test_zoom / train_zoom)
-
-
-# ---- the table
+from analysis import style
+from analysis.apparent_size import PAPER_K, PAPER_RATIO, PAPER_S, PAPER_SIGMA, Row, scale_factor
+from analysis.figures import object_size as figure
+from analysis.runs import Inputs
+from analysis.text import aligned
 
 HEADINGS = (
     "images", "Eq. 5", "Eq. 5, area 0.08", "drawn again", "by integration", "sampled", "short side to S", "test area",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table. Ratios are of apparent sizes, test over train."""
-
-    images: str
-    paper: float  # Equation 5 with the paper's sigma: the same for all images
-    exact_range: float  # Equation 5 with torchvision's smallest area
-    refused: float | None  # share of draws that do not fit; None for images of several shapes
-    integrated: float | None  # E[sigma] S / K_train with the windows that fit
-    sampled: float  # the same, by drawing
-    as_resized: float  # drawn, and with the short side resized to S, as is done
-    test_area: float  # median share of the image that the centre crop covers
-    windows: Sampled
-
-
-def row(images: str, sizes: np.ndarray, S: int, K_test: int, K_train: int, *, windows: int = WINDOWS) -> Row:
-    """``images`` names images with these stored heights and widths, int [b, 2]."""
-    sampled = sample(sizes, S, K_test, K_train, windows=windows)
-    shapes = np.unique(np.asarray(sizes).reshape(-1, 2), axis=0)
-    rule = fitting(shapes[0, 1] / shapes[0, 0]) if len(shapes) == 1 else None
-    return Row(
-        images,
-        expected_ratio(S, K_train),
-        expected_ratio(S, K_train, (math.sqrt(AREA[0]), math.sqrt(AREA[1]))),
-        None if rule is None else rule.refused,
-        None if rule is None else rule.mean_sigma * S / K_train,
-        sampled.mean_sigma * S / K_train,
-        float(sampled.ratio.mean()),
-        float(np.median(sampled.test_area)),
-        sampled,
-    )
-
-
-def rows_of_shapes(S: int, K_test: int, K_train: int, *, windows: int = WINDOWS) -> list[Row]:
-    """A row for each of SHAPES."""
-    return [row(name, np.array([size]), S, K_test, K_train, windows=windows) for name, size in SHAPES.items()]
-
-
-def text(rows: Sequence[Row], S: int, K_test: int, K_train: int) -> str:
-    """The table as a person reads it, and what its columns are."""
-    cells = [list(HEADINGS)]
-    for one in rows:
-        ratios = [one.paper, one.exact_range, one.refused, one.integrated, one.sampled, one.as_resized, one.test_area]
-        cells.append([one.images, *("" if value is None else f"{value:.4f}" for value in ratios)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join(
-        [
-            f"apparent size of an object, test / train; short side to S = {S}, crops of {K_test} at test time and of "
-            f"{K_train} in training",
-            *lines,
-            f"Eq. 5: F x S / K_train, F = {scale_factor(*PAPER_SIGMA):.4f} for sigma in {list(PAPER_SIGMA)}; "
-            f"the paper prints {PAPER_RATIO:.2f} for 256/224",
-            "drawn again: share of RandomResizedCrop's draws that do not fit into the image; large windows above all, "
-            "so that",
-            "by integration, sampled: Eq. 5 with the windows that are cut. They lie below it where windows are refused",
-            "short side to S: the same windows, and the test image resized as is done; Eq. 3 assumes it is square",
-            "test area: share of the image that the centre crop covers",
-        ]
-    )
+COLUMNS = ("paper", "exact_range", "refused", "integrated", "sampled", "as_resized", "test_area")  # fields of Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table, draws the figure; returns the exit status: 0, or 2 for what the user can mend."""
+    """Print the table and draw the figure; return the exit status: 0, or 2 for what the user can correct."""
     args = _parse(argv)
-    # Here, and not at the top: the figure's module imports this one.
-    from analysis import style
-    from analysis.figures import object_size as figure
-    from analysis.runs import NotDrawable, Source
-
     try:
         K_test = args.img_size or PAPER_K
         S = args.short_side or PAPER_S * K_test // PAPER_K
-        data = figure.made_of(Source((), args.data), S, K_test, args.train_size or K_test)
+        data = figure.made_of(Inputs((), args.data), S, K_test, args.train_size or K_test)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (NotDrawable, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(text(data.rows, data.S, data.K_test, data.K_train))
@@ -265,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="analysis/object_size.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="multicrop-bench object-size",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images, whose sizes are read")
     parser.add_argument("--img-size", type=int, metavar="K", help="side of the test crop, pixels; default: 224")
@@ -275,5 +53,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def text(rows: Sequence[Row], S: int, K_test: int, K_train: int) -> str:
+    """The table for the terminal, and what its columns are."""
+    lines = [list(HEADINGS)]
+    for row in rows:
+        values = [getattr(row, column) for column in COLUMNS]
+        lines.append([row.images, *("" if value is None else f"{value:.4f}" for value in values)])
+    return "\n".join(
+        [
+            f"apparent size of an object, test / train; short side resized to S = {S}, crops of {K_test} at test time "
+            f"and of {K_train} in training",
+            *aligned(lines),
+            f"Eq. 5: F x S / K_train, F = {scale_factor(*PAPER_SIGMA):.4f} for sigma in {list(PAPER_SIGMA)}; "
+            f"the paper prints {PAPER_RATIO:.2f} for 256/224",
+            "drawn again: share of RandomResizedCrop's draws that do not fit into the image; most of these are large",
+            "by integration, sampled: Eq. 5 with only the windows that fit; below Eq. 5 where windows are refused",
+            "short side to S: the same windows, with the short side of the test image resized to S; Eq. 3 assumes a "
+            "square image",
+            "test area: share of the image that the centre crop covers",
+        ]
+    )

@@ -32,11 +32,12 @@ from markupsafe import Markup
 
 from analysis import claims
 from analysis.ceilings import crossover, rate_rows
+from analysis.drawing import draw, names
 from analysis.evidence import evidence
 from analysis.published import contradictions as find_contradictions
 from analysis.published.checks import PAPERS
 from analysis.published.report import KINDS, SHOWN_EXCEPTIONS
-from analysis.runs import Source, read
+from analysis.runs import Inputs, read
 from analysis.summary import derived, gain_interval, p_value, top1_interval
 from analysis.tables import (
     MID,
@@ -235,24 +236,6 @@ def _throughput_row(row: dict[str, Any]) -> tuple[str, ...]:
 # ---- figures
 
 
-def draw(runs: Sequence[Run], folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Draw what the runs allow into ``folder``: the PNGs, and for each figure that could not be drawn the reason."""
-    from analysis import make_figures  # late: the rest of the report needs no matplotlib
-    from analysis.figures import FIGURES
-
-    source = Source(tuple(runs))
-    drawn: list[Path] = []
-    undrawn: dict[str, str] = {}
-    for name in (name for name, entry in FIGURES.items() if "run" in entry.sources):
-        try:
-            paths, reasons = make_figures.make(source, [name], folder)
-        except Exception as error:  # a fault in one figure must not cost the report; it is said in the report
-            paths, reasons = [], {name: f"failed: {type(error).__name__}: {error}"}
-        drawn += paths
-        undrawn |= reasons
-    return drawn, undrawn
-
-
 def pictures(runs: Sequence[Run], drawn: Sequence[Path]) -> list[Picture]:
     """The drawn figures, then the PNGs in the runs' folders that are of none of their kinds."""
     kinds = {path.stem.partition("-")[0] for path in drawn}
@@ -269,10 +252,10 @@ def _caption(path: Path) -> str:
 
 
 def picture(path: Path, caption: str) -> Picture:
-    """Raises ValueError for a file that is no PNG."""
+    """Raises ValueError for a file that is not a PNG file."""
     data = path.read_bytes()
     if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
-        raise ValueError(f"{path} is no PNG: draw the figures again with analysis/make_figures.py, or remove it")
+        raise ValueError(f"{path} is not a PNG file: draw the figures again with multicrop-bench figures, or remove it")
     width, height = struct.unpack(">II", data[16:24])  # the first chunk, IHDR, begins with them
     return Picture(caption, f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height)
 
@@ -308,7 +291,7 @@ def unreadable_grid(runs: Sequence[Run]) -> Grid:
     return Grid("Every image could be read.", ("Run", "Image", "Stage", "Reason"), tuple(rows), ())
 
 
-def absent_grid(found: Sequence[Network], runs: Sequence[Run], undrawn: dict[str, str]) -> Grid:
+def absent_grid(found: Sequence[Network], runs: Sequence[Run], not_drawn: dict[str, str]) -> Grid:
     """What the records call absent, the figures that could not be drawn, and what stands in no table of the paper."""
     rows = [
         (network.name, record.what, record.reason)
@@ -317,7 +300,7 @@ def absent_grid(found: Sequence[Network], runs: Sequence[Run], undrawn: dict[str
         if record.setting == network.setting
     ]
     rows += [(one.label, f"FAILED at {one.stage}", one.reason) for run in runs for one in run.failed]
-    rows += [("", f"figure {name}", reason) for name, reason in undrawn.items()]
+    rows += [("", f"figure {name}", reason) for name, reason in not_drawn.items()]
     rows += [("", "comparison with the paper's tables", reason) for reason in unmatched(runs)]
     return Grid("Not measured", ("Network", "What", "Reason"), tuple(rows), ())
 
@@ -397,7 +380,7 @@ def kind(cell: str) -> str:
     return "number" if len(cell) <= SHORT and re.match(r"[<+-]?\d", cell) else ""
 
 
-def html(runs: Sequence[Run], drawn: Sequence[Path] = (), undrawn: dict[str, str] | None = None) -> str:
+def html(runs: Sequence[Run], drawn: Sequence[Path] = (), not_drawn: dict[str, str] | None = None) -> str:
     """The whole page. Every name and number is escaped by the template; only report.js is taken as it is."""
     found = networks(runs)
     script = (HERE / SCRIPT).read_text(encoding="utf-8")
@@ -427,7 +410,7 @@ def html(runs: Sequence[Run], drawn: Sequence[Path] = (), undrawn: dict[str, str
         demo_tables=[demo_grid(runs)] if demo_columns(runs) else [],
         contradictions=contradiction_grids(),
         unreadable=unreadable_grid(runs),
-        absent=absent_grid(found, runs, undrawn or {}),
+        absent=absent_grid(found, runs, not_drawn or {}),
         environment=[environment_grid(run) for run in runs],
         kind=kind,
         script=Markup(script),  # trusted: a file of this package
@@ -444,9 +427,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or args.runs[0] / "report.html"
     try:
         runs = read(args.runs)
+        inputs = Inputs(runs)
         with tempfile.TemporaryDirectory() as folder:
-            drawn, undrawn = draw(runs, Path(folder))
-            text = html(runs, drawn, undrawn)
+            # A fault in one figure must not cost the report: it stands in the list of what was not drawn.
+            drawn = draw(inputs, names(inputs), Path(folder), keep_going=True)
+            failed = {name: f"failed: {error}" for name, error in drawn.failed.items()}
+            text = html(runs, drawn.paths, drawn.not_drawn | failed)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text)
     except (ValueError, OSError) as error:

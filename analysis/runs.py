@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from analysis.figures import EXPERIMENT_FILES
 from analysis.published import load
 from analysis.summary import derived
 from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
@@ -34,19 +35,21 @@ PAPER_TABLES = {
 }
 
 
-class NotDrawable(ValueError):
+class MissingData(ValueError):
     """What was given does not hold what a figure needs. The message says what would."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What the figures may draw from: runs (perhaps none), and a folder of images (perhaps none)."""
+class Inputs:
+    """What figures are drawn from: runs, a folder of images where the runs' own has moved, folders of experiments.
+    Each may be missing."""
 
     runs: tuple[Run, ...] = ()
     data: Path | None = None
+    experiments: tuple[Path, ...] = ()
 
 
-Part = tuple[Run, Setting]  # one network on one data set, and the run that measured it
+NetworkRun = tuple[Run, Setting]  # one network on one data set, and the run that measured it
 
 
 def read(folders: Iterable[Path]) -> tuple[Run, ...]:
@@ -56,6 +59,15 @@ def read(folders: Iterable[Path]) -> tuple[Run, ...]:
         if not run.records:
             raise ValueError(f"{run.folder} holds no results: its results.jsonl is missing or empty. Run it again")
     return runs
+
+
+def experiment_folders(inputs: Inputs, figure: str) -> dict[str, Path]:
+    """File name ending -> folder of the experiment that this figure shows. Raises MissingData without any."""
+    file = EXPERIMENT_FILES[figure]
+    found = [folder for folder in inputs.experiments if (folder / file).is_file()]
+    if not found:
+        raise MissingData(f"needs a folder that multicrop-bench {figure.replace('_', '-')} wrote")
+    return {slug(folder.name) if len(found) > 1 else "": folder for folder in found}
 
 
 # ---- records
@@ -87,9 +99,9 @@ def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def of_part(frame: pd.DataFrame, part: Part) -> pd.DataFrame:
+def rows_of_network(frame: pd.DataFrame, network: NetworkRun) -> pd.DataFrame:
     """The rows of ``accuracies`` that belong to one network of one run."""
-    run, setting = part
+    run, setting = network
     return frame[(frame["run"] == run.folder) & (frame["setting"] == setting)].reset_index(drop=True)
 
 
@@ -98,13 +110,13 @@ def curve(policy: str) -> str:
     return CURVES.get(tuple(term for term, _ in parse_policy(policy).terms), "other")
 
 
-def scored_parts(runs: Sequence[Run], *, beyond_centre: bool = False) -> list[Part]:
+def scored_networks(runs: Sequence[Run], *, beyond_centre: bool = False) -> list[NetworkRun]:
     """Networks that were scored, in order; ``beyond_centre``: at more than the centre crop.
 
-    Raises NotDrawable, with the runs' own reasons, when there is none.
+    Raises MissingData, with the runs' own reasons, when there is none.
     """
     if not runs:
-        raise NotDrawable("needs a run: give a folder that bench/run.py wrote")
+        raise MissingData("needs a run: give a folder that bench/run.py wrote")
     found = {
         (run.folder, record.setting): (run, record.setting)
         for run in runs
@@ -113,8 +125,8 @@ def scored_parts(runs: Sequence[Run], *, beyond_centre: bool = False) -> list[Pa
     }
     if not found:
         if any(run.accuracies for run in runs):
-            raise NotDrawable("needs policies with several crops: run with --crops 1,2,5,10,20")
-        raise NotDrawable(f"needs a run with an accuracy pass{_reasons(runs, 'accuracy')}")
+            raise MissingData("needs policies with several crops: run with --crops 1,2,5,10,20")
+        raise MissingData(f"needs a run with an accuracy pass{_reasons(runs, 'accuracy')}")
     return list(found.values())
 
 
@@ -123,13 +135,13 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     return list(dict.fromkeys(record.setting for run in runs for record in run.records))
 
 
-def timed_parts(runs: Sequence[Run]) -> list[Part]:
-    """Networks that were timed, in order. Raises NotDrawable, with the runs' own reasons, when there is none."""
+def timed_networks(runs: Sequence[Run]) -> list[NetworkRun]:
+    """Networks that were timed, in order. Raises MissingData, with the runs' own reasons, when there is none."""
     if not runs:
-        raise NotDrawable("needs a run: give a folder that bench/run.py wrote")
+        raise MissingData("needs a run: give a folder that bench/run.py wrote")
     found = {(run.folder, t.setting): (run, t.setting) for run in runs for t in run.throughputs}
     if not found:
-        raise NotDrawable(f"needs a run with a throughput pass{_reasons(runs, 'throughput')}")
+        raise MissingData(f"needs a run with a throughput pass{_reasons(runs, 'throughput')}")
     return list(found.values())
 
 
@@ -138,47 +150,47 @@ def _reasons(runs: Sequence[Run], what: str) -> str:
     return f"; the run says: {'; '.join(found)}" if found else ""
 
 
-def require_all_comparable(parts: Sequence[Part], varying: Iterable[str] = NETWORK_FIELDS) -> None:
+def require_all_comparable(networks: Sequence[NetworkRun], varying: Iterable[str] = NETWORK_FIELDS) -> None:
     """Raise bench.records.Incomparable, naming the field, when two networks may not stand beside each other."""
     allowed = tuple(varying)
-    for _, setting in parts[1:]:
-        require_comparable(parts[0][1], setting, varying=allowed)
+    for _, setting in networks[1:]:
+        require_comparable(networks[0][1], setting, varying=allowed)
 
 
 def best_curve_policy(frame: pd.DataFrame, most: int = 20) -> str:
     """Of the policies nRC of one network, the one with the most crops, ``most`` at most (the papers' 20)."""
     curves = frame[(frame["curve"] == "RC") & (frame["n_views"] <= most)]
     if curves.empty:
-        raise NotDrawable("needs random crops alone (20RC): run with --crops 1,2,5,10,20")
+        raise MissingData("needs random crops alone (20RC): run with --crops 1,2,5,10,20")
     return str(curves.sort_values("n_views")["policy"].iloc[-1])
 
 
 T = TypeVar("T")
 
 
-def attempts(makers: dict[str, Callable[[], T]]) -> dict[str, T | NotDrawable]:
+def attempts(makers: dict[str, Callable[[], T]]) -> dict[str, T | MissingData]:
     """Each part's data, or why it has none: one network that cannot be shown does not hide the others.
 
-    Raises NotDrawable when no part has any.
+    Raises MissingData when no part has any.
     """
-    out: dict[str, T | NotDrawable] = {}
+    out: dict[str, T | MissingData] = {}
     for ending, make in makers.items():
         try:
             out[ending] = make()
-        except (NotDrawable, Incomparable) as reason:
-            out[ending] = NotDrawable(str(reason))
-    reasons = [str(one) for one in out.values() if isinstance(one, NotDrawable)]
+        except (MissingData, Incomparable) as reason:
+            out[ending] = MissingData(str(reason))
+    reasons = [str(one) for one in out.values() if isinstance(one, MissingData)]
     if len(reasons) == len(out):
-        raise NotDrawable("; ".join(dict.fromkeys(reasons)))
+        raise MissingData("; ".join(dict.fromkeys(reasons)))
     return out
 
 
-def endings(parts: Sequence[Part]) -> list[str]:
+def endings(networks: Sequence[NetworkRun]) -> list[str]:
     """File name endings that tell the parts apart: "" for one alone, else the model, with S or the run where needed."""
-    if len(parts) == 1:
+    if len(networks) == 1:
         return [""]
     texts = _distinct(
-        parts,
+        networks,
         lambda run, setting: setting.model,
         lambda run, setting: f"{setting.model}-S{setting.S}",
         lambda run, setting: f"{setting.model}-S{setting.S}-{run.folder.name}",
@@ -186,7 +198,7 @@ def endings(parts: Sequence[Part]) -> list[str]:
     return [slug(text) for text in texts]
 
 
-def line_names(parts: Sequence[Part]) -> list[str]:
+def line_names(networks: Sequence[NetworkRun]) -> list[str]:
     """Legend texts that tell the parts apart: the network; with its sizes, its machine or its run where needed."""
 
     def machine(run: Run, setting: Setting) -> str:
@@ -194,7 +206,7 @@ def line_names(parts: Sequence[Part]) -> list[str]:
         return f"{member_name(setting)}, {machine_text(environment, setting)}, {setting.backend}, {setting.amp_dtype}"
 
     return _distinct(
-        parts,
+        networks,
         lambda run, setting: member_name(setting),
         lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}",
         machine,
@@ -202,10 +214,10 @@ def line_names(parts: Sequence[Part]) -> list[str]:
     )
 
 
-def _distinct(parts: Sequence[Part], *makers: Callable[[Run, Setting], str]) -> list[str]:
+def _distinct(networks: Sequence[NetworkRun], *makers: Callable[[Run, Setting], str]) -> list[str]:
     """The first maker's texts that are all different; or the last's, numbered."""
     for make in makers:
-        texts = [make(run, setting) for run, setting in parts]
+        texts = [make(run, setting) for run, setting in networks]
         if len(set(texts)) == len(texts):
             return texts
     return [f"{text} {i}" for i, text in enumerate(texts, 1)]
@@ -233,10 +245,10 @@ def member_name(setting: Setting) -> str:
     return display_name(setting)
 
 
-def provenance(parts: Sequence[Part], images: int | None = None) -> list[str]:
+def provenance(networks: Sequence[NetworkRun], images: int | None = None) -> list[str]:
     """The small print: images, weights, sizes, machine, backend, versions; what differs between parts with slashes."""
-    settings = [setting for _, setting in parts]
-    environments = [run.info.get("environment", {}) for run, _ in parts]
+    settings = [setting for _, setting in networks]
+    environments = [run.info.get("environment", {}) for run, _ in networks]
     sizes = [f"{s.K} from {s.S} pixels, {s.interpolation}" for s in settings]
     what = [
         (f"{images:,} images of " if images is not None else "on ") + _either(data_text(s) for s in settings),
@@ -302,9 +314,9 @@ class Predictions:
         return self.right[self.levels.index(level), self.policies.index(policy)]
 
 
-def predictions(part: Part) -> Predictions:
-    """The per-image answers of one network of a run. Raises NotDrawable when the run's folder does not hold them."""
-    run, setting = part
+def predictions(network: NetworkRun) -> Predictions:
+    """The per-image answers of one network of a run. Raises MissingData when the run's folder does not hold them."""
+    run, setting = network
     named = run.predictions_path(setting)
     paths = sorted(run.folder.glob("predictions-*.npz")) if named is None else [named] if named.is_file() else []
     stored = {path: _read_predictions(path) for path in paths}
@@ -313,7 +325,7 @@ def predictions(part: Part) -> Predictions:
         if scored == setting and path is not None:
             return stored[path]
         stored.pop(path, None)  # type: ignore[arg-type]
-    raise NotDrawable(
+    raise MissingData(
         f"needs the per-image answers of {setting.model}: {run.folder} has no predictions-*.npz that fits its records; "
         "run it again"
     )
@@ -346,25 +358,25 @@ def _belongs(answers: Predictions, run: Run, setting: Setting) -> bool:
 # ---- images
 
 
-def images(source: Source, run: Run | None = None) -> Scan:
-    """The images of a run, or of ``--data``. Raises NotDrawable when they are no longer there."""
-    folder = source.data or (Path(run.info["data"]) if run and run.info.get("data") else None)
+def images(inputs: Inputs, run: Run | None = None) -> Scan:
+    """The images of a run, or of ``--data``. Raises MissingData when they are no longer there."""
+    folder = inputs.data or (Path(run.info["data"]) if run and run.info.get("data") else None)
     if folder is None:
-        raise NotDrawable("needs images: give a run, or --data DIR")
+        raise MissingData("needs images: give a run, or --data DIR")
     try:
         return scan(folder, workers=2, progress=False)
     except DatasetError as error:
-        raise NotDrawable(
+        raise MissingData(
             f"needs the images of the run: {error}. If they have moved, name their folder: --data DIR"
         ) from error
 
 
 def rows_of(names: Sequence[str], found: Scan) -> pd.DataFrame:
-    """The scan's rows of these images, in this order. Raises NotDrawable when some are missing."""
+    """The scan's rows of these images, in this order. Raises MissingData when some are missing."""
     table = found.table.set_index("name")
     missing = [name for name in names if name not in table.index]
     if missing:
-        raise NotDrawable(
+        raise MissingData(
             f"{len(missing)} images of the run are not in {found.root}, such as {missing[0]}: name their folder with "
             "--data DIR"
         )

@@ -25,15 +25,15 @@ import pandas as pd
 
 from analysis.evidence import common
 from analysis.runs import (
-    NotDrawable,
-    Part,
+    MissingData,
+    NetworkRun,
     Predictions,
     accuracies,
-    of_part,
     predictions,
     read,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from analysis.stats import mcnemar, paired_difference
 from bench.files import write_whole
@@ -47,29 +47,29 @@ LEVEL = "softmax"
 class Sweep:
     """A network's parts, one for each K, in order of K."""
 
-    parts: tuple[Part, ...]
+    networks: tuple[NetworkRun, ...]
     own_K: int | None  # at which the weights are meant to be asked; None where the run does not say
     train_K: int | None
 
     @property
     def sides(self) -> list[int]:
-        return [setting.K for _, setting in self.parts]
+        return [setting.K for _, setting in self.networks]
 
     @property
-    def base(self) -> Part:
-        """The part at the network's own size. Raises NotDrawable where it was not scored."""
-        found = next((part for part in self.parts if self.own_K == part[1].K), None)
+    def base(self) -> NetworkRun:
+        """The part at the network's own size. Raises MissingData where it was not scored."""
+        found = next((network for network in self.networks if self.own_K == network[1].K), None)
         if found is None:
             own = self.own_K or "the network's own size, which the run does not record"
-            raise NotDrawable(f"compares with the network's own size: add it to --img-size ({own})")
+            raise MissingData(f"compares with the network's own size: add it to --img-size ({own})")
         return found
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """Rows of ``analysis.runs.accuracies`` at LEVEL with ``K`` and ``S``, in order of K."""
-        runs = list({run.folder: run for run, _ in self.parts}.values())
+        runs = list({run.folder: run for run, _ in self.networks}.values())
         rows = accuracies(runs)
-        tables = [of_part(rows, part).assign(K=part[1].K, S=part[1].S) for part in self.parts]
+        tables = [rows_of_network(rows, network).assign(K=network[1].K, S=network[1].S) for network in self.networks]
         frame = pd.concat(tables, ignore_index=True)
         return frame[frame["level"] == LEVEL].reset_index(drop=True)
 
@@ -78,9 +78,9 @@ class Sweep:
         return {}
 
     def right(self, K: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
-        """Names [b] and bool [b] of the labelled images. Raises NotDrawable where the answers are not there."""
+        """Names [b] and bool [b] of the labelled images. Raises MissingData where the answers are not there."""
         if K not in self._answers:
-            self._answers[K] = predictions(self.parts[self.sides.index(K)])
+            self._answers[K] = predictions(self.networks[self.sides.index(K)])
         answers = self._answers[K]
         known = answers.labels >= 0
         return np.array(answers.names)[known], answers.of(policy, LEVEL)[known]
@@ -89,42 +89,42 @@ class Sweep:
 def sweeps(runs: Sequence[Run]) -> list[Sweep]:
     """The networks that were scored at several K with one crop ratio, on one data set.
 
-    Raises NotDrawable when there is none, Incomparable when the runs of a network differ in more than the sizes.
+    Raises MissingData when there is none, Incomparable when the runs of a network differ in more than the sizes.
     """
-    groups: dict[tuple, list[Part]] = {}
-    for part in scored_parts(runs):
-        setting = part[1]
-        groups.setdefault((setting.weight_hash, setting.model, setting.data_hash), []).append(part)
+    groups: dict[tuple, list[NetworkRun]] = {}
+    for network in scored_networks(runs):
+        setting = network[1]
+        groups.setdefault((setting.weight_hash, setting.model, setting.data_hash), []).append(network)
     found = [_sweep(own) for own in groups.values() if len({setting.K for _, setting in own}) > 1]
     if not found:
-        raise NotDrawable("needs one network at several K: run with --img-size 128,160,224,256,288,320")
+        raise MissingData("needs one network at several K: run with --img-size 128,160,224,256,288,320")
     return found
 
 
-def _sweep(own: Sequence[Part]) -> Sweep:
+def _sweep(own: Sequence[NetworkRun]) -> Sweep:
     require_all_comparable(own, VARYING)
-    by_side: dict[int, Part] = {}
-    for part in own:
-        earlier = by_side.setdefault(part[1].K, part)
-        if earlier[1].S != part[1].S:
-            raise NotDrawable(
-                f"{part[1].model} at K={part[1].K} has the crop ratios of S={earlier[1].S} and S={part[1].S}: give "
+    by_side: dict[int, NetworkRun] = {}
+    for network in own:
+        earlier = by_side.setdefault(network[1].K, network)
+        if earlier[1].S != network[1].S:
+            raise MissingData(
+                f"{network[1].model} at K={network[1].K} has the crop ratios of S={earlier[1].S} and S={network[1].S}: give "
                 "runs with one --crop-pct"
             )
-        if len(_policies(part)) > len(_policies(earlier)):
-            by_side[part[1].K] = part
-    parts = tuple(by_side[K] for K in sorted(by_side))
+        if len(_policies(network)) > len(_policies(earlier)):
+            by_side[network[1].K] = network
+    networks = tuple(by_side[K] for K in sorted(by_side))
     own_K, train_K = (next(_recorded(own, name), None) for name in ("own_K", "train_K"))
-    return Sweep(parts, own_K, train_K)
+    return Sweep(networks, own_K, train_K)
 
 
-def _policies(part: Part) -> set[str]:
-    return {record.policy for record in part[0].accuracies if record.setting == part[1]}
+def _policies(network: NetworkRun) -> set[str]:
+    return {record.policy for record in network[0].accuracies if record.setting == network[1]}
 
 
-def _recorded(parts: Iterable[Part], name: str) -> Any:
+def _recorded(networks: Iterable[NetworkRun], name: str) -> Any:
     """What run.json says of a network: its values that are not None."""
-    for run, setting in parts:
+    for run, setting in networks:
         for model in run.info.get("models", []):
             if model.get("model") == setting.model and model.get(name) is not None:
                 yield model[name]
@@ -155,7 +155,7 @@ def equal_cost(sweep: Sweep) -> pd.DataFrame:
     others'), time_ratio (the same from images/s end to end; NaN where not timed), nearest (whether no other N costs as
     nearly the same), and those of ``difference`` (positive: the large crop is better).
 
-    Raises NotDrawable when nothing can be compared.
+    Raises MissingData when nothing can be compared.
     """
     own = sweep.base[1].K
     there = _policies(sweep.base)
@@ -170,7 +170,7 @@ def equal_cost(sweep: Sweep) -> pd.DataFrame:
                 compared = difference(sweep, (K, "CC"), (own, policy))
                 rows.append({"K": K, "N": n, "policy": policy, **cost, "nearest": nearest, **compared})
     if not rows:
-        raise NotDrawable(
+        raise MissingData(
             f"needs K above the network's own {own} and several crops there: run with --img-size "
             f"{own},{ceil(2**0.5 * own)},{2 * own} --crops 1,2,5"
         )
@@ -179,7 +179,7 @@ def equal_cost(sweep: Sweep) -> pd.DataFrame:
 
 def _seconds(sweep: Sweep, K: int, crops: int) -> float:
     """Seconds per image, end to end; NaN where they were not measured."""
-    run, setting = sweep.parts[sweep.sides.index(K)]
+    run, setting = sweep.networks[sweep.sides.index(K)]
     rates = [t.rate for t in run.throughputs if t.setting == setting and (t.stage, t.crops) == (END_TO_END, crops)]
     return 1 / rates[0] if rates else float("nan")
 
@@ -200,16 +200,16 @@ def choices(sweep: Sweep) -> pd.DataFrame:
 
 
 def tables(found: Sequence[Sweep]) -> dict[str, pd.DataFrame]:
-    """File name -> one table of all sweeps. Raises NotDrawable where a network's own size is missing."""
+    """File name -> one table of all sweeps. Raises MissingData where a network's own size is missing."""
     sizes, costs = [], []
     for sweep in found:
-        name = {"model": sweep.parts[0][1].model, "train_K": sweep.train_K, "own_K": sweep.own_K}
+        name = {"model": sweep.networks[0][1].model, "train_K": sweep.train_K, "own_K": sweep.own_K}
         shown = sweep.frame[["K", "S", "policy", "top1", "top1_low", "top1_high", "images"]]
         own = against_own_size(sweep).drop(columns="images").assign(policy="CC")
         sizes.append(shown.merge(own, on=["K", "policy"], how="left").assign(**name))
         try:
             costs.append(equal_cost(sweep).assign(**name))
-        except NotDrawable as reason:
+        except MissingData as reason:
             print(f"no table of equal cost for {name['model']}: {reason}", file=sys.stderr)
     made = {"sizes.csv": sizes, "equal_cost.csv": costs}
     return {file: pd.concat(frames, ignore_index=True) for file, frames in made.items() if frames}

@@ -33,8 +33,9 @@ if not __package__:  # run as `python analysis/spread.py`: search the repo root,
 
 import numpy as np
 
-from analysis.console import aligned, is_shown
+from analysis.console import is_shown
 from analysis.stats import wilson
+from analysis.text import aligned
 from bench.files import write_whole
 from bench.records import LABELS, SPEED_FIELDS, Run, Setting, read_run, require_comparable, without_speed
 from pipelines.crops import parse_policy

@@ -8,14 +8,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from bench.files import whole_file
+
+T = TypeVar("T")
 
 # seaborn's "colorblind" palette, its values and not the dependency.
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = (
@@ -44,7 +49,17 @@ RC_PARAMS: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "savefig.facecolor": "white",
 }
-matplotlib.rcParams.update(RC_PARAMS)  # artists read them when they are made, so this cannot wait for the saving
+
+
+def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
+    """A figure's ``draw`` under RC_PARAMS, which are then put back: artists read them when they are made."""
+
+    @wraps(draw)
+    def drawn(data: T) -> Figure:
+        with matplotlib.rc_context(RC_PARAMS):
+            return draw(data)
+
+    return drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +169,6 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG that depends on nothing but the figure: no time, no program name. Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-    part.replace(path)
+    with matplotlib.rc_context(RC_PARAMS), whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return path
-
-
-Draw = Callable[[Any], Figure]

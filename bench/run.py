@@ -488,27 +488,15 @@ def finish(session: Session) -> int:
 def draw(out: Path) -> list[Path]:
     """The run's figures. If they cannot be drawn the numbers are safe: a warning is logged."""
     try:
-        from analysis.make_figures import main as make_figures
+        from analysis.make_figures import make_figures
 
-        with quiet_stdout():
-            status = make_figures([str(out)])
+        drawn = make_figures([out], keep_going=True)
     except Exception as error:
         log.warning("the figures could not be drawn: %s; the numbers are complete", one_line(error))
         return []
-    if status:
-        log.warning("the figures could not be drawn (see above); the numbers are complete")
-        return []
-    return sorted(path.resolve() for path in out.glob("*.png"))
-
-
-@contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Standard output belongs to the run's own table."""
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    with redirect_stdout(StringIO()):
-        yield
+    for name, reason in drawn.failed.items():
+        log.warning("the figure %s could not be drawn: %s; the numbers are complete", name, reason)
+    return sorted(drawn.paths)
 
 
 def end(status: int) -> NoReturn:

@@ -1,9 +1,9 @@
-"""One file a figure. FIGURES names them; each module has two functions:
+"""One file per figure. FIGURES names them; each module has two functions:
 
-    parts(source) -> {ending: data}   numbers out of runs and published tables; raises NotDrawable with the reason
-    draw(data) -> Figure              no file access, no statistics: it draws what it is given
+    pictures(inputs) -> {ending: data}   numbers from runs and published tables; raises MissingData with the reason
+    draw(data) -> Figure                 reads no file and computes no statistics: it draws what it is given
 
-``ending`` tells several pictures of one figure apart (a network's name) and is "" for the only one.
+``ending`` tells several pictures of one figure apart (a network's name); it is "" for the only one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A figure: its module, and what it can be drawn from: "run", "published", or both."""
+    """A figure: its module, and what it can be drawn from: "run", "published", "experiment"."""
 
     module: str
     sources: tuple[str, ...] = ("run",)
@@ -23,8 +23,7 @@ def _entry(name: str, *sources: str) -> tuple[str, Entry]:
     return name, Entry(f"analysis.figures.{name}", sources)
 
 
-# In the order of a report. The name is the file's, and the picture's. Not here: train_low_test_high and activations,
-# which draw from the folders of their own commands (bench/experiments/train_low_test_high.py, bench/experiments/activations.py).
+# In the order of a report. The name is the module's and the picture's.
 FIGURES: dict[str, Entry] = dict(
     (
         _entry("accuracy_vs_crops", "run"),
@@ -45,8 +44,13 @@ FIGURES: dict[str, Entry] = dict(
         _entry("accuracy_vs_resolution", "published"),  # FixRes 5, 8
         _entry("imagenet_v2", "run", "published"),  # FixEfficientNet 2
         _entry("clean_labels", "run", "published"),
+        _entry("train_low_test_high", "experiment"),  # FixRes 5, 8 on the demo data
+        _entry("activations", "experiment"),  # FixRes 3, 4, A.1, A.2
     )
 )
+
+# Figures of experiments -> the file by which a folder of theirs is known.
+EXPERIMENT_FILES = {"train_low_test_high": "results.json", "activations": "activations.json"}
 
 # Figures of the papers that no table lets us draw, and why (analysis/published/README.md).
 _CURVE = "accuracy at every number of crops is not printed, only the centre crop, 10 and 20 are (Table I)"

@@ -17,14 +17,14 @@ from analysis import style
 from analysis.figures.count_parameters import architecture, param_counts
 from analysis.published.checks import MID_GAIN_TABLES, with_gains
 from analysis.runs import (
-    Part,
+    NetworkRun,
     accuracies,
     best_curve_policy,
     line_names,
-    of_part,
     provenance,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from bench.records import Run
 
@@ -101,20 +101,21 @@ def published_gains(level: str = LEVEL, policy: str = POLICY) -> pd.DataFrame:
 def measured_gains(runs: Sequence[Run], level: str = LEVEL) -> pd.DataFrame:
     """The same columns and ``name``, ``policy``, ``low``, ``high`` (95 %, paired), a row for each network of the runs.
 
-    Raises Incomparable when the networks saw different images, NotDrawable when none has random crops.
+    Raises Incomparable when the networks saw different images, MissingData when none has random crops.
     """
-    found = scored_parts(runs, beyond_centre=True)
+    found = scored_networks(runs, beyond_centre=True)
     require_all_comparable(found)
     frame = accuracies(runs)
     names = line_names(found)
     rows = [
-        _measured(of_part(frame, part), part, level) | {"name": name} for part, name in zip(found, names, strict=True)
+        _measured(rows_of_network(frame, network), network, level) | {"name": name}
+        for network, name in zip(found, names, strict=True)
     ]
     return pd.DataFrame(rows)
 
 
-def _measured(frame: pd.DataFrame, part: Part, level: str) -> dict[str, Any]:
-    setting = part[1]
+def _measured(frame: pd.DataFrame, network: NetworkRun, level: str) -> dict[str, Any]:
+    setting = network[1]
     policy = best_curve_policy(frame)
     row = frame[(frame["policy"] == policy) & (frame["level"] == level)].iloc[0]
     return {
@@ -152,7 +153,7 @@ def points(runs: Sequence[Run]) -> Points:
     notes.append(
         f"Filled: measured, softmax of {policies}, with the 95 % interval of the paired difference (Newcombe)."
     )
-    notes += provenance(scored_parts(runs, beyond_centre=True), int(measured["images"].iloc[0]))
+    notes += provenance(scored_networks(runs, beyond_centre=True), int(measured["images"].iloc[0]))
     return Points(published, measured, notes)
 
 

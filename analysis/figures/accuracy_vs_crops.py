@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis import style
-from analysis.runs import Part, Source, accuracies, endings, of_part, provenance, scored_parts
+from analysis.runs import Inputs, NetworkRun, accuracies, endings, provenance, rows_of_network, scored_networks
 
 LINES: dict[str, Any] = {"softmax": "-", "logit": "--", "feature": ":"}  # level -> line style
 CURVES = {
@@ -40,21 +40,24 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture for each network that was scored at more than one number of crops."""
-    found = scored_parts(source.runs, beyond_centre=True)
-    frame = accuracies(source.runs)
-    return {ending: _data(of_part(frame, part), part) for ending, part in zip(endings(found), found, strict=True)}
+    found = scored_networks(inputs.runs, beyond_centre=True)
+    frame = accuracies(inputs.runs)
+    return {
+        ending: _data(rows_of_network(frame, network), network)
+        for ending, network in zip(endings(found), found, strict=True)
+    }
 
 
-def _data(frame: pd.DataFrame, part: Part) -> Data:
+def _data(frame: pd.DataFrame, network: NetworkRun) -> Data:
     centre = centre_crop(frame)
     notes = [
         f"Centre crop {centre['top1']:.2f} %, Wilson 95 % interval {centre['top1_low']:.1f} to "
         f"{centre['top1_high']:.1f}. Band and bars: 95 % interval of the difference to it, paired (Newcombe).",
-        *provenance([part], int(centre["images"])),
+        *provenance([network], int(centre["images"])),
     ]
-    return Data(str(centre["name"]), part[1].is_demo, frame, notes)
+    return Data(str(centre["name"]), network[1].is_demo, frame, notes)
 
 
 def centre_crop(frame: pd.DataFrame) -> pd.Series:
@@ -67,6 +70,7 @@ def with_band(frame: pd.DataFrame, centre_top1: float) -> pd.DataFrame:
     return frame.assign(low=centre_top1 + frame["gain_low"], high=centre_top1 + frame["gain_high"])
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (axes,) = style.canvas(height=5.0)
     centre = centre_crop(data.frame)

@@ -17,16 +17,16 @@ from analysis.figures.count_parameters import architecture, param_counts
 from analysis.published import load
 from analysis.runs import (
     PAPER_TABLES,
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     best_curve_policy,
     line_names,
-    of_part,
     provenance,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 
 
@@ -74,29 +74,29 @@ RIVALS = {  # of MID Table I
 RIVAL_MARKERS = ("s", "^", "v", "P", "X", "*", "<", "h")
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """Without runs the published figures; with runs those with a measured network, and the other networks together."""
-    if not source.runs:
+    if not inputs.runs:
         return {name: _published(name) for name in GROUPS} | {"fixefficientnet": _fixefficientnet()}
-    found = scored_parts(source.runs)
-    frame = accuracies(source.runs)
+    found = scored_networks(inputs.runs)
+    frame = accuracies(inputs.runs)
     out = {}
     for name, group in GROUPS.items():
-        own = [part for part in found if _is_in(part, group)]
+        own = [network for network in found if _is_in(network, group)]
         if own:
             data = _published(name)
             out[name] = Data(data.title, False, data.series + measured(frame, own), data.notes + _notes(frame, own))
-    rest = [part for part in found if not any(_is_in(part, group) for group in GROUPS.values())]
+    rest = [network for network in found if not any(_is_in(network, group) for group in GROUPS.values())]
     if len({setting.weight_hash for _, setting in rest}) > 1:
         demo = any(setting.is_demo for _, setting in rest)
         out["measured"] = Data("Accuracy against parameters", demo, measured(frame, rest), _notes(frame, rest))
     if not out:
-        raise NotDrawable("needs several networks, or one of MID Tables I, III, IV, V: give several runs")
+        raise MissingData("needs several networks, or one of MID Tables I, III, IV, V: give several runs")
     return out
 
 
-def _is_in(part: Part, group: Group) -> bool:
-    setting = part[1]
+def _is_in(network: NetworkRun, group: Group) -> bool:
+    setting = network[1]
     return (
         PAPER_TABLES.get(setting.published_in or "") == group.table
         and setting.weights == "pretrained"
@@ -104,18 +104,18 @@ def _is_in(part: Part, group: Group) -> bool:
     )
 
 
-def _notes(frame: pd.DataFrame, own: Sequence[Part]) -> list[str]:
-    images = int(of_part(frame, own[0])["images"].iloc[0])
+def _notes(frame: pd.DataFrame, own: Sequence[NetworkRun]) -> list[str]:
+    images = int(rows_of_network(frame, own[0])["images"].iloc[0])
     return ["Filled: measured, with Wilson's 95 % interval.", *provenance(own, images)]
 
 
-def measured(frame: pd.DataFrame, own: Sequence[Part]) -> list[Series]:
-    """Centre crop, and the most random crops (20 at most), of each network. Raises Incomparable, NotDrawable."""
+def measured(frame: pd.DataFrame, own: Sequence[NetworkRun]) -> list[Series]:
+    """Centre crop, and the most random crops (20 at most), of each network. Raises Incomparable, MissingData."""
     require_all_comparable(own)
     rows: dict[str, list[dict]] = {"CC": [], "RC": []}
     policies = []
-    for part, name in zip(own, line_names(own), strict=True):
-        mine = of_part(frame, part)
+    for network, name in zip(own, line_names(own), strict=True):
+        mine = rows_of_network(frame, network)
         mine = mine[mine["level"] == "softmax"]
         most = best_curve_policy(mine)
         policies.append(most)
@@ -123,7 +123,7 @@ def measured(frame: pd.DataFrame, own: Sequence[Part]) -> list[Series]:
             row = mine[mine["policy"] == policy].iloc[0]
             rows[key].append(
                 {
-                    "params": part[1].param_count,
+                    "params": network[1].param_count,
                     "top1": row["top1"],
                     "low": row["top1_low"],
                     "high": row["top1_high"],
@@ -193,6 +193,7 @@ def _points(frame: pd.DataFrame, *, texts: bool = False, printed: bool = False) 
     return pd.DataFrame({"params": params, "top1": frame["value"].tolist(), "text": text}).sort_values("params")
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (axes,) = style.canvas(height=5.2)
     handles: list[Any] = []

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.published import load
-from analysis.runs import NotDrawable, Source
+from analysis.runs import Inputs, MissingData
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
-    """Two published figures. Raises NotDrawable with runs: no run measures several resolutions of one network."""
-    if source.runs:
-        raise NotDrawable("draws published numbers only: use --published")
+def pictures(inputs: Inputs) -> dict[str, Data]:
+    """Two published figures. Raises MissingData with runs: no run measures several resolutions of one network."""
+    if inputs.runs:
+        raise MissingData("draws published numbers only: use --published")
     five, nine = load("fixres_table5"), load("fixres_table9")
     halves = {
         "not adapted": five[five["adaptation"] == "none"],
@@ -37,6 +37,7 @@ def parts(source: Source) -> dict[str, Data]:
     }
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, panels = style.canvas(1, len(data.panels), height=4.6, sharey=True)
     resolutions = sorted({int(res) for frame in data.panels.values() for res in frame["train_res"]})

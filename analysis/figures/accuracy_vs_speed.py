@@ -17,15 +17,15 @@ from analysis import style
 from analysis.ceilings import rate_rows
 from analysis.runs import (
     NETWORK_FIELDS,
-    NotDrawable,
-    Source,
+    Inputs,
+    MissingData,
     accuracies,
     line_names,
-    of_part,
     provenance,
     require_all_comparable,
-    scored_parts,
-    timed_parts,
+    rows_of_network,
+    scored_networks,
+    timed_networks,
 )
 from bench.records import Run, Setting
 
@@ -42,19 +42,22 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture of all networks with accuracy and speed in one run."""
-    timed = timed_parts(source.runs)
-    found = [part for part in scored_parts(source.runs) if part in timed]
+    timed = timed_networks(inputs.runs)
+    found = [network for network in scored_networks(inputs.runs) if network in timed]
     if not found:
-        raise NotDrawable("needs accuracy and throughput of one network in one run")
+        raise MissingData("needs accuracy and throughput of one network in one run")
     require_all_comparable(found, VARYING)
-    scores = accuracies(source.runs)
+    scores = accuracies(inputs.runs)
     names = line_names(found)
-    lines = [points(of_part(scores, part), *part).assign(line=name) for part, name in zip(found, names, strict=True)]
+    lines = [
+        points(rows_of_network(scores, network), *network).assign(line=name)
+        for network, name in zip(found, names, strict=True)
+    ]
     frame = pd.concat(lines, ignore_index=True)
     if frame.empty:
-        raise NotDrawable(
+        raise MissingData(
             "needs accuracy and end-to-end throughput at the same crop counts: run with --crops 1,2,5,10,20"
         )
     frame["front"] = on_front(frame)
@@ -98,6 +101,7 @@ def on_front(frame: pd.DataFrame) -> list[bool]:
     ]
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (axes,) = style.canvas(height=5.4)
     handles: list[Artist] = []

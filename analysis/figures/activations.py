@@ -1,18 +1,14 @@
 """Pooled activations at each test resolution, and what mapping them back gains (FixRes, Figures 3, 4, A.1, A.2).
 
-python analysis/figures/activations.py DIR        # a folder that bench/experiments/activations.py wrote
+multicrop-bench figures DIR        # a folder that multicrop-bench activations wrote
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if not __package__:  # run as a script: search the repo root, not analysis/figures/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
@@ -20,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
+from analysis.runs import Inputs, experiment_folders
 
 NAMES = {"frechet": "Fréchet, behind the pooling", "gaussian": "Gaussian, before the last activation"}
 
@@ -34,6 +31,12 @@ class Data:
     train_K: int
     model: str
     notes: list[str]
+
+
+def pictures(inputs: Inputs) -> dict[str, Data]:
+    """One picture for each folder of this experiment. Raises MissingData without any."""
+    folders = experiment_folders(inputs, "activations")
+    return {ending: read(folder) for ending, folder in folders.items()}
 
 
 def read(folder: Path) -> Data:
@@ -54,6 +57,7 @@ def read(folder: Path) -> Data:
     return Data(frame, np.array(info["points"]), cdf, info["train_K"], info["model"], notes)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (left, middle, right) = style.canvas(1, 3, height=4.6, width=10.0)
     handles = []
@@ -87,23 +91,3 @@ def draw(data: Data) -> Figure:
     handles.append(Line2D([], [], color=style.GREY, linestyle="--", label="training resolution"))
     title = f"{data.model}: activations against the test resolution"
     return style.finish(figure, title=title, notes=data.notes, handles=handles, columns=4)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Prints the picture's path. Returns the exit status: 0, or 2 for what the user can mend."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1:
-        print(f"usage: python {sys.argv[0]} DIR", file=sys.stderr)
-        return 2
-    folder = Path(arguments[0])
-    try:
-        data = read(folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(style.save(draw(data), folder / "activations.png").resolve())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,15 +18,15 @@ from analysis import style
 from analysis.figures.imagenet_v2 import KINDS, pairs_of
 from analysis.figures.imagenet_v2 import LOOKS as METHODS
 from analysis.runs import (
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     best_curve_policy,
     line_names,
-    of_part,
     provenance,
     require_all_comparable,
+    rows_of_network,
 )
 from bench.records import ORIGINAL, REAL
 
@@ -46,17 +46,17 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """The published figure without runs; the networks of the runs that were scored against both sets of labels."""
     published = pairs_of({kind: (old, "fixeff_table3") for kind, (old, _) in KINDS.items()}, ("original", "real"))
     notes = [
         "Published: FixEfficientNet Table 3 with Tables 1 and 2 (ImageNet-ReaL: images without such a label left out)."
     ]
-    if not source.runs:
+    if not inputs.runs:
         return {"": Data(False, pd.DataFrame(), published, notes)}
-    found = both_scored(source)
+    found = both_scored(inputs)
     require_all_comparable(found)
-    measured, demo = measured_rows(source, found), found[0][1].is_demo
+    measured, demo = measured_rows(inputs, found), found[0][1].is_demo
     if demo:
         published, notes = published.iloc[:0], []
     counts = measured[["images", "real_images"]].iloc[0]
@@ -68,20 +68,20 @@ def parts(source: Source) -> dict[str, Data]:
     return {"": Data(demo, measured, published, notes)}
 
 
-def both_scored(source: Source) -> list[Part]:
-    """Networks that were scored against both sets. Raises NotDrawable when there is none."""
-    found = {(run.folder, r.setting): (run, r.setting) for run in source.runs for r in run.accuracies_of(REAL)}
+def both_scored(inputs: Inputs) -> list[NetworkRun]:
+    """Networks that were scored against both sets. Raises MissingData when there is none."""
+    found = {(run.folder, r.setting): (run, r.setting) for run in inputs.runs for r in run.accuracies_of(REAL)}
     if not found:
-        raise NotDrawable("needs a run with a second set of labels: run with --real-labels real.json")
+        raise MissingData("needs a run with a second set of labels: run with --real-labels real.json")
     return list(found.values())
 
 
-def measured_rows(source: Source, found: list[Part]) -> pd.DataFrame:
+def measured_rows(inputs: Inputs, found: list[NetworkRun]) -> pd.DataFrame:
     """One row for each network: the columns of Data.measured, at softmax."""
-    frames = [accuracies(source.runs, labels) for labels in (ORIGINAL, REAL)]
+    frames = [accuracies(inputs.runs, labels) for labels in (ORIGINAL, REAL)]
     rows = []
-    for part, name in zip(found, line_names(found), strict=True):
-        own = [of_part(frame, part) for frame in frames]
+    for network, name in zip(found, line_names(found), strict=True):
+        own = [rows_of_network(frame, network) for frame in frames]
         policy = best_curve_policy(own[0])
         row: dict[str, Any] = {"name": name, "policy": policy}
         for prefix, frame in zip(("", "real_"), own, strict=True):
@@ -93,6 +93,7 @@ def measured_rows(source: Source, found: list[Part]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, panels = style.canvas(1, 2 if len(data.measured) else 1, height=4.8)
     handles = _published(panels[0], data.published)

@@ -14,16 +14,16 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.runs import (
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     display_name,
     endings,
-    of_part,
     provenance,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from bench.records import SPEED_FIELDS
 
@@ -42,25 +42,25 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture for each network that was scored at several S with one K."""
-    groups: dict[tuple, list[Part]] = {}
-    for part in scored_parts(source.runs, beyond_centre=True):
-        setting = part[1]
-        groups.setdefault((setting.weight_hash, setting.model, setting.K, setting.data_hash), []).append(part)
+    groups: dict[tuple, list[NetworkRun]] = {}
+    for network in scored_networks(inputs.runs, beyond_centre=True):
+        setting = network[1]
+        groups.setdefault((setting.weight_hash, setting.model, setting.K, setting.data_hash), []).append(network)
     several = [own for own in groups.values() if len({setting.S for _, setting in own}) > 1]
     if not several:
-        raise NotDrawable("needs one network at several S: run with --crop-pct 0.7,0.8,0.875,0.95,1.0")
-    frame = accuracies(source.runs)
+        raise MissingData("needs one network at several S: run with --crop-pct 0.7,0.8,0.875,0.95,1.0")
+    frame = accuracies(inputs.runs)
     names = endings([own[0] for own in several])
     return {name: _data(own, frame) for name, own in zip(names, several, strict=True)}
 
 
-def _data(own: list[Part], frame: pd.DataFrame) -> Data:
+def _data(own: list[NetworkRun], frame: pd.DataFrame) -> Data:
     require_all_comparable(own, VARYING)
     rows = ratios(frame, own)
     if rows["policy"].nunique() < 2:
-        raise NotDrawable(f"needs one of {', '.join(list(SHOWN)[1:])}: run with --crops 1,2,5,10,20")
+        raise MissingData(f"needs one of {', '.join(list(SHOWN)[1:])}: run with --crops 1,2,5,10,20")
     sizes = ", ".join(str(s) for s in sorted({setting.S for _, setting in own}))
     notes = [
         f"K = {own[0][1].K} from S = {sizes} pixels, softmax averaged. Left: Wilson's 95 % interval. Right: the paired "
@@ -70,14 +70,15 @@ def _data(own: list[Part], frame: pd.DataFrame) -> Data:
     return Data(display_name(own[0][1]), own[0][1].is_demo, rows, notes)
 
 
-def ratios(frame: pd.DataFrame, own: list[Part]) -> pd.DataFrame:
+def ratios(frame: pd.DataFrame, own: list[NetworkRun]) -> pd.DataFrame:
     """The shown policies of each S, with ``crop_ratio``, in order of it."""
-    tables = [of_part(frame, part).assign(crop_ratio=part[1].K / part[1].S) for part in own]
+    tables = [rows_of_network(frame, network).assign(crop_ratio=network[1].K / network[1].S) for network in own]
     rows = pd.concat(tables, ignore_index=True)
     rows = rows[(rows["level"] == "softmax") & rows["policy"].isin(list(SHOWN))]
     return rows.sort_values("crop_ratio").reset_index(drop=True)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (left, right) = style.canvas(1, 2, height=4.8)
     handles: list[Artist] = []

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.runs import NotDrawable, Source, attempts, display_name, endings, provenance
+from analysis.runs import Inputs, MissingData, attempts, display_name, endings, provenance
 from analysis.sizes import Sweep, choices, equal_cost, sweeps
 
 MOST_SIZES = 10
@@ -42,10 +42,10 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data | NotDrawable]:
+def pictures(inputs: Inputs) -> dict[str, Data | MissingData]:
     """One picture for each network that was scored at several K, and with several crops at its own."""
-    found = sweeps(source.runs)
-    names = endings([sweep.parts[0] for sweep in found])
+    found = sweeps(inputs.runs)
+    names = endings([sweep.networks[0] for sweep in found])
     return attempts({name: lambda sweep=sweep: _data(sweep) for name, sweep in zip(names, found, strict=True)})  # type: ignore[misc]
 
 
@@ -57,7 +57,7 @@ def _data(sweep: Sweep) -> Data:
     notes = [
         f"Cost: {cost}. Left: Wilson's 95 % intervals. Right: one crop of K less n of {sweep.own_K}, same images, 95 % "
         "(Newcombe); in brackets the large crop's cost over the others'; right of 0 it is the better choice.",
-        *provenance(sweep.parts, int(frame["images"].iloc[0])),
+        *provenance(sweep.networks, int(frame["images"].iloc[0])),
     ]
     setting = sweep.base[1]
     return Data(display_name(setting), setting.is_demo, setting.K, frame, compared, timed, notes)
@@ -71,6 +71,7 @@ def nearest(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["K"].isin(unequal.index[:MOST_SIZES])].sort_values(["K", "policy"]).reset_index(drop=True)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (left, right) = style.canvas(1, 2, height=5.2, width_ratios=(1, 1.05))
     handles: list[Artist] = []

@@ -14,17 +14,17 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.runs import (
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     attempts,
     line_names,
-    of_part,
     provenance,
     published_rows,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from pipelines.crops import parse_policy
 
@@ -51,27 +51,30 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data | NotDrawable]:
+def pictures(inputs: Inputs) -> dict[str, Data | MissingData]:
     """One picture for each family with several networks in the runs; the rest together, where they are several."""
-    found = scored_parts(source.runs, beyond_centre=True)
-    groups: dict[str, list[Part]] = {}
-    for part in found:
-        groups.setdefault(part[1].family or "", []).append(part)
-    single = [part for family, own in groups.items() if len(own) == 1 or not family for part in own]
-    pictures = {family: own for family, own in groups.items() if family and len(own) > 1}
+    found = scored_networks(inputs.runs, beyond_centre=True)
+    groups: dict[str, list[NetworkRun]] = {}
+    for network in found:
+        groups.setdefault(network[1].family or "", []).append(network)
+    single = [network for family, own in groups.items() if len(own) == 1 or not family for network in own]
+    by_name = {family: own for family, own in groups.items() if family and len(own) > 1}
     if len(single) > 1:
-        pictures["networks"] = single
-    if not pictures:
-        raise NotDrawable("needs several networks: run with --variants all, or give several runs on the same images")
-    frame = accuracies(source.runs)
-    return attempts({name: partial(_data, name, own, frame) for name, own in pictures.items()})
+        by_name["networks"] = single
+    if not by_name:
+        raise MissingData("needs several networks: run with --variants all, or give several runs on the same images")
+    frame = accuracies(inputs.runs)
+    return attempts({name: partial(_data, name, own, frame) for name, own in by_name.items()})
 
 
-def _data(name: str, own: list[Part], frame: pd.DataFrame) -> Data:
+def _data(name: str, own: list[NetworkRun], frame: pd.DataFrame) -> Data:
     require_all_comparable(own)
     if len(own) > MOST_MEMBERS:
-        raise NotDrawable(f"{len(own)} networks are too many for one picture of {name}: give fewer runs")
-    members = [member(of_part(frame, part), part, text) for part, text in zip(own, line_names(own), strict=True)]
+        raise MissingData(f"{len(own)} networks are too many for one picture of {name}: give fewer runs")
+    members = [
+        member(rows_of_network(frame, network), network, text)
+        for network, text in zip(own, line_names(own), strict=True)
+    ]
     images = int(members[0].frame["images"].iloc[0])
     notes = ["Averaged at softmax. Right: the difference to the same network's centre crop, with its paired 95 % band."]
     if any(len(one.published) for one in members):
@@ -80,9 +83,9 @@ def _data(name: str, own: list[Part], frame: pd.DataFrame) -> Data:
     return Data(title, own[0][1].is_demo, members, notes + provenance(own, images))
 
 
-def member(frame: pd.DataFrame, part: Part, name: str) -> Member:
+def member(frame: pd.DataFrame, network: NetworkRun, name: str) -> Member:
     """One network's curves at softmax, with MID's own points on them."""
-    rows = published_rows(part[1])
+    rows = published_rows(network[1])
     rows = rows[rows["policy"].isin(["CC", "10RC", "20RC"]) & rows["level"].isin(["none", "softmax"])]
     centre = rows.loc[rows["policy"] == "CC", "value"]
     published = pd.DataFrame(
@@ -95,6 +98,7 @@ def member(frame: pd.DataFrame, part: Part, name: str) -> Member:
     return Member(name, frame[frame["level"] == "softmax"].reset_index(drop=True), published)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (left, right) = style.canvas(1, 2, height=5.2)
     handles: list[Artist] = []

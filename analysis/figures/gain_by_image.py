@@ -18,20 +18,20 @@ from scipy.stats import spearmanr
 
 from analysis import style
 from analysis.runs import (
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     attempts,
     best_curve_policy,
     display_name,
     endings,
     images,
-    of_part,
     predictions,
     provenance,
     rows_of,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from analysis.stats import paired_difference
 
@@ -59,22 +59,22 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data | NotDrawable]:
+def pictures(inputs: Inputs) -> dict[str, Data | MissingData]:
     """One picture for each network whose per-image answers and images are there."""
-    found = scored_parts(source.runs, beyond_centre=True)
-    frame = accuracies(source.runs)
+    found = scored_networks(inputs.runs, beyond_centre=True)
+    frame = accuracies(inputs.runs)
     return attempts(
         {
-            ending: partial(_data, source, part, of_part(frame, part))
-            for ending, part in zip(endings(found), found, strict=True)
+            ending: partial(_data, inputs, network, rows_of_network(frame, network))
+            for ending, network in zip(endings(found), found, strict=True)
         }
     )
 
 
-def _data(source: Source, part: Part, frame: pd.DataFrame) -> Data:
+def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     policy = best_curve_policy(frame)
-    answers = predictions(part)
-    table = rows_of(answers.names, images(source, part[0]))
+    answers = predictions(network)
+    table = rows_of(answers.names, images(inputs, network[0]))
     known = answers.labels >= 0
     change = (answers.of(policy).astype(int) - answers.of("CC"))[known]
     right = answers.of(policy)[known]
@@ -82,13 +82,13 @@ def _data(source: Source, part: Part, frame: pd.DataFrame) -> Data:
     answered = [panel(metric, values[known], change, right, edges) for metric, (values, edges) in asked]
     panels = [one for one in answered if one is not None]
     if not panels:
-        raise NotDrawable(f"needs more images: no bin holds {FEWEST_IMAGES}")
+        raise MissingData(f"needs more images: no bin holds {FEWEST_IMAGES}")
     notes = [
         f"Gain of {policy}, softmax averaged; bars: 95 % interval of the paired difference (Newcombe); small numbers: "
         "images. ρ: Spearman's over single images (repaired +1, spoiled −1).",
-        *provenance([part], int(known.sum())),
+        *provenance([network], int(known.sum())),
     ]
-    return Data(display_name(part[1]), panels, notes)
+    return Data(display_name(network[1]), panels, notes)
 
 
 def variables(table: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -137,6 +137,7 @@ def panel(metric: str, values: np.ndarray, change: np.ndarray, right: np.ndarray
     )
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     width = style.WIDTH if len(data.panels) > 1 else 5.5
     figure, panels = style.canvas(1, len(data.panels), height=4.4, width=width, sharey=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.figures._gains import Points, Trend, points, scatter, trend, trend_line
-from analysis.runs import Source
+from analysis.runs import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,15 @@ class Data:
     on_params: Trend | None
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture of all networks; without runs of the published ones."""
-    found = points(source.runs)
+    found = points(inputs.runs)
     gain = found.published["gain"].tolist()
     log_params = np.log10(found.published["params"] / 1e6).tolist()
     return {"": Data(found, trend(found.published["base"].tolist(), gain), trend(log_params, gain))}
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (left, right) = style.canvas(1, 2, height=5.2, sharey=True)
     published = data.points.published

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.figures._gains import Points, Trend, points, scatter, trend, trend_line
-from analysis.runs import Source
+from analysis.runs import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,16 @@ class Data:
     measured: Trend | None
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture of all networks; without runs of the published ones."""
-    found = points(source.runs)
+    found = points(inputs.runs)
     both = [
         trend(f["slack"].tolist(), f["gain"].tolist()) if len(f) else None for f in (found.published, found.measured)
     ]
     return {"": Data(found, *both)}
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (axes,) = style.canvas(height=5.2)
     handles = scatter(axes, data.points, "slack")

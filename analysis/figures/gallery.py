@@ -18,22 +18,22 @@ from matplotlib.patches import Rectangle
 
 from analysis import style
 from analysis.runs import (
-    NotDrawable,
-    Part,
+    Inputs,
+    MissingData,
+    NetworkRun,
     Predictions,
-    Source,
     accuracies,
     attempts,
     best_curve_policy,
     display_name,
     endings,
     images,
-    of_part,
     predictions,
     provenance,
     resized_picture,
     rows_of,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
     spec_of,
 )
 from pipelines.crops import Planner, parse_policy, union
@@ -71,39 +71,39 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data | NotDrawable]:
+def pictures(inputs: Inputs) -> dict[str, Data | MissingData]:
     """One picture for each network whose per-image answers and images are there."""
-    found = scored_parts(source.runs, beyond_centre=True)
-    frame = accuracies(source.runs)
+    found = scored_networks(inputs.runs, beyond_centre=True)
+    frame = accuracies(inputs.runs)
     return attempts(
         {
-            ending: partial(_data, source, part, of_part(frame, part))
-            for ending, part in zip(endings(found), found, strict=True)
+            ending: partial(_data, inputs, network, rows_of_network(frame, network))
+            for ending, network in zip(endings(found), found, strict=True)
         }
     )
 
 
-def _data(source: Source, part: Part, frame: pd.DataFrame) -> Data:
+def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     policy = best_curve_policy(frame, MOST_WINDOWS)
-    answers = predictions(part)
-    scan = images(source, part[0])
+    answers = predictions(network)
+    scan = images(inputs, network[0])
     table = rows_of(answers.names, scan)
     repaired, spoiled = choose(answers, policy)
     if not repaired and not spoiled:
-        raise NotDrawable(f"{policy} and the centre crop are right on the same images: there is nothing to show")
+        raise MissingData(f"{policy} and the centre crop are right on the same images: there is nothing to show")
     names = class_names(table, answers.labels)
 
-    def pictures(rows: list[int]) -> list[Picture]:
+    def shown(rows: list[int]) -> list[Picture]:
         spans = spans_of(scan.root, table, np.array(rows, dtype=np.int64))
-        return [picture(answers, row, policy, part, names, span) for row, span in zip(rows, spans, strict=True)]
+        return [picture(answers, row, policy, network, names, span) for row, span in zip(rows, spans, strict=True)]
 
     notes = [
         f"Of {(answers.labels >= 0).sum():,} images {policy} (softmax) repairs {repaired_count(answers, policy)} and "
         f"spoils {repaired_count(answers, policy, spoiled=True)}; shown are those on which the views agree most. "
         "Below each: the answer at the centre, the averaged answer, the answers of the single random crops.",
-        *provenance([part]),
+        *provenance([network]),
     ]
-    return Data(display_name(part[1]), policy, pictures(repaired), pictures(spoiled), notes)
+    return Data(display_name(network[1]), policy, shown(repaired), shown(spoiled), notes)
 
 
 def repaired_count(answers: Predictions, policy: str, *, spoiled: bool = False) -> int:
@@ -140,9 +140,11 @@ def class_names(table: pd.DataFrame, labels: np.ndarray) -> dict[int, str]:
     return out
 
 
-def picture(answers: Predictions, row: int, policy: str, part: Part, names: dict[int, str], span: Span) -> Picture:
+def picture(
+    answers: Predictions, row: int, policy: str, network: NetworkRun, names: dict[int, str], span: Span
+) -> Picture:
     """Plan one image's windows again, and read it."""
-    setting = part[1]
+    setting = network[1]
     views = union([parse_policy(p) for p in answers.policies])
     planner = Planner(spec_of(setting), union([parse_policy("CC"), parse_policy(policy)]), setting.seed)
     pixels = resized_picture(span, setting)
@@ -168,17 +170,16 @@ def picture(answers: Predictions, row: int, policy: str, part: Part, names: dict
     )
 
 
+@style.styled
 def draw(data: Data) -> Figure:
-    rows = [
-        (words, pictures) for words, pictures in (("repaired", data.repaired), ("spoiled", data.spoiled)) if pictures
-    ]
+    rows = [(words, shown) for words, shown in (("repaired", data.repaired), ("spoiled", data.spoiled)) if shown]
     figure, axes = style.canvas(len(rows), EACH, height=3.0 * len(rows) + 0.9, gridspec_kw={"wspace": 0.02})
-    for i, (words, pictures) in enumerate(rows):
+    for i, (words, shown) in enumerate(rows):
         for j in range(EACH):
             panel = axes[i * EACH + j]
             panel.set_axis_off()
-            if j < len(pictures):
-                _picture(panel, pictures[j], f"{words}: {pictures[j].label}", data.policy)
+            if j < len(shown):
+                _picture(panel, shown[j], f"{words}: {shown[j].label}", data.policy)
     handles = [
         Line2D([], [], color=RIGHT, label=f"random crop of {data.policy}, right"),
         Line2D([], [], color=WRONG, label="random crop, wrong"),

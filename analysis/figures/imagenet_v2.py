@@ -19,14 +19,14 @@ from matplotlib.lines import Line2D
 from analysis import style
 from analysis.published import load
 from analysis.runs import (
-    NotDrawable,
-    Part,
-    Source,
+    Inputs,
+    MissingData,
+    NetworkRun,
     accuracies,
     line_names,
-    of_part,
     provenance,
     require_all_comparable,
+    rows_of_network,
 )
 from bench.records import SPEED_FIELDS, Setting, require_comparable
 
@@ -45,20 +45,20 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
-    """The published figure, with what the runs measured of it. Raises NotDrawable with runs of one of the sets only."""
+def pictures(inputs: Inputs) -> dict[str, Data]:
+    """The published figure, with what the runs measured of it. Raises MissingData with runs of one of the sets only."""
     notes = ["Published: FixEfficientNet Tables 1 with 4 and 2 with 5 (ImageNet-V2 matched frequency)."]
-    if not source.runs:
+    if not inputs.runs:
         return {"": Data(pairs(), pd.DataFrame(), notes)}
-    both = scored_on_both(source)
-    frame = accuracies(source.runs)
+    both = scored_on_both(inputs)
+    frame = accuracies(inputs.runs)
     names = line_names([old for old, _ in both])
-    rows = [_measured(of_part(frame, old), of_part(frame, new)) for old, new in both]
+    rows = [_measured(rows_of_network(frame, old), rows_of_network(frame, new)) for old, new in both]
     measured = pd.concat([table.assign(name=name) for table, name in zip(rows, names, strict=True)], ignore_index=True)
     notes.append(
         "Measured: filled the centre crop, half filled the most random crops; softmax, Wilson's 95 % intervals."
     )
-    return {"": Data(pairs(), measured, [*notes, *provenance([part for pair in both for part in pair])])}
+    return {"": Data(pairs(), measured, [*notes, *provenance([network for pair in both for network in pair])])}
 
 
 def is_v2(setting: Setting) -> bool:
@@ -66,15 +66,15 @@ def is_v2(setting: Setting) -> bool:
     return "v2" in setting.data.lower() and not setting.is_demo
 
 
-def scored_on_both(source: Source) -> list[tuple[Part, Part]]:
-    """(on ImageNet, on ImageNet-V2) of each network. Raises NotDrawable when there is none, Incomparable when it was
+def scored_on_both(inputs: Inputs) -> list[tuple[NetworkRun, NetworkRun]]:
+    """(on ImageNet, on ImageNet-V2) of each network. Raises MissingData when there is none, Incomparable when it was
     fed differently on the two."""
-    scored = {(run.folder, r.setting): (run, r.setting) for run in source.runs for r in run.accuracies}
+    scored = {(run.folder, r.setting): (run, r.setting) for run in inputs.runs for r in run.accuracies}
     new = {(s.model, s.weight_hash, s.K): (run, s) for run, s in scored.values() if is_v2(s)}
     old = {(s.model, s.weight_hash, s.K): (run, s) for run, s in scored.values() if not is_v2(s) and not s.is_demo}
     both = [(old[key], new[key]) for key in old if key in new]
     if not both:
-        raise NotDrawable(
+        raise MissingData(
             "needs one network's runs on ImageNet and on ImageNet-V2 (a folder with v2 in its name); the papers' own "
             "figure: --published"
         )
@@ -119,6 +119,7 @@ LOOKS: dict[str, tuple[str, Any, str, tuple[int, int]]] = {  # method -> words, 
 }
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, panels = style.canvas(1, 2, height=4.8, sharex=True, sharey=True)
     handles: list[Artist] = []

@@ -22,17 +22,17 @@ from analysis import style
 from analysis.figures._gains import GROUP_STYLES, GROUPS
 from analysis.published.checks import MID_GAIN_TABLES, with_gains
 from analysis.runs import (
-    NotDrawable,
+    Inputs,
+    MissingData,
     Predictions,
-    Source,
     accuracies,
     curve,
     line_names,
-    of_part,
     predictions,
     provenance,
     require_all_comparable,
-    scored_parts,
+    rows_of_network,
+    scored_networks,
 )
 from analysis.stats import paired_difference
 from pipelines.crops import parse_policy
@@ -50,20 +50,25 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture of all networks; without runs of the published ones."""
     notes = ["Hollow: published, MID Tables I to VII, 10 and 20 random crops, ImageNet validation (50,000 images)."]
-    if not source.runs:
+    if not inputs.runs:
         return {"": Data(published_pairs(), pd.DataFrame(), pd.DataFrame(), notes)}
-    found = scored_parts(source.runs, beyond_centre=True)
+    found = scored_networks(inputs.runs, beyond_centre=True)
     require_all_comparable(found)
-    frame = accuracies(source.runs)
+    frame = accuracies(inputs.runs)
     names = line_names(found)
-    measured = [measured_pairs(of_part(frame, part)).assign(name=name) for part, name in zip(found, names, strict=True)]
-    tables = [level_differences(predictions(part)).assign(name=name) for part, name in zip(found, names, strict=True)]
+    measured = [
+        measured_pairs(rows_of_network(frame, network)).assign(name=name)
+        for network, name in zip(found, names, strict=True)
+    ]
+    tables = [
+        level_differences(predictions(network)).assign(name=name) for network, name in zip(found, names, strict=True)
+    ]
     tables = [table for table in tables if len(table)]
     if not tables:
-        raise NotDrawable("needs the curve of random crops at several levels: run with --crops 1,2,5,10,20")
+        raise MissingData("needs the curve of random crops at several levels: run with --crops 1,2,5,10,20")
     differences = pd.concat(tables, ignore_index=True)
     notes.append("Filled: measured, every nRC with n > 1. Right: 95 % interval of the paired difference (Newcombe).")
     notes += provenance(found, int(frame["images"].iloc[0]))
@@ -116,6 +121,7 @@ def level_differences(found: Predictions) -> pd.DataFrame:
 AGAINST: dict[str, Any] = {"logit": "--", "feature": "-"}
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     if data.differences.empty:
         figure, (left,) = style.canvas(height=5.4, width=6.4)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.runs import Source, images, settings
+from analysis.runs import Inputs, images, settings
 from pipelines.crops import resized_sizes
 from pipelines.inputspec import InputSpec
 
@@ -27,10 +27,10 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """From the headers of the run's images, or of ``--data``; S is the run's, or the paper's 256."""
-    found = images(source, source.runs[0] if source.runs else None)
-    sizes = {(setting.S, setting.K) for setting in settings(source.runs) if setting.crop_mode == "center"}
+    found = images(inputs, inputs.runs[0] if inputs.runs else None)
+    sizes = {(setting.S, setting.K) for setting in settings(inputs.runs) if setting.crop_mode == "center"}
     S, K = sizes.pop() if len(sizes) == 1 else (PAPER_S, None)
     sides = longer_sides(found.table[["height", "width"]].to_numpy(np.int64), S)
     what = "the generated DEMO DATA" if found.is_demo else found.root.name
@@ -52,6 +52,7 @@ def words(sides: np.ndarray, S: int) -> str:
     )
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (axes,) = style.canvas(height=4.4)
     top = max(float(np.quantile(data.sides, 0.995)), data.S * 1.2)

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import object_size as sizes
+from analysis import apparent_size as sizes
 from analysis import style
-from analysis.object_size import Row
-from analysis.runs import Source, images, settings
+from analysis.apparent_size import Row
+from analysis.runs import Inputs, images, settings
 
 WINDOWS = 100_000
 BINS = 50  # of the area's axis
@@ -35,23 +35,23 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """From the images of a run or of ``--data``; without them for images of a few shapes, at the paper's sizes.
 
     A run's network counts as trained at its own K, with torchvision's RandomResizedCrop.
     """
-    found = {(setting.S, setting.K) for setting in settings(source.runs) if setting.crop_mode == "center"}
+    found = {(setting.S, setting.K) for setting in settings(inputs.runs) if setting.crop_mode == "center"}
     S, K = found.pop() if len(found) == 1 else (sizes.PAPER_S, sizes.PAPER_K)
-    return {"": made_of(source, S, K, K)}
+    return {"": made_of(inputs, S, K, K)}
 
 
-def made_of(source: Source, S: int, K_test: int, K_train: int) -> Data:
-    """The data for these sizes. Raises NotDrawable where the images are no longer there."""
+def made_of(inputs: Inputs, S: int, K_test: int, K_train: int) -> Data:
+    """The data for these sizes. Raises MissingData where the images are no longer there."""
     rows = sizes.rows_of_shapes(S, K_test, K_train, windows=WINDOWS)
     shown = [one for one in rows if one.images in ("1:1", "4:3", "2:1")]
     origin = "Images of three shapes; centre crops of one shape cover one area."
-    if source.runs or source.data:
-        scan = images(source, source.runs[0] if source.runs else None)
+    if inputs.runs or inputs.data:
+        scan = images(inputs, inputs.runs[0] if inputs.runs else None)
         table = scan.table[["height", "width"]].to_numpy(np.int64)
         name = "demo data" if scan.is_demo else scan.root.name
         shown = [sizes.row(name, table, S, K_test, K_train, windows=WINDOWS)]
@@ -76,6 +76,7 @@ def words(rows: list[Row], K_train: int) -> str:
     return f"{said}. Training crops of {K_train}, areas {sizes.AREA[0]} to {sizes.AREA[1]:g}."
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (areas, ratios) = style.canvas(1, 2, height=4.8)
     edges = np.linspace(0, 1, BINS + 1).tolist()

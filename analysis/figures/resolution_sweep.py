@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.published import load
-from analysis.runs import NotDrawable, Part, Source, best_curve_policy, display_name, endings, provenance
+from analysis.runs import Inputs, MissingData, NetworkRun, best_curve_policy, display_name, endings, provenance
 from analysis.sizes import Sweep, against_own_size, sweeps
 
 MOST_MARKED = 20  # more points are a line without marks
@@ -40,10 +40,10 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture for each network that was scored at several K."""
-    found = sweeps(source.runs)
-    names = endings([sweep.parts[0] for sweep in found])
+    found = sweeps(inputs.runs)
+    names = endings([sweep.networks[0] for sweep in found])
     return {name: _data(sweep) for name, sweep in zip(names, found, strict=True)}
 
 
@@ -55,18 +55,18 @@ def _data(sweep: Sweep) -> Data:
     ]
     try:
         paired = against_own_size(sweep)
-    except NotDrawable as reason:
+    except MissingData as reason:
         paired = pd.DataFrame()
         notes = [f"Wilson's 95 % intervals. No paired differences: {reason}."]
     if sweep.train_K is None:
         notes.append("At which resolution these weights were trained is not recorded.")
-    published = published_points(sweep.parts[0], sweep.train_K, int(frame["images"].iloc[0]))
+    published = published_points(sweep.networks[0], sweep.train_K, int(frame["images"].iloc[0]))
     if len(published):
         notes.append("Hollow: published, FixRes Table 5, ResNet-50 not adapted: other weights (repeated augmentation).")
-    setting = sweep.parts[0][1]
+    setting = sweep.networks[0][1]
     return Data(
         display_name(setting), setting.is_demo, frame[frame["policy"].isin(policies)], paired, published, sweep.own_K,
-        sweep.train_K, [*notes, *provenance(sweep.parts, int(frame["images"].iloc[0]))],
+        sweep.train_K, [*notes, *provenance(sweep.networks, int(frame["images"].iloc[0]))],
     )  # fmt: skip
 
 
@@ -76,14 +76,14 @@ def _most_crops(frame: pd.DataFrame) -> list[str]:
     shared = frame[frame["policy"].map(everywhere)]
     try:
         return [best_curve_policy(shared)]
-    except NotDrawable:
+    except MissingData:
         return []
 
 
-def published_points(part: Part, train_K: int | None, images: int) -> pd.DataFrame:
+def published_points(network: NetworkRun, train_K: int | None, images: int) -> pd.DataFrame:
     """K, top1 of FixRes Table 5 (left), where they may stand beside the measurement: ResNet-50 with pretrained weights
     trained at a resolution of the table, all of ImageNet's validation images, the aspect ratio kept."""
-    setting = part[1]
+    setting = network[1]
     table = load("fixres_table5")
     rows = table[(table["adaptation"] == "none") & (table["train_res"] == train_K)]
     architecture = setting.model.removeprefix("torchvision:").partition(".")[0]
@@ -96,6 +96,7 @@ def published_points(part: Part, train_K: int | None, images: int) -> pd.DataFra
 LOOKS = ("black", style.BLUE)
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, panels = style.canvas(1, 2 if len(data.paired) else 1, height=4.8)
     left = panels[0]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.ceilings import crossover, rate_rows
-from analysis.runs import NotDrawable, Part, Source, display_name, endings, provenance, timed_parts
+from analysis.runs import Inputs, MissingData, NetworkRun, display_name, endings, provenance, timed_networks
 from bench.records import DECODE, MODEL, READ, RESIZE, Run, Setting
 
 
@@ -28,24 +28,24 @@ class Data:
     notes: list[str]
 
 
-def parts(source: Source) -> dict[str, Data]:
+def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture for each network that was timed end to end."""
-    timed = timed_parts(source.runs)
-    found = {ending: _data(part) for ending, part in zip(endings(timed), timed, strict=True)}
+    timed = timed_networks(inputs.runs)
+    found = {ending: _data(network) for ending, network in zip(endings(timed), timed, strict=True)}
     drawable = {ending: data for ending, data in found.items() if len(data.frame)}
     if not drawable:
-        raise NotDrawable("needs load, model and end_to_end rates of one network: the throughput pass did not finish")
+        raise MissingData("needs load, model and end_to_end rates of one network: the throughput pass did not finish")
     return drawable
 
 
-def _data(part: Part) -> Data:
-    run, setting = part
+def _data(network: NetworkRun) -> Data:
+    run, setting = network
     shared = setting.device == "cpu"
     rounds = max(len(t.durations_s) for t in run.throughputs if t.setting == setting)
     ceiling = "1 / (1/P + n/M): they share the cores" if shared else "min(P, M/n): the network has its own device"
     notes = [
         f"Medians of {rounds} rounds; bars: smallest and largest. Ceiling {ceiling}. {turning(run, setting)}",
-        *provenance([part]),
+        *provenance([network]),
     ]
     stages = {t.stage: t.rate for t in run.throughputs if t.setting == setting and t.stage in (READ, DECODE, RESIZE)}
     return Data(display_name(setting), rates(run, setting), stages, notes)
@@ -97,6 +97,7 @@ SERIES = {
 }
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, (images, crops) = style.canvas(1, 2, height=4.6)
     handles = _panel(images, data.frame, per_crop=False)

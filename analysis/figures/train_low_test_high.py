@@ -1,6 +1,6 @@
 """Top-1 against the test resolution, a line for each train resolution: FixRes Figures 5 and 8, and the same in small.
 
-    python analysis/figures/train_low_test_high.py DIR        # a folder that bench/experiments/train_low_test_high.py wrote
+    multicrop-bench figures DIR        # a folder that multicrop-bench train-low-test-high wrote
 
 Above what the paper printed (Tables 5 and 9, ResNet-50 on ImageNet), below what a demo network did on the demo data:
 left as trained, in the middle its last layers fine-tuned at the test resolution, right trained without
@@ -11,12 +11,8 @@ highest. Filled marks: tested as trained.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-if not __package__:  # run as a script: search the repo root, not analysis/figures/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +21,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.published import load
+from analysis.runs import Inputs, experiment_folders
 
 RESIZED, FIXED = (
     "RandomResizedCrop",
@@ -42,6 +39,12 @@ class Data:
     published: tuple[pd.DataFrame, ...]
     ours: tuple[pd.DataFrame, ...]
     notes: list[str]
+
+
+def pictures(inputs: Inputs) -> dict[str, Data]:
+    """One picture for each folder of this experiment. Raises MissingData without any."""
+    folders = experiment_folders(inputs, "train_low_test_high")
+    return {ending: read(folder) for ending, folder in folders.items()}
 
 
 def read(folder: Path) -> Data:
@@ -78,6 +81,7 @@ def published() -> tuple[pd.DataFrame, ...]:
     return five[five["adaptation"] == "none"], five[five["adaptation"] != "none"], nine
 
 
+@style.styled
 def draw(data: Data) -> Figure:
     figure, panels = style.canvas(2, 3, height=7.2, width=8.3, sharey="row")
     handles: list[Line2D] = []
@@ -108,22 +112,3 @@ def _line(axes: Axes, frame: pd.DataFrame, train_res: int, colour: str, demo: bo
     if demo:
         bars = [y - frame["top1_low"], frame["top1_high"] - y]
         axes.errorbar(x, y, yerr=bars, color=colour, linestyle="", linewidth=0.8, alpha=0.6)
-
-
-def main() -> int:
-    """Prints the picture's path. Returns the exit status: 0, or 2 for what the user can mend."""
-    if len(sys.argv) != 2:
-        print(f"usage: python {sys.argv[0]} DIR", file=sys.stderr)
-        return 2
-    folder = Path(sys.argv[1])
-    try:
-        data = read(folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(style.save(draw(data), folder / "train_low_test_high.png").resolve())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -275,11 +275,10 @@ def table(rows: Sequence[dict[str, Any]], train_K: int) -> str:
 
 def draw(out: Path) -> list[Path]:
     """The figure. If it cannot be drawn the numbers are safe: a warning is logged."""
-    from analysis.figures import activations as figure
+    from analysis.make_figures import make_figures
 
     try:
-        figure.main([str(out)])
+        return make_figures([out], only=["activations"]).paths
     except Exception as error:
         log.warning("the figure could not be drawn: %s; the numbers are complete", error)
         return []
-    return [out / "activations.png"]

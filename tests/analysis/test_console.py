@@ -8,6 +8,7 @@ import pytest
 
 from analysis import console
 from analysis.summary import p_value, top1_interval
+from analysis.text import aligned
 from bench.records import Absent, Accuracy, Record, Setting, Throughput
 
 SETTING = Setting(
@@ -47,7 +48,7 @@ def cells(text: str, first: str) -> list[str]:
 
 def test_the_heading_says_what_was_run() -> None:
     heading = console.text([accuracy("CC", 1, 700)]).splitlines()[0]
-    for word in ("resnet18.tv_in1k", "pretrained", "224 from 256", "dali-cpu", "cpu", "float32", "chunks of 64"):
+    for word in ("resnet18.tv_in1k", "pretrained", "224 from 256", "dali-cpu", "cpu", "float32", "batch size 64"):
         assert word in heading
     assert "demo" not in heading.lower()
 
@@ -156,4 +157,4 @@ def test_each_case_has_a_section_and_a_headline_of_its_own(other: Setting) -> No
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    assert console.aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]
+    assert aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]

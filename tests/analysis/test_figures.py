@@ -27,7 +27,7 @@ from analysis.figures import imagenet_v2 as v2_figure
 from analysis.figures import levels as levels_figure
 from analysis.figures import throughput_vs_crops as throughput_figure
 from analysis.published import load
-from analysis.runs import NotDrawable, Predictions, Source
+from analysis.runs import Inputs, MissingData, Predictions
 from bench.records import Incomparable, append
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.inputspec import InputSpec
@@ -59,12 +59,12 @@ def words_of(figure):
 def test_every_figure_has_data_and_a_drawing(name):
     module = importlib.import_module(FIGURES[name].module)
     assert module.__name__.rpartition(".")[2] == name
-    assert module.__doc__ and callable(module.parts) and callable(module.draw)
-    assert set(FIGURES[name].sources) <= {"run", "published"} and FIGURES[name].sources
+    assert module.__doc__ and callable(module.pictures) and callable(module.draw)
+    assert set(FIGURES[name].sources) <= {"run", "published", "experiment"} and FIGURES[name].sources
 
 
 def test_every_figure_file_is_in_the_table():
-    others = {"__init__", "_gains", "count_parameters", "train_low_test_high", "activations"}
+    others = {"__init__", "_gains", "count_parameters"}
     assert {path.stem for path in (ROOT / "analysis/figures").glob("*.py")} - others == set(FIGURES)
 
 
@@ -86,7 +86,7 @@ def words_of_all_published():
     for name, entry in FIGURES.items():
         if "published" in entry.sources:
             module = importlib.import_module(FIGURES[name].module)
-            pictures += [module.draw(data) for data in module.parts(Source()).values()]
+            pictures += [module.draw(data) for data in module.pictures(Inputs()).values()]
     return "\n".join(map(words_of, pictures))
 
 
@@ -108,7 +108,7 @@ def test_log_ticks_are_round_and_enough():
 def test_accuracy_curves(maker):
     setting = maker.setting()
     records = [*maker.curve(setting), maker.accuracy(setting, "5FC+5MFC", 714, 30, 16)]
-    data = crops_figure.parts(Source((maker.run("one", records),)))[""]
+    data = crops_figure.pictures(Inputs((maker.run("one", records),)))[""]
     figure = crops_figure.draw(data)
     lines = lines_of(figure.axes[0])
     assert lines["RC softmax"] == ([1, 2, 10, 20], [68.0, 70.5, 71.5, 72.0])
@@ -122,7 +122,7 @@ def test_accuracy_curves(maker):
 
 
 def test_the_band_is_the_paired_interval_around_the_curve(maker):
-    data = crops_figure.parts(Source((maker.run("one", maker.curve(maker.setting())),)))[""]
+    data = crops_figure.pictures(Inputs((maker.run("one", maker.curve(maker.setting())),)))[""]
     row = crops_figure.with_band(data.frame, 70.0).set_index("policy").loc["20RC"]
     assert row["low"] == pytest.approx(70.0 + row["gain_low"]) and row["high"] == pytest.approx(70.0 + row["gain_high"])
     assert row["low"] < row["top1"] < row["high"]
@@ -139,24 +139,24 @@ def test_adaptive_policies_stand_at_their_mean_number_of_crops(maker):
         replace(maker.accuracy(setting, "10ARC", 712, 30, 18), mean_views=4.5),
         replace(maker.accuracy(setting, "20ARC", 718, 36, 18), mean_views=8.25),
     ]
-    data = crops_figure.parts(Source((maker.run("one", [*maker.curve(setting), *adaptive]),)))[""]
+    data = crops_figure.pictures(Inputs((maker.run("one", [*maker.curve(setting), *adaptive]),)))[""]
     assert lines_of(crops_figure.draw(data).axes[0])["ARC softmax"] == ([4.5, 8.25], [71.2, 71.8])
 
 
 def test_levels_that_coincide_are_one_line(maker):
     setting = maker.setting()
     records = [*maker.curve(setting), *maker.curve(setting, level="logit"), *maker.curve(setting, level="feature")]
-    figure = crops_figure.draw(crops_figure.parts(Source((maker.run("linear", records),)))[""])
+    figure = crops_figure.draw(crops_figure.pictures(Inputs((maker.run("linear", records),)))[""])
     assert "RC logit" in lines_of(figure.axes[0]) and "RC feature" not in lines_of(figure.axes[0])
     assert "averaged logit, feature (equal)" in words_of(figure)
     records[-1] = maker.accuracy(setting, "CC+19RC", 722, 46, 24, level="feature")
-    figure = crops_figure.draw(crops_figure.parts(Source((maker.run("other", records),)))[""])
+    figure = crops_figure.draw(crops_figure.pictures(Inputs((maker.run("other", records),)))[""])
     assert "RC feature" in lines_of(figure.axes[0])
 
 
 def test_demo_accuracy_says_so(maker):
     setting = maker.setting(is_demo=True, weights="demo", variant="demo")
-    figure = crops_figure.draw(crops_figure.parts(Source((maker.run("demo", maker.curve(setting)),)))[""])
+    figure = crops_figure.draw(crops_figure.pictures(Inputs((maker.run("demo", maker.curve(setting)),)))[""])
     assert figure.axes[0].get_ylabel() == "top-1 accuracy on demo data, %"
     assert "DEMO DATA" in words_of(figure)
 
@@ -166,7 +166,7 @@ def test_demo_accuracy_says_so(maker):
 )
 def test_throughput_and_its_ceilings(maker, device, ceilings):
     setting = maker.setting(device=device)
-    data = throughput_figure.parts(Source((maker.run("one", maker.speed(setting)),)))[""]
+    data = throughput_figure.pictures(Inputs((maker.run("one", maker.speed(setting)),)))[""]
     images, crops = throughput_figure.draw(data).axes
     lines = lines_of(images)
     assert lines["end_to_end"] == ([1, 10], [200, 75])
@@ -184,8 +184,8 @@ def test_throughput_and_its_ceilings(maker, device, ceilings):
 
 def test_an_unfinished_throughput_pass_is_not_drawn(maker):
     run = maker.run("one", maker.speed(maker.setting())[:3])
-    with pytest.raises(NotDrawable, match="did not finish"):
-        throughput_figure.parts(Source((run,)))
+    with pytest.raises(MissingData, match="did not finish"):
+        throughput_figure.pictures(Inputs((run,)))
 
 
 # ---- accuracy against speed
@@ -194,7 +194,7 @@ def test_an_unfinished_throughput_pass_is_not_drawn(maker):
 def test_speed_and_accuracy_meet_at_the_same_crops(maker):
     setting = maker.setting()
     run = maker.run("one", [*maker.curve(setting), *maker.speed(setting)])
-    frame = speed_figure.parts(Source((run,)))[""].frame
+    frame = speed_figure.pictures(Inputs((run,)))[""].frame
     assert frame[["crops", "images_per_sec", "top1", "rate_low", "rate_high"]].to_numpy().tolist() == [
         [1, 200, 70.0, 190, 230],
         [10, 75, 71.5, 70, 76],
@@ -210,12 +210,12 @@ def test_speed_may_be_compared_over_machines_but_not_over_images(maker):
     one, gpu = maker.setting(), maker.setting(device="cuda:0", backend="dali-gpu", machine_id="m2", amp_dtype="float16")
     first = maker.run("first", [*maker.curve(one), *maker.speed(one)])
     second = maker.run("second", [*maker.curve(gpu), *maker.speed(gpu)])
-    frame = speed_figure.parts(Source((first, second)))[""].frame
+    frame = speed_figure.pictures(Inputs((first, second)))[""].frame
     assert frame["line"].nunique() == 2
     other = maker.setting(data_hash="ee")
     third = maker.run("third", [*maker.curve(other), *maker.speed(other)])
     with pytest.raises(Incomparable, match="data_hash"):
-        speed_figure.parts(Source((first, third)))
+        speed_figure.pictures(Inputs((first, third)))
 
 
 # ---- several networks
@@ -224,7 +224,7 @@ def test_speed_may_be_compared_over_machines_but_not_over_images(maker):
 def test_family_curves_with_the_papers_points(maker):
     one = maker.setting()
     two = maker.setting(model="resnet34.tv_in1k", variant="34", weight_hash="bb", published_top1=73.31)
-    data = family_figure.parts(Source((maker.run("one", [*maker.curve(one), *maker.curve(two)]),)))
+    data = family_figure.pictures(Inputs((maker.run("one", [*maker.curve(one), *maker.curve(two)]),)))
     assert list(data) == ["resnet"]
     left, right = family_figure.draw(data["resnet"]).axes
     assert lines_of(left)["resnet 18 RC top1"] == ([1, 2, 10, 20], [68.0, 70.5, 71.5, 72.0])
@@ -236,15 +236,15 @@ def test_family_curves_with_the_papers_points(maker):
 def test_networks_of_several_families_stand_together(maker):
     first = maker.run("first", maker.curve(maker.setting()))
     second = maker.run("second", maker.curve(maker.setting(family="nfnet", model="dm_nfnet_f0.dm_in1k", variant="f0")))
-    assert list(family_figure.parts(Source((first, second)))) == ["networks"]
-    with pytest.raises(NotDrawable, match="several networks"):
-        family_figure.parts(Source((first,)))
+    assert list(family_figure.pictures(Inputs((first, second)))) == ["networks"]
+    with pytest.raises(MissingData, match="several networks"):
+        family_figure.pictures(Inputs((first,)))
 
 
 def test_a_family_on_different_images_is_refused(maker):
     runs = [maker.run(name, maker.curve(maker.setting(data_hash=name, variant=name))) for name in ("ab", "cd")]
-    with pytest.raises(NotDrawable, match="data_hash is 'ab' in one"):
-        family_figure.parts(Source(tuple(runs)))
+    with pytest.raises(MissingData, match="data_hash is 'ab' in one"):
+        family_figure.pictures(Inputs(tuple(runs)))
 
 
 # ---- published gains
@@ -285,12 +285,12 @@ def test_gains_of_a_run_stand_beside_the_published_ones(maker):
     from analysis.figures import gain_vs_baseline, gain_vs_slack
 
     run = maker.run("one", maker.curve(maker.setting(S=280)))
-    figure = gain_vs_slack.draw(gain_vs_slack.parts(Source((run,)))[""])
+    figure = gain_vs_slack.draw(gain_vs_slack.pictures(Inputs((run,)))[""])
     lines = lines_of(figure.axes[0])
     assert lines["measured resnet18.tv_in1k"] == ([pytest.approx(0.2)], [pytest.approx(2.0)])
     assert len(lines["published ResNet"][0]) == 5 and len(lines["published EfficientNet AdvProp"][0]) == 9
     assert sum(len(xs) for name, (xs, _) in lines.items() if name.startswith("published")) == 47
-    left, right = gain_vs_baseline.draw(gain_vs_baseline.parts(Source((run,)))[""]).axes
+    left, right = gain_vs_baseline.draw(gain_vs_baseline.pictures(Inputs((run,)))[""]).axes
     assert lines_of(left)["measured resnet18.tv_in1k"][0] == [pytest.approx(70.0)]
     assert lines_of(right)["measured resnet18.tv_in1k"][0] == [pytest.approx(11.689512)]
 
@@ -303,7 +303,7 @@ def test_parameter_counts_are_those_of_the_networks():
 
 
 def test_published_accuracy_against_parameters():
-    found = parameters_figure.parts(Source())
+    found = parameters_figure.pictures(Inputs())
     assert list(found) == ["efficientnet-advprop", "efficientnet-noisystudent", "nfnet", "resnet", "fixefficientnet"]
     series = {one.label: one.frame for one in found["efficientnet-advprop"].series}
     assert series["centre crop, published"]["top1"].tolist() == [
@@ -323,14 +323,14 @@ def test_measured_accuracy_stands_in_the_papers_figure(maker):
         model="b", variant=None, family=None, published_in=None, weight_hash="cc", param_count=10**7
     )
     records = [record for setting in (own, other, another) for record in maker.curve(setting)]
-    found = parameters_figure.parts(Source((maker.run("all", records),)))
+    found = parameters_figure.pictures(Inputs((maker.run("all", records),)))
     assert list(found) == ["resnet", "measured"]
     measured = {one.label: one.frame for one in found["resnet"].series if one.measured}
     assert measured["softmax of 20RC, measured"]["top1"].tolist() == [72.0]
     assert measured["centre crop, measured"]["params"].tolist() == [11689512]
     assert found["measured"].series[0].frame["params"].tolist() == [10**6, 10**7]
-    with pytest.raises(NotDrawable, match="several networks"):
-        parameters_figure.parts(Source((maker.run("alone", maker.curve(other)),)))
+    with pytest.raises(MissingData, match="several networks"):
+        parameters_figure.pictures(Inputs((maker.run("alone", maker.curve(other)),)))
 
 
 # ---- levels
@@ -352,7 +352,7 @@ def test_level_differences_are_paired(maker):
     setting = maker.setting()
     run = maker.run("one", maker.records_of(setting, labels, top1))
     maker.predictions(run, "x", [str(i) for i in range(10)], labels.tolist(), top1, np.ones((10, 6)))
-    data = levels_figure.parts(Source((run,)))[""]
+    data = levels_figure.pictures(Inputs((run,)))[""]
     row = data.differences.iloc[0]
     assert (row["n_views"], row["against"], row["difference"]) == (5, "feature", pytest.approx(10.0))
     assert row["low"] < 10 < row["high"]
@@ -367,8 +367,8 @@ def test_levels_need_a_curve(maker):
     top1 = {"CC": np.ones((2, 10), dtype=int), "1RC": np.ones((2, 10), dtype=int)}
     run = maker.run("one", maker.records_of(maker.setting(), labels, top1))
     maker.predictions(run, "x", [str(i) for i in range(10)], labels.tolist(), top1, np.ones((10, 2)))
-    with pytest.raises(NotDrawable, match="--crops"):
-        levels_figure.parts(Source((run,)))
+    with pytest.raises(MissingData, match="--crops"):
+        levels_figure.pictures(Inputs((run,)))
 
 
 # ---- crop ratio
@@ -377,20 +377,20 @@ def test_levels_need_a_curve(maker):
 def test_crop_ratio_of_one_network_at_several_sizes(maker):
     settings = [maker.setting(S=S) for S in (280, 224, 256)]
     run = maker.run("sweep", [record for setting in settings for record in maker.curve(setting)])
-    data = ratio_figure.parts(Source((run,)))
+    data = ratio_figure.pictures(Inputs((run,)))
     left, right = ratio_figure.draw(data[""]).axes
     x, y = lines_of(right)["20RC gain"]
     assert x == pytest.approx([0.8, 0.875, 1.0], abs=0.004) and y == pytest.approx([2.0] * 3)
     assert lines_of(left)["CC top1"][1] == pytest.approx([70.0] * 3)
-    with pytest.raises(NotDrawable, match="--crop-pct"):
-        ratio_figure.parts(Source((maker.run("one", maker.curve(settings[0])),)))
+    with pytest.raises(MissingData, match="--crop-pct"):
+        ratio_figure.pictures(Inputs((maker.run("one", maker.curve(settings[0])),)))
 
 
 def test_a_sweep_over_two_seeds_is_refused(maker):
     settings = [maker.setting(S=280), maker.setting(S=256, seed=1)]
     run = maker.run("sweep", [record for setting in settings for record in maker.curve(setting)])
     with pytest.raises(Incomparable, match="seed is 0"):
-        ratio_figure.parts(Source((run,)))
+        ratio_figure.pictures(Inputs((run,)))
 
 
 # ---- images
@@ -435,7 +435,7 @@ def test_longer_side_from_a_folder(labelled_images, monkeypatch, tmp_path, capsy
     out = tmp_path / "out"
     assert make_figures.main(["--data", str(labelled_images), "--only", "longer_side", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "longer_side.png")
-    data = longer_side.parts(Source((), labelled_images))[""]
+    data = longer_side.pictures(Inputs((), labelled_images))[""]
     assert sorted(data.sides.tolist()) == [256] * 12 + [384] * 12
 
 
@@ -461,7 +461,7 @@ def test_the_gallery_shows_what_changed_and_the_runs_own_windows(maker, labelled
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
     setting = maker.setting(S=40, K=32, seed=3)
     run = scored_images(maker, labelled_images, setting)
-    data = gallery.parts(Source((run,)))[""]
+    data = gallery.pictures(Inputs((run,)))[""]
     assert data.policy == "5RC" and data.repaired and data.spoiled
     for picture in data.repaired:
         assert picture.averaged_said == picture.label != picture.centre_said
@@ -492,7 +492,7 @@ def test_the_gallery_reads_tars_too(maker, labelled_images, monkeypatch, tmp_pat
     run = scored_images(maker, labelled_images, maker.setting(S=40, K=32, seed=3))
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         tar.add(labelled_images, ".")
-    folder, packed = (gallery.parts(Source((run,), data))[""].repaired for data in (None, tmp_path / "images.tar"))
+    folder, packed = (gallery.pictures(Inputs((run,), data))[""].repaired for data in (None, tmp_path / "images.tar"))
     assert len(folder) == len(packed) > 0
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(folder, packed, strict=True))
 
@@ -523,7 +523,7 @@ def test_class_names_come_from_folders_that_hold_one_class():
 def test_resolutions_are_the_printed_ones():
     from analysis.figures import accuracy_vs_resolution as figure
 
-    found = figure.parts(Source())
+    found = figure.pictures(Inputs())
     lines = lines_of(figure.draw(found["fixres5"]).axes[0])
     assert lines["not adapted 224"] == (
         [64, 128, 224, 288, 384, 448, 480],
@@ -537,7 +537,7 @@ def test_imagenet_v2_pairs():
     assert len(frame) == 36
     row = frame[(frame["variant"] == "L2") & (frame["method"] == "fixres")].iloc[0]
     assert (row["imagenet"], row["imagenet_v2"], row["kind"]) == (88.5, 80.8, "NoisyStudent")
-    adv_prop, noisy_student = v2_figure.draw(v2_figure.parts(Source())[""]).axes
+    adv_prop, noisy_student = v2_figure.draw(v2_figure.pictures(Inputs())[""]).axes
     assert lines_of(adv_prop)["AdvProp baseline"][1][0] == 65.5
     assert (lines_of(noisy_student)["NoisyStudent fixres"][0][-1], len(noisy_student.texts)) == (88.5, 18)
 

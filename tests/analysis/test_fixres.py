@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import fixres
-from analysis.runs import NotDrawable
+from analysis.runs import MissingData
 from analysis.stats import paired_difference
 from bench.records import Incomparable
 
@@ -64,10 +64,10 @@ def test_each_way_is_compared_image_by_image(make):
 @pytest.mark.parametrize(
     ("sizes", "policies", "extra", "error", "says"),
     [
-        ([96], ["CC", "2RC"], {}, NotDrawable, "--img-size"),
-        ([96, 128], ["CC", "5RC"], {}, NotDrawable, "--crops 2"),
+        ([96], ["CC", "2RC"], {}, MissingData, "--img-size"),
+        ([96, 128], ["CC", "5RC"], {}, MissingData, "--crops 2"),
         ([96, 128], ["CC", "2RC"], {"data_hash": "other"}, Incomparable, "data_hash"),
-        ([96, 128], ["CC", "2RC"], {"weight_hash": "tt"}, NotDrawable, "one network"),
+        ([96, 128], ["CC", "2RC"], {"weight_hash": "tt"}, MissingData, "one network"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(make, sizes, policies, extra, error, says):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from analysis import object_size as sizes
+from analysis import apparent_size as sizes
+from analysis import object_size
 from analysis.figures import object_size as figure
-from analysis.runs import Source
-
-ROOT = Path(__file__).resolve().parents[2]
+from analysis.runs import Inputs
 
 
 def test_equation_5_by_formula():
@@ -89,7 +85,7 @@ def test_no_images_are_refused():
 
 
 def test_the_figure_shows_what_the_table_says():
-    data = figure.parts(Source())[""]
+    data = figure.pictures(Inputs())[""]
     drawn = figure.draw(data)
     ratios = drawn.axes[1]
     lines = {line.get_gid(): line for line in ratios.lines}
@@ -97,10 +93,8 @@ def test_the_figure_shows_what_the_table_says():
     assert lines["sampled"].get_ydata().tolist() == [row.sampled for row in data.rows]
 
 
-def test_the_command(tmp_path):
-    script = [sys.executable, str(ROOT / "analysis/object_size.py"), "--out", str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"1:1\s+0\.8086", done.stdout) and (tmp_path / "object_size.png").is_file()
-    done = subprocess.run([*script, "--data", str(tmp_path / "no")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no" in done.stderr
+def test_the_command(tmp_path, capsys):
+    assert object_size.main(["--out", str(tmp_path)]) == 0
+    assert re.search(r"1:1\s+0\.8086", capsys.readouterr().out) and (tmp_path / "object_size.png").is_file()
+    assert object_size.main(["--out", str(tmp_path), "--data", str(tmp_path / "no")]) == 2
+    assert "no" in capsys.readouterr().err

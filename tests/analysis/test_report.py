@@ -22,7 +22,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from analysis import report
+from analysis import drawing, report
+from analysis.runs import Inputs
 from bench.records import read_run
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -142,7 +143,7 @@ def test_an_adaptive_policy_shows_its_mean_number_of_crops(maker):
 
 
 def test_claims_contradictions_and_what_is_missing(run):
-    page = Page(report.html([run], undrawn={"gallery": "needs the images"}))
+    page = Page(report.html([run], not_drawn={"gallery": "needs the images"}))
     claims = page.table("Claim", "Verdict")
     assert len(claims) == len(report.claims.CLAIMS)
     assert any("two random crops beat the centre crop" in row["Claim"] for row in claims)
@@ -198,22 +199,20 @@ def test_figures_are_embedded_with_their_size(run, tmp_path):
 
 def test_a_figure_that_is_no_png_is_named(run):
     (run.folder / "gallery.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"gallery\.png is no PNG"):
+    with pytest.raises(ValueError, match=r"gallery\.png is not a PNG file"):
         report.html([run])
 
 
 def test_a_figure_that_fails_costs_itself_only(run, tmp_path, monkeypatch):
-    from analysis import make_figures
+    from analysis.figures import accuracy_vs_crops
 
-    def make(source, names, folder):
-        if names == ["accuracy_vs_crops"]:
-            raise ZeroDivisionError("in a figure")
-        return [], dict.fromkeys(names, "not now")
-
-    monkeypatch.setattr(make_figures, "make", make)
-    drawn, undrawn = report.draw([run], tmp_path)
-    assert drawn == [] and undrawn["accuracy_vs_crops"] == "failed: ZeroDivisionError: in a figure"
-    assert undrawn["throughput_vs_crops"] == "not now"
+    monkeypatch.setattr(accuracy_vs_crops, "pictures", lambda inputs: 1 / 0)
+    names = ["accuracy_vs_crops", "crop_ratio"]
+    drawn = drawing.draw(Inputs((run,)), names, tmp_path, keep_going=True)
+    assert drawn.paths == [] and drawn.failed == {"accuracy_vs_crops": "ZeroDivisionError: division by zero"}
+    assert "needs one network at several S" in drawn.not_drawn["crop_ratio"]
+    with pytest.raises(ZeroDivisionError):
+        drawing.draw(Inputs((run,)), names, tmp_path)
 
 
 # ---- safety
@@ -231,7 +230,7 @@ def evil_page(maker):
     with (run.folder / "unreadable.csv").open("w", newline="", encoding="utf-8") as file:
         file.write(f"name,stage,reason\n{EVIL.replace(chr(34), '')},{EVIL.replace(chr(34), '')},x\n")
     (run.folder / "gallery-<script>.png").write_bytes(png())
-    return report.html([read_run(run.folder)], undrawn={EVIL: EVIL})
+    return report.html([read_run(run.folder)], not_drawn={EVIL: EVIL})
 
 
 def test_names_cannot_become_tags(evil_page):
@@ -273,7 +272,8 @@ def test_a_file_name_that_is_no_utf8_is_shown_all_the_same(run):
 
 
 def test_the_program_writes_one_file(run, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(report, "draw", lambda runs, folder: ([], {"gallery": "not in this test"}))
+    drawn = drawing.Drawn(not_drawn={"gallery": "not in this test"})
+    monkeypatch.setattr(report, "draw", lambda inputs, names, folder, keep_going: drawn)
     out = tmp_path / "new" / "page.html"
     assert report.main([str(run.folder), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)

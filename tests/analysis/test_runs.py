@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import runs
-from analysis.runs import NotDrawable
+from analysis.runs import MissingData
 from bench.records import Incomparable
 
 
@@ -57,23 +57,23 @@ def test_the_longest_curve_up_to_twenty(maker):
     frame = runs.accuracies([maker.run("one", records)])
     assert runs.best_curve_policy(frame) == "20RC"
     assert runs.best_curve_policy(frame, most=5) == "2RC"
-    with pytest.raises(NotDrawable, match="run with --crops"):
+    with pytest.raises(MissingData, match="run with --crops"):
         runs.best_curve_policy(frame[frame["curve"] == "CC"])
 
 
 def test_the_run_says_why_there_is_no_accuracy(maker):
     run = maker.run("fast", [maker.absent(maker.setting(), "accuracy", "the weights are random")])
-    with pytest.raises(NotDrawable, match="accuracy pass; the run says: the weights are random"):
-        runs.scored_parts([run])
-    with pytest.raises(NotDrawable, match="give a folder"):
-        runs.scored_parts([])
+    with pytest.raises(MissingData, match="accuracy pass; the run says: the weights are random"):
+        runs.scored_networks([run])
+    with pytest.raises(MissingData, match="give a folder"):
+        runs.scored_networks([])
 
 
 def test_only_a_centre_crop_is_no_curve(maker):
     run = maker.run("centre", maker.curve(maker.setting())[:1])
-    assert len(runs.scored_parts([run])) == 1
-    with pytest.raises(NotDrawable, match="run with --crops"):
-        runs.scored_parts([run], beyond_centre=True)
+    assert len(runs.scored_networks([run])) == 1
+    with pytest.raises(MissingData, match="run with --crops"):
+        runs.scored_networks([run], beyond_centre=True)
 
 
 def test_other_images_are_not_comparable_and_other_networks_are(maker):
@@ -124,11 +124,11 @@ def test_the_small_print_says_where_numbers_come_from(maker):
 
 def test_attempts_keep_what_can_be_drawn():
     def fails() -> int:
-        raise NotDrawable("no images")
+        raise MissingData("no images")
 
     found = runs.attempts({"a": lambda: 1, "b": fails})
     assert found["a"] == 1 and str(found["b"]) == "no images"
-    with pytest.raises(NotDrawable, match=r"^no images$"):
+    with pytest.raises(MissingData, match=r"^no images$"):
         runs.attempts({"a": fails, "b": fails})
 
 
@@ -167,20 +167,20 @@ def test_predictions_of_two_settings_with_equal_counts_are_not_mixed_up(maker):
 def test_missing_predictions_are_named(maker):
     setting = maker.setting()
     run = maker.run("one", maker.curve(setting))
-    with pytest.raises(NotDrawable, match=r"resnet18\.tv_in1k: .*one has no predictions.*run it again"):
+    with pytest.raises(MissingData, match=r"resnet18\.tv_in1k: .*one has no predictions.*run it again"):
         runs.predictions((run, setting))
 
 
 def test_images_that_have_moved(maker, labelled_images, monkeypatch, tmp_path):
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
     run = maker.run("one", maker.curve(maker.setting()))
-    with pytest.raises(NotDrawable, match=r"name their folder: --data DIR"):
-        runs.images(runs.Source((run,)), run)
-    found = runs.images(runs.Source((run,), labelled_images), run)
+    with pytest.raises(MissingData, match=r"name their folder: --data DIR"):
+        runs.images(runs.Inputs((run,)), run)
+    found = runs.images(runs.Inputs((run,), labelled_images), run)
     assert len(found.table) == 24
     rows = runs.rows_of(["dogs/12.jpg", "cats/01.jpg"], found)
     assert rows[["name", "width", "height"]].to_numpy().tolist() == [["dogs/12.jpg", 90, 60], ["cats/01.jpg", 60, 60]]
-    with pytest.raises(NotDrawable, match=r"1 images of the run are not in .*such as birds/1\.jpg"):
+    with pytest.raises(MissingData, match=r"1 images of the run are not in .*such as birds/1\.jpg"):
         runs.rows_of(["cats/01.jpg", "birds/1.jpg"], found)
 
 

@@ -11,7 +11,7 @@ import pytest
 from analysis import sizes
 from analysis.figures import clean_labels, equal_cost, imagenet_v2, resolution_sweep
 from analysis.published import load
-from analysis.runs import NotDrawable, Source, accuracies, predictions, scored_parts
+from analysis.runs import Inputs, MissingData, accuracies, predictions, scored_networks
 from analysis.stats import mcnemar, paired_difference
 from analysis.tables import main as tables_main
 from bench.records import REAL, Incomparable
@@ -85,7 +85,7 @@ def test_a_sweep_is_one_network_at_its_sizes_in_order(sweep_run):
 
 def test_differences_to_the_own_size_are_paired_image_by_image(sweep_run):
     table = sizes.against_own_size(only(sizes.sweeps([sweep_run()]))).set_index("K")
-    # At 136 images 4 to 29 are right, at 96 images 0 to 27: two fixed, four broken, of 40.
+    # At 136 images 4 to 29 are right, at 96 images 0 to 27: two newly correct, four newly wrong, of 40.
     row = table.loc[136]
     assert row["difference"] == pytest.approx(-5)
     assert (row["low"], row["high"]) == pytest.approx(paired_difference(2, 4, 26, 40))
@@ -95,7 +95,7 @@ def test_differences_to_the_own_size_are_paired_image_by_image(sweep_run):
 
 def test_sizes_with_the_same_counts_are_told_apart_by_the_files_that_run_json_names(sweep_run):
     run = sweep_run()
-    for part in scored_parts([run]):  # K = 64 and K = 192 both have 20 right, of other images
+    for part in scored_networks([run]):  # K = 64 and K = 192 both have 20 right, of other images
         assert predictions(part).of("CC").nonzero()[0].tolist() == list(RIGHT[part[1].K, "CC"])
 
 
@@ -109,10 +109,10 @@ def test_several_crops_stand_against_the_large_crop_of_about_their_cost(sweep_ru
     assert table["cost_ratio"].round(3).tolist() == [1.003, 1.003, 0.502, 0.502, 2, 2, 1, 1]
     assert table["time_ratio"].isna().all()
     by_pair = table.set_index(["K", "policy"])
-    # 192: images 10 to 29; 4RC: 0 to 32; so 0 fixed, 13 broken.
+    # 192: images 10 to 29; 4RC: 0 to 32; so 0 newly correct, 13 newly wrong.
     assert by_pair.loc[(192, "4RC"), "difference"] == pytest.approx(-32.5)
     assert tuple(by_pair.loc[(192, "4RC"), ["low", "high"]]) == pytest.approx(paired_difference(0, 13, 20, 40))
-    # 136: 4 to 29; CC+1RC: 1 to 28; so 1 fixed, 3 broken.
+    # 136: 4 to 29; CC+1RC: 1 to 28; so 1 newly correct, 3 newly wrong.
     assert by_pair.loc[(136, "CC+1RC"), "difference"] == pytest.approx(-5)
     assert tuple(by_pair.loc[(136, "CC+1RC"), ["low", "high"]]) == pytest.approx(paired_difference(1, 3, 26, 40))
 
@@ -152,13 +152,13 @@ def test_measured_times_stand_beside_the_pixels(sweep_run, maker):
     ],
 )
 def test_what_cannot_be_compared_says_what_is_missing(sweep_run, changes, says):
-    with pytest.raises(NotDrawable, match=says):
+    with pytest.raises(MissingData, match=says):
         sizes.equal_cost(only(sizes.sweeps([sweep_run(**changes)])))
 
 
 def test_two_crop_ratios_at_one_size_are_refused_and_other_seeds_too(sweep_run):
     one = sweep_run()
-    with pytest.raises(NotDrawable, match=r"at K=96 has the crop ratios of S=110 and S=96: .* --crop-pct"):
+    with pytest.raises(MissingData, match=r"at K=96 has the crop ratios of S=110 and S=96: .* --crop-pct"):
         sizes.sweeps([one, sweep_run(name="other", sides={96: 96})])
     with pytest.raises(Incomparable, match="seed"):
         sizes.sweeps([one, sweep_run(name="seeded", sides={96: 110}, seed=1)])
@@ -188,7 +188,7 @@ def words_of(figure):
 
 
 def test_the_sweep_is_drawn_with_its_training_resolution(sweep_run):
-    data = resolution_sweep.parts(Source((sweep_run(train_K=64),)))[""]
+    data = resolution_sweep.pictures(Inputs((sweep_run(train_K=64),)))[""]
     figure = resolution_sweep.draw(data)
     left, right = figure.axes
     assert lines_of(left)["CC"] == [[64, 50], [96, 70], [136, 65], [192, 50]]
@@ -200,7 +200,7 @@ def test_the_sweep_is_drawn_with_its_training_resolution(sweep_run):
 
 
 def test_a_run_that_says_less_shows_less_and_says_so(sweep_run):
-    figure = resolution_sweep.draw(resolution_sweep.parts(Source((sweep_run(own_K=None, train_K=None),)))[""])
+    figure = resolution_sweep.draw(resolution_sweep.pictures(Inputs((sweep_run(own_K=None, train_K=None),)))[""])
     assert len(figure.axes) == 1
     assert "No paired differences" in words_of(figure) and "is not recorded" in words_of(figure)
 
@@ -217,7 +217,7 @@ def test_forty_sizes_in_steps_of_one_pixel_are_drawn_without_marks(maker):
     for K in sides:
         maker.predictions(run, str(K), NAMES, LABELS.tolist(), {"CC": said(range(K % 32))}, np.zeros((IMAGES, 1)))
         (run.folder / f"predictions-{K}.npz").rename(run.folder / f"{K}.npz")
-    figure = resolution_sweep.draw(resolution_sweep.parts(Source((run,)))[""])
+    figure = resolution_sweep.draw(resolution_sweep.pictures(Inputs((run,)))[""])
     left, right = figure.axes
     assert len(lines_of(left)["CC"]) == len(lines_of(right)["difference"]) == 41
     assert left.get_xticks().tolist() == [96, 128]  # where the last map grows
@@ -245,7 +245,7 @@ def test_published_points_stand_beside_the_same_network_only(maker):
 
 
 def test_the_equal_cost_figure_shows_the_nearest_pairs(sweep_run):
-    data = equal_cost.parts(Source((sweep_run(),)))[""]
+    data = equal_cost.pictures(Inputs((sweep_run(),)))[""]
     assert not data.timed and data.own_K == 96
     assert data.compared[["K", "N", "policy"]].to_numpy().tolist() == [
         [136, 2, "2RC"], [136, 2, "CC+1RC"], [192, 4, "4RC"], [192, 4, "CC+3RC"],
@@ -273,25 +273,25 @@ def test_second_labels_are_drawn_beside_and_never_with_the_original_ones(maker, 
     for path in one.glob("*.csv"):
         assert path.read_text().replace("mixed", "plain") == (other / path.name).read_text()
 
-    data = clean_labels.parts(Source((mixed,)))[""]
+    data = clean_labels.pictures(Inputs((mixed,)))[""]
     row = only(data.measured.to_dict("records"))
     assert (row["policy"], row["base"], row["top1"], row["real_images"]) == ("20RC", 70.0, 72.0, 900)
     assert (row["real_base"], row["real_top1"]) == pytest.approx((100 * 750 / 900, 100 * 770 / 900))
     assert row["real_gain"] == pytest.approx(100 * 20 / 900)
     figure = clean_labels.draw(data)
     assert "900 of 1,000 images have a label" in words_of(figure) and len(figure.axes) == 2
-    with pytest.raises(NotDrawable, match=r"--real-labels real\.json"):
-        clean_labels.parts(Source((plain,)))
+    with pytest.raises(MissingData, match=r"--real-labels real\.json"):
+        clean_labels.pictures(Inputs((plain,)))
 
 
 def test_the_published_clean_labels_are_those_of_the_tables():
-    frame = clean_labels.parts(Source())[""].published
+    frame = clean_labels.pictures(Inputs())[""].published
     row = frame[(frame["variant"] == "B0") & (frame["kind"] == "AdvProp")].set_index("method")
     assert (row.loc["baseline", "real"], row.loc["fixres", "real"]) == (83.7, 85.8)
     assert row.loc["baseline", "original"] == 77.6
     row = frame[(frame["variant"] == "B0") & (frame["kind"] == "NoisyStudent")].set_index("method")
     assert (row.loc["baseline", "original"], row.loc["baseline", "real"]) == (78.8, 84.5)
-    assert not clean_labels.draw(clean_labels.parts(Source())[""]).axes[0].containers
+    assert not clean_labels.draw(clean_labels.pictures(Inputs())[""]).axes[0].containers
 
 
 def test_imagenet_v2_is_measured_where_one_network_has_runs_on_both(maker):
@@ -301,7 +301,7 @@ def test_imagenet_v2_is_measured_where_one_network_has_runs_on_both(maker):
         maker.run("old", maker.curve(old)),
         maker.run("new", [maker.accuracy(new, "CC", 580, 0, 0), maker.accuracy(new, "10RC", 600, 40, 20)]),
     )
-    data = imagenet_v2.parts(Source(runs))[""]
+    data = imagenet_v2.pictures(Inputs(runs))[""]
     rows = data.measured.set_index("policy")
     assert list(rows.index) == ["CC", "10RC"]  # 20RC is on one of the two only
     assert (rows.loc["CC", "imagenet"], rows.loc["CC", "imagenet_v2"]) == (70.0, 58.0)
@@ -310,10 +310,10 @@ def test_imagenet_v2_is_measured_where_one_network_has_runs_on_both(maker):
     assert all(len(axes.containers) == 2 for axes in figure.axes)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["EfficientNet", "FixEfficientNet (fine-tuned)", "resnet 18: measured"]
-    with pytest.raises(NotDrawable, match="needs one network's runs on ImageNet and on ImageNet-V2"):
-        imagenet_v2.parts(Source(runs[:1]))
+    with pytest.raises(MissingData, match="needs one network's runs on ImageNet and on ImageNet-V2"):
+        imagenet_v2.pictures(Inputs(runs[:1]))
     with pytest.raises(Incomparable, match="seed"):
         other = replace(new, seed=4)
-        imagenet_v2.parts(Source((runs[0], maker.run("seed", [maker.accuracy(other, "CC", 580, 0, 0)]))))
+        imagenet_v2.pictures(Inputs((runs[0], maker.run("seed", [maker.accuracy(other, "CC", 580, 0, 0)]))))
     demo = maker.setting(data="demo-v2-seed0-val-1000", is_demo=True, data_hash="demo")
     assert not imagenet_v2.is_v2(demo)

@@ -49,17 +49,23 @@ def test_wilson_is_the_formula(k: int, n: int) -> None:
 # ------------------------------------------------------------------------------------------------------ paired shares
 
 
-def binomial_p_value(fixed: int, broken: int) -> float:
+def binomial_p_value(newly_correct: int, newly_wrong: int) -> float:
     """Two-sided: all splits of the changed images that are no likelier than this one."""
-    n = fixed + broken
+    n = newly_correct + newly_wrong
     weights = [math.comb(n, k) for k in range(n + 1)]
-    return float(Fraction(sum(w for w in weights if w <= weights[fixed]), 2**n))
+    return float(Fraction(sum(w for w in weights if w <= weights[newly_correct]), 2**n))
 
 
-@pytest.mark.parametrize(("fixed", "broken"), [(0, 1), (1, 0), (5, 0), (7, 1), (12, 2), (30, 30), (31, 30), (140, 97)])
-def test_mcnemar_is_a_sum_of_binomials(fixed: int, broken: int) -> None:
-    assert stats.mcnemar(fixed, broken) == pytest.approx(binomial_p_value(fixed, broken), rel=1e-9)
-    assert stats.mcnemar(broken, fixed) == pytest.approx(stats.mcnemar(fixed, broken), rel=1e-12)
+@pytest.mark.parametrize(
+    ("newly_correct", "newly_wrong"), [(0, 1), (1, 0), (5, 0), (7, 1), (12, 2), (30, 30), (31, 30), (140, 97)]
+)
+def test_mcnemar_is_a_sum_of_binomials(newly_correct: int, newly_wrong: int) -> None:
+    assert stats.mcnemar(newly_correct, newly_wrong) == pytest.approx(
+        binomial_p_value(newly_correct, newly_wrong), rel=1e-9
+    )
+    assert stats.mcnemar(newly_wrong, newly_correct) == pytest.approx(
+        stats.mcnemar(newly_correct, newly_wrong), rel=1e-12
+    )
 
 
 def test_mcnemar_of_nothing_changed_is_one() -> None:
@@ -71,7 +77,7 @@ def test_mcnemar_gives_the_published_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("both", "fixed", "broken", "neither", "low", "high"),
+    ("both", "newly_correct", "newly_wrong", "neither", "low", "high"),
     [
         (36, 12, 2, 0, 0.0569, 0.3404),  # the first four: Newcombe (1998b)
         (18, 12, 2, 18, 0.0562, 0.3290),
@@ -81,41 +87,46 @@ def test_mcnemar_gives_the_published_example() -> None:
     ],
 )
 def test_the_paired_interval_gives_the_published_examples(
-    both: int, fixed: int, broken: int, neither: int, low: float, high: float
+    both: int, newly_correct: int, newly_wrong: int, neither: int, low: float, high: float
 ) -> None:
-    found = stats.paired_difference(fixed, broken, both + fixed, both + fixed + broken + neither)
+    found = stats.paired_difference(
+        newly_correct, newly_wrong, both + newly_correct, both + newly_correct + newly_wrong + neither
+    )
     digits = 3 if low == -0.507 else 4
     assert found == pytest.approx((100 * low, 100 * high), abs=51 * 10.0**-digits)
 
 
 @pytest.mark.parametrize(
-    ("n", "both", "fixed", "broken"), [(1000, 0.66, 0.05, 0.03), (300, 0.8, 0.02, 0.05), (100, 0.3, 0.2, 0.2)]
+    ("n", "both", "newly_correct", "newly_wrong"),
+    [(1000, 0.66, 0.05, 0.03), (300, 0.8, 0.02, 0.05), (100, 0.3, 0.2, 0.2)],
 )
 def test_the_paired_interval_covers_the_truth_in_95_of_100_samples(
-    n: int, both: float, fixed: float, broken: float
+    n: int, both: float, newly_correct: float, newly_wrong: float
 ) -> None:
-    samples = np.random.default_rng(n).multinomial(n, [both, fixed, broken, 1 - both - fixed - broken], size=500)
-    truth = 100 * (fixed - broken)
+    samples = np.random.default_rng(n).multinomial(
+        n, [both, newly_correct, newly_wrong, 1 - both - newly_correct - newly_wrong], size=500
+    )
+    truth = 100 * (newly_correct - newly_wrong)
     intervals = [stats.paired_difference(f, b, a + f, n) for a, f, b, _ in samples.tolist()]
     covered = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.92 <= covered <= 0.98  # four standard errors about the method's own 0.95 to 0.96
 
 
 def tables(n: int) -> Iterator[tuple[int, int, int, int]]:
-    """Every way to be right with both, fixed, broken, wrong with both."""
+    """Every way to be right with both, newly_correct, newly_wrong, wrong with both."""
     for both in range(n + 1):
-        for fixed in range(n + 1 - both):
-            for broken in range(n + 1 - both - fixed):
-                yield both, fixed, broken, n - both - fixed - broken
+        for newly_correct in range(n + 1 - both):
+            for newly_wrong in range(n + 1 - both - newly_correct):
+                yield both, newly_correct, newly_wrong, n - both - newly_correct - newly_wrong
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_the_paired_interval_of_every_small_table_holds_its_estimate_and_changes_sign_with_it(n: int) -> None:
-    for both, fixed, broken, _ in tables(n):
-        low, high = stats.paired_difference(fixed, broken, both + fixed, n)
+    for both, newly_correct, newly_wrong, _ in tables(n):
+        low, high = stats.paired_difference(newly_correct, newly_wrong, both + newly_correct, n)
         assert isinstance(low, float) and isinstance(high, float)
-        assert -100 - 1e-9 <= low <= 100 * (fixed - broken) / n <= high <= 100 + 1e-9
-        other = stats.paired_difference(broken, fixed, both + broken, n)
+        assert -100 - 1e-9 <= low <= 100 * (newly_correct - newly_wrong) / n <= high <= 100 + 1e-9
+        other = stats.paired_difference(newly_wrong, newly_correct, both + newly_wrong, n)
         assert other == pytest.approx((-high, -low), abs=1e-9)
 
 

@@ -34,7 +34,7 @@ def test_an_accuracys_figures_are_those_of_its_counts() -> None:
 
 
 def test_the_baseline_has_no_gain_and_no_interval_of_one() -> None:
-    derived = summary.derived(replace(ACCURACY, policy="CC", top1_correct=700, fixed=0, broken=0))
+    derived = summary.derived(replace(ACCURACY, policy="CC", top1_correct=700, newly_correct=0, newly_wrong=0))
     assert [derived[name] for name in ("gain", "gain_low", "gain_high", "p_value")] == [0.0, 0.0, 0.0, 1.0]
 
 
@@ -58,7 +58,7 @@ def test_the_summary_has_a_row_for_each_record_and_empty_cells_for_what_is_absen
         assert row["model"] == "resnet18.tv_in1k" and row["seed"] == "0" and row["channels_last"] == "False"
     for derived, row in ((summary.derived(ACCURACY), rows[0]), (summary.derived(THROUGHPUT), rows[1])):
         assert {name: float(row[name]) for name in derived} == derived
-    assert (rows[0]["policy"], rows[0]["n_views"], rows[0]["fixed"]) == ("CC+4RC", "5", "40")
+    assert (rows[0]["policy"], rows[0]["n_views"], rows[0]["newly_correct"]) == ("CC+4RC", "5", "40")
     assert rows[2]["reason"] == ABSENT.reason
     accuracy_only = {"policy", "top1", "gain_low", "p_value", "nll_mean"}
     throughput_only = {"stage", "images_per_sec", "spread", "peak_mem_bytes", "interval_p95_ms"}

@@ -42,7 +42,7 @@ if not __package__:  # run as a script: search the repo root, not bench/
 import numpy as np
 from PIL import Image
 
-from analysis.console import aligned
+from analysis.text import aligned
 from bench import cases
 from bench.config import LoadingConfig, MeasureConfig, NetworkConfig, RunConfig
 from bench.setup import make_job, resolve
