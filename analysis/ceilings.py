@@ -58,8 +58,18 @@ def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
 class Crossover:
     """The number of crops above which the network, not the pipeline, is the slower part."""
 
-    predicted: float  # from the ceilings: where 1/P = N/M
-    observed: float | None  # from the end-to-end rates; None with fewer than two crop counts
+    predicted: float  # crops; from the ceilings: where 1/P = N/M
+    observed: float | None  # crops; from the end-to-end rates
+    why_not: str = ""  # why there is no observed one
+
+    @property
+    def text(self) -> str:
+        """What the end-to-end rates say, in words."""
+        return (
+            f"not observed end to end: {self.why_not}"
+            if self.observed is None
+            else (f"observed end to end at {self.observed:.1f}")
+        )
 
 
 def crossover(throughputs: Sequence[Throughput]) -> Crossover | None:
@@ -76,8 +86,12 @@ def crossover(throughputs: Sequence[Throughput]) -> Crossover | None:
     n = np.array([row["crops"] for row in rows], dtype=float)
     seconds = np.array([1 / row["images_per_sec"] for row in rows])
     if len(rows) < 2:
-        return Crossover(predicted, None)
+        return Crossover(predicted, None, "only one number of crops was timed")
     if rows[0]["record"].setting.device != "cpu":
         return Crossover(predicted, float(seconds[0] * n[-1] / seconds[-1]))
     slope, intercept = np.polyfit(n, seconds, 1, w=1 / seconds)  # relative errors are alike at all crop counts
-    return Crossover(predicted, float(intercept / slope) if slope > 0 else None)
+    if slope <= 0:
+        return Crossover(predicted, None, "an image did not take longer with more crops")
+    if intercept <= 0:
+        return Crossover(predicted, None, "the time of an image grew at least in proportion to its crops")
+    return Crossover(predicted, float(intercept / slope))

@@ -1,6 +1,6 @@
 """The papers' claims, and what some runs say of each: holds, does not hold, undecided, not measured.
 
-    python analysis/claims.py RUN... [--out DIR]        # default: the first run's folder
+    multicrop-bench claims RUN... [--out DIR]        # default: the first run's folder
 
 Writes claims.md and claims.csv. They are derived from the runs and may be written again. Claims about policies are
 tested on each image's answers (``predictions-*.npz``), always two policies on the same images. Runs on different images
@@ -9,18 +9,13 @@ are kept apart. CLAIMS is the table; RULES says how a verdict comes about.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-if not __package__:  # run as `python analysis/claims.py`: search the repo root, not analysis/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analysis.claim_tests import (
     ALPHA,
@@ -44,12 +39,13 @@ from analysis.claim_tests import (
     saturates,
     smaller_gain_more,
 )
+from analysis.commands import command_parser, failed
 from analysis.evidence import Evidence, evidence
 from analysis.published import claims as counted_sentences
 from analysis.published import load_all
 from analysis.published.checks import MID_GAIN_TABLES, indexed, with_gains
 from analysis.runs import read
-from analysis.tables import markdown_table, markdown_text
+from analysis.text import markdown_table, markdown_text, visible
 from bench.files import write_whole
 
 RULES = (
@@ -397,11 +393,9 @@ def csv_text(judged: Sequence[Verdicts]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="analysis/claims.py", description="The paper's claims, and what some runs say of each."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("claims", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first run's folder")
     args = parser.parse_args(argv)
     out = args.out or args.runs[0]
@@ -411,17 +405,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(out / "claims.md", markdown(judged))
         write_whole(out / "claims.csv", csv_text(judged))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     for path in (out / "claims.md", out / "claims.csv"):
         print(path.resolve())
     for verdicts in judged:
-        print(f"\n{title(verdicts.evidence)}")
+        print(f"\n{visible(title(verdicts.evidence))}")
         for name, found in verdicts.findings.items():
             one = found.together
-            print(f"  {one.verdict:<14}{CLAIMS[name].says}: {effect_text(one) or one.note}")
+            print(f"  {one.verdict:<14}{CLAIMS[name].says}: {effect_text(one) or visible(one.note)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

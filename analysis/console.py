@@ -1,15 +1,16 @@
-"""The records as a person reads them on a screen, and the headline figures for the last line of output."""
+"""What a run prints when it ends: its tables, and the figures for the last line of output, which is JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.ceilings import crossover, rate_rows
+from analysis.runs import is_shown
 from analysis.summary import derived, p_value, top1_interval
-from analysis.text import aligned
+from analysis.text import aligned, visible
 from bench.records import (
     DECODE,
     LABELS,
@@ -24,104 +25,100 @@ from bench.records import (
     Throughput,
 )
 
-SHOWN_CURVE = (1, 2, 3, 5, 10, 20, 40)  # of the curve's policies, those that the table shows; summary.csv has all
+SHAKY = 0.2  # spread of the rounds over their median, above which a remedy is printed
+
+Columns = dict[str, Callable[[Any], str]]  # heading -> the text of one row
+
+ACCURACY: Columns = {  # rows: Accuracy
+    "policy": lambda r: r.policy,
+    "level": lambda r: r.level,
+    "top-1": lambda r: f"{r.top1:.2f}",
+    "95 % interval": lambda r: "{:.2f}..{:.2f}".format(*top1_interval(r)),
+    "gain": lambda r: f"{r.gain:+.2f}" if r.policy != "CC" else "",
+    "newly correct": lambda r: str(r.newly_correct),
+    "newly wrong": lambda r: str(r.newly_wrong),
+    "p": lambda r: f"{p_value(r):.2g}" if r.policy != "CC" else "",
+    "top-5": lambda r: f"{r.top5:.2f}",
+    "NLL": lambda r: "" if r.nll_mean is None else f"{r.nll_mean:.3f}",
+}
+RATES: Columns = {  # rows: of analysis.ceilings.rate_rows
+    "crops": lambda row: str(row["crops"]),
+    "images/s": lambda row: f"{row['images_per_sec']:.1f}",
+    "crops/s": lambda row: f"{row['crops_per_sec']:.0f}",
+    "spread": lambda row: f"{100 * row['spread']:.0f} %",
+    "pipeline alone": lambda row: f"{row['pipeline_images_per_sec']:.1f} im/s",
+    "network alone": lambda row: f"{row['network_crops_per_sec']:.0f} crops/s",
+    "ceiling": lambda row: f"{row['ceiling_images_per_sec']:.1f}",
+    "reached": lambda row: f"{100 * row['efficiency']:.0f} %",
+    "slower part": lambda row: row["binds"],
+    "p50 ms": lambda row: _milliseconds(row, "interval_p50_ms"),
+    "p95 ms": lambda row: _milliseconds(row, "interval_p95_ms"),
+    "peak GB": lambda row: f"{row['record'].peak_mem_bytes / 1e9:.1f}",
+}
 
 
-RATE_HEADINGS = [
-    *("crops", "images/s", "crops/s", "spread", "pipeline alone", "network alone", "ceiling", "reached"),
-    *("slower part", "p50 ms", "p95 ms", "peak GB"),
-]
+def _milliseconds(row: dict[str, Any], name: str) -> str:
+    value = derived(row["record"])[name]
+    return "" if value is None else f"{value:.0f}"
+
+
+def _table(columns: Columns, rows: Sequence[Any]) -> list[str]:
+    return aligned([list(columns), *([column(row) for column in columns.values()] for row in rows)])
 
 
 def text(records: Sequence[Record]) -> str:
-    """One section for each network at each of its sizes."""
+    """One section for each network at each of its sizes. Names from data are made visible (analysis/text.py)."""
     settings = dict.fromkeys(record.setting for record in records)
-    return "\n\n".join(_section(setting.model, [r for r in records if r.setting == setting]) for setting in settings)
+    if not settings:
+        return "Nothing was measured: no network finished a pass."
+    return "\n\n".join(_section([r for r in records if r.setting == setting]) for setting in settings)
 
 
-def _section(model: str, records: list[Record]) -> str:
+def _section(records: list[Record]) -> str:
     setting = records[0].setting
     demo = "  DEMO DATA: says nothing about ImageNet" if setting.is_demo else ""
     lines = [
-        f"{model}  ({setting.weights} weights, {setting.K} from {setting.S} pixels, {setting.backend}, "
-        f"{setting.device}, {setting.amp_dtype}, batch size {setting.batch_size}){demo}"
+        f"{visible(setting.model)}  ({visible(setting.weights)} weights, {setting.K} from {setting.S} pixels, "
+        f"{setting.backend}, {setting.device}, {setting.amp_dtype}, batch size {setting.batch_size}){demo}"
     ]
+    measured = [r for r in records if isinstance(r, (Accuracy, Throughput))]
+    if not measured:
+        lines.append("Nothing was measured.")
     for labels in LABELS:
         if accuracies := [r for r in records if isinstance(r, Accuracy) and r.labels == labels]:
-            lines += ["", *_accuracy_table(accuracies)]
-    throughputs = [r for r in records if isinstance(r, Throughput)]
-    if throughputs:
-        lines += ["", *_throughput_table(throughputs)]
-    fitting = {r.fitting_batch_size for r in records if isinstance(r, (Accuracy, Throughput))} - {None}
+            lines += ["", *_accuracy_lines(accuracies)]
+    if throughputs := [r for r in records if isinstance(r, Throughput)]:
+        lines += ["", *_throughput_lines(throughputs)]
+    fitting = {r.fitting_batch_size for r in measured} - {None}
     lines += [f"out of memory at batch size {setting.batch_size}; used {n}" for n in fitting]
-    lines += [f"not measured: {r.what}: {r.reason}" for r in records if isinstance(r, Absent)]
+    lines += [f"not measured: {r.what}: {visible(r.reason)}" for r in records if isinstance(r, Absent)]
     return "\n".join(lines)
 
 
-def _accuracy_table(accuracies: list[Accuracy]) -> list[str]:
+def _accuracy_lines(accuracies: list[Accuracy]) -> list[str]:
     first = accuracies[0]
     what = "top-1 %, demo" if first.setting.is_demo else "top-1 %"
     if first.labels != ORIGINAL:
         what += f", {first.labels} labels"
-    shares = f"{first.images} images, {first.unreadable} unreadable"
-    rows = [["policy", "level", "top-1", "95 % interval", "gain", "newly correct", "newly wrong", "p", "top-5", "NLL"]]
-    for record in accuracies:
-        if not is_shown(record.policy, record.n_views):
-            continue
-        low, high = top1_interval(record)
-        rows.append(
-            [
-                record.policy,
-                record.level,
-                f"{record.top1:.2f}",
-                f"{low:.2f}..{high:.2f}",
-                f"{record.gain:+.2f}" if record.policy != "CC" else "",
-                str(record.newly_correct),
-                str(record.newly_wrong),
-                f"{p_value(record):.2g}" if record.policy != "CC" else "",
-                f"{record.top5:.2f}",
-                f"{record.nll_mean:.3f}" if record.nll_mean is not None else "",
-            ]
-        )
+    shown = [record for record in accuracies if is_shown(record.policy, record.n_views)]
     note = "newly correct, newly wrong, p (exact McNemar test): against CC; every n of the curves is in summary.csv"
-    return [f"{what} ({shares})", *aligned(rows), note]
+    return [f"{what} ({first.images} images, {first.unreadable} unreadable)", *_table(ACCURACY, shown), note]
 
 
-def is_shown(policy: str, n_views: int) -> bool:
-    plain_curve = policy == f"{n_views}RC" or policy == f"CC+{n_views - 1}RC"
-    return not plain_curve or n_views in SHOWN_CURVE
-
-
-def _throughput_table(throughputs: list[Throughput]) -> list[str]:
-    rows = [RATE_HEADINGS]
-    found = rate_rows(throughputs)
-    for row in found:
-        figures = derived(row["record"])
-        rows.append(
-            [
-                str(row["crops"]),
-                f"{row['images_per_sec']:.1f}",
-                f"{row['crops_per_sec']:.0f}",
-                f"{100 * row['spread']:.0f} %",
-                f"{row['pipeline_images_per_sec']:.1f} im/s",
-                f"{row['network_crops_per_sec']:.0f} crops/s",
-                f"{row['ceiling_images_per_sec']:.1f}",
-                f"{100 * row['efficiency']:.0f} %",
-                row["binds"],
-                f"{figures['interval_p50_ms']:.0f}",
-                f"{figures['interval_p95_ms']:.0f}",
-                f"{row['record'].peak_mem_bytes / 1e9:.1f}",
-            ]
-        )
+def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
+    rows = rate_rows(throughputs)
+    if not rows:
+        return ["end to end was not timed together with the pipeline and the network alone", *_stages(throughputs)]
     rounds = len(throughputs[0].durations_s)
-    lines = [f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median"]
-    lines += aligned(rows)
-    lines += _stages(throughputs)
-    lines += _by_process([row["record"] for row in found])
-    shaky = [str(row["crops"]) for row in found if row["spread"] > 0.2]
-    if shaky:
+    lines = [
+        f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median",
+        *_table(RATES, rows),
+        *_stages(throughputs),
+        *_by_process([row["record"] for row in rows]),
+    ]
+    if shaky := [str(row["crops"]) for row in rows if row["spread"] > SHAKY]:
         lines.append(
-            f"the rounds differ by more than 20 % at {', '.join(shaky)} crops: close other programs, or use "
+            f"the rounds differ by more than {SHAKY:.0%} at {', '.join(shaky)} crops: close other programs, or use "
             "--rounds 15 --round-seconds 3"
         )
     return lines
@@ -141,10 +138,10 @@ def _stages(throughputs: list[Throughput]) -> list[str]:
     """One line for what does not depend on the crops, one for the crossover."""
     stages = [f"{t.stage} {t.rate:.0f}" for t in throughputs if t.stage in (READ, DECODE, RESIZE)]
     lines = [f"of the pipeline alone, images/s, each with those before it: {', '.join(stages)}"] if stages else []
-    found = crossover(throughputs)
-    if found:
-        seen = "" if found.observed is None else f", observed end to end at {found.observed:.1f}"
-        lines.append(f"network and pipeline take equal time at {found.predicted:.1f} crops (from the ceilings){seen}")
+    if found := crossover(throughputs):
+        lines.append(
+            f"network and pipeline take equal time at {found.predicted:.1f} crops (from the ceilings), {found.text}"
+        )
     return lines
 
 
@@ -175,14 +172,15 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
 def accounting_lines(accounts: Sequence[ImageAccounting]) -> list[str]:
     """For each network: what became of every image."""
     return [
-        f"{one.setting.model}: {one.expected:,} images, {one.scored:,} scored, unreadable "
+        f"{visible(one.setting.model)}: {one.expected:,} images, {one.scored:,} scored, unreadable "
         f"{one.unreadable_at_scan:,} at the scan and {one.unreadable_when_decoded:,} when decoded"
         for one in accounts
     ]
 
 
 def failure_lines(failed: Sequence[FailedModel]) -> list[str]:
-    return [f"FAILED: {one.label} ({one.stage}): {one.reason}" for one in failed]
+    """For each network that failed: where and why."""
+    return [f"FAILED: {visible(one.label)} ({one.stage}): {visible(one.reason)}" for one in failed]
 
 
 def accounting_headline(accounts: Sequence[ImageAccounting]) -> list[dict[str, Any]]:

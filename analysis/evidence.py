@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from analysis.runs import MissingData, predictions
 from analysis.tables import distinct_names
 from bench.records import Run, Setting, Throughput, without_speed
 
@@ -69,32 +69,21 @@ class Evidence:
     why_untimed: tuple[str, ...]
 
 
-def read_answers(path: Path) -> Answers:
-    """A predictions-*.npz, without the images that have no label."""
-    with np.load(path, allow_pickle=False) as stored:
-        known = stored["labels"] >= 0
-        top1 = stored["top1"][:, :, known]
-        return Answers(
-            names=stored["names"][known],
-            labels=stored["labels"][known],
-            levels=tuple(stored["levels"].tolist()),
-            top1={policy: top1[:, p] for p, policy in enumerate(stored["policies"].tolist())},
-        )
-
-
-def _belongs(answers: Answers, run: Run, setting: Setting) -> bool:
-    """Whether the answers give the very counts of the setting's records: a file's name does not say enough."""
-    records = [r for r in run.accuracies if r.setting == setting]
-    return bool(records) and all(
-        answers.has(r.policy, r.level)
-        and len(answers.labels) == r.images
-        and int(answers.right(r.policy, r.level).sum()) == r.top1_correct
-        for r in records
+def answers_of(run: Run, setting: Setting) -> Answers:
+    """A network's answers to the images that have a label. Raises MissingData when the run's folder lacks them."""
+    found = predictions((run, setting))
+    known = found.labels >= 0
+    top1 = found.top1[:, :, known]
+    return Answers(
+        names=np.array(found.names)[known],
+        labels=found.labels[known],
+        levels=tuple(found.levels),
+        top1={policy: top1[:, p] for p, policy in enumerate(found.policies)},
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Measured:
     """What one run has of one network."""
 
     run: str
@@ -105,20 +94,19 @@ class _Part:
     mean_views: dict[str, float]
 
 
-def _parts(run: Run) -> list[_Part]:
-    stored = {path.name: read_answers(path) for path in sorted(run.folder.glob("predictions-*.npz"))}
+def _measured(run: Run) -> list[_Measured]:
     out = []
     for setting in dict.fromkeys(record.setting for record in run.records):
         absent = {r.what: r.reason for r in run.absents if r.setting == setting}
-        named = run.predictions_path(setting)  # counts alone are not enough: two sizes of one network may share them
-        mine = {file: answers for file, answers in stored.items() if named is None or file == named.name}
-        file = next((file for file, answers in mine.items() if _belongs(answers, run, setting)), None)
-        if file is None and any(r.setting == setting for r in run.accuracies):
-            absent["accuracy"] = f"{run.folder.name} has no predictions-*.npz that fits its records: run it again"
+        answers = None
+        if any(r.setting == setting for r in run.accuracies):
+            try:
+                answers = answers_of(run, setting)
+            except MissingData:
+                absent["accuracy"] = f"{run.folder.name} has no predictions-*.npz that fits its records: run it again"
         throughputs = tuple(r for r in run.throughputs if r.setting == setting)
         views = {r.policy: r.mean_views for r in run.accuracies if r.setting == setting and r.mean_views is not None}
-        answers = stored.pop(file) if file else None
-        out.append(_Part(run.folder.name, setting, answers, absent, throughputs, views))
+        out.append(_Measured(run.folder.name, setting, answers, absent, throughputs, views))
     return out
 
 
@@ -134,9 +122,9 @@ def _accuracy_key(setting: Setting) -> Setting:
     return without_speed(setting)
 
 
-def _scored(networks: Sequence[_Part]) -> tuple[Scored, ...]:
+def _scored(networks: Sequence[_Measured]) -> tuple[Scored, ...]:
     """One for each network, its runs put together: counted twice, it would weigh twice."""
-    found: list[tuple[_Part, Answers]] = []
+    found: list[tuple[_Measured, Answers]] = []
     for network in networks:
         if network.answers is None:
             continue
@@ -156,18 +144,18 @@ def _scored(networks: Sequence[_Part]) -> tuple[Scored, ...]:
     )
 
 
-def _level_reasons(network: _Part) -> dict[str, str]:
+def _level_reasons(network: _Measured) -> dict[str, str]:
     prefix = "accuracy at level "
     return {what.removeprefix(prefix): why for what, why in network.absent.items() if what.startswith(prefix)}
 
 
-def _timed(networks: Sequence[_Part]) -> tuple[Timed, ...]:
+def _timed(networks: Sequence[_Measured]) -> tuple[Timed, ...]:
     found = [network for network in networks if network.throughputs]
     names = distinct_names([(network.run, network.setting) for network in found])
     return tuple(Timed(name, network.setting, network.throughputs) for name, network in zip(names, found, strict=True))
 
 
-def _why_not(networks: Sequence[_Part], what: str, is_there: Callable[[_Part], bool]) -> tuple[str, ...]:
+def _why_not(networks: Sequence[_Measured], what: str, is_there: Callable[[_Measured], bool]) -> tuple[str, ...]:
     reasons = [
         network.absent.get(what, f"the {what} pass of {network.run} did not finish")
         for network in networks
@@ -178,9 +166,9 @@ def _why_not(networks: Sequence[_Part], what: str, is_there: Callable[[_Part], b
 
 def evidence(runs: Sequence[Run]) -> list[Evidence]:
     """The networks of all runs, those that saw the same images together."""
-    by_data: dict[tuple[str, bool], list[_Part]] = {}
+    by_data: dict[tuple[str, bool], list[_Measured]] = {}
     for run in runs:
-        for network in _parts(run):
+        for network in _measured(run):
             by_data.setdefault((network.setting.data_hash, network.setting.is_demo), []).append(network)
     return [
         Evidence(

@@ -1,10 +1,10 @@
 """A fine-tuned network against the one that it was made from, asked in other ways for the same price (FixRes, MID).
 
-    python bench/experiments/finetune.py --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
-    python bench/run.py --models resnet:demo --checkpoint runs/tuned/model.safetensors --img-size 128 \\
+    multicrop-bench finetune --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
+    multicrop-bench run --models resnet:demo --checkpoint runs/tuned/model.safetensors --img-size 128 \\
         --policies CC --no-throughput --out runs/tuned-scored
-    python bench/run.py --family resnet --img-size 96,128 --crops 1,2,5 --no-throughput --out runs/untuned
-    python analysis/fixres.py runs/tuned-scored runs/untuned
+    multicrop-bench run --family resnet --img-size 96,128 --crops 1,2,5 --no-throughput --out runs/untuned
+    multicrop-bench fixres runs/tuned-scored runs/untuned
 
 The tuned network's centre crop is compared with the untuned one's at the same size, at its own size, and with as many
 of its own random crops as cost the same pixels, image by image: difference of top-1 with its paired 95 % interval
@@ -13,18 +13,14 @@ of its own random crops as cost the same pixels, image by image: difference of t
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as `python analysis/fixres.py`: search the repo root, not analysis/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import pandas as pd
 
+from analysis.commands import command_parser, failed
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, read, scored_networks
 from analysis.stats import mcnemar, paired_difference
@@ -112,24 +108,17 @@ def text(frame: pd.DataFrame) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="analysis/fixres.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("fixres", __doc__)
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="a run of the fine-tuned checkpoint")
     parser.add_argument("untuned", type=Path, metavar="UNTUNED", help="a run of the network that it was made from")
     args = parser.parse_args(argv)
     try:
         frame = compare(*read([args.tuned, args.untuned]))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     path = args.tuned / "fixres.csv"
     frame.to_csv(path, index=False)
     print(text(frame))
     print(path.resolve())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

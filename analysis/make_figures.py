@@ -20,6 +20,7 @@ from pathlib import Path
 if not __package__:  # run as `python analysis/make_figures.py`: search the repo root, not analysis/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from analysis.commands import command_parser, failed
 from analysis.drawing import make_figures
 from analysis.figures import FIGURES, NOT_PRINTED
 
@@ -33,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         drawn = make_figures(args.runs, args.out, only=only, published=args.published, data=args.data)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     for path in drawn.paths:
         print(path)
     not_drawn = dict(drawn.not_drawn)
@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed and checked options. Exits with status 2 on a bad command line."""
-    parser = argparse.ArgumentParser(
-        prog="multicrop-bench figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("figures", __doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs and of experiments")
     parser.add_argument("--published", action="store_true", help="the papers' figures, from their printed numbers")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the only folder given, else figures/")

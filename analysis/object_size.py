@@ -7,12 +7,12 @@ multicrop-bench object-size --data DIR            # the shapes of the images in 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import style
 from analysis.apparent_size import PAPER_K, PAPER_RATIO, PAPER_S, PAPER_SIGMA, Row, scale_factor
+from analysis.commands import command_parser, failed
 from analysis.figures import object_size as figure
 from analysis.runs import Inputs
 from analysis.text import aligned
@@ -32,19 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = figure.made_of(Inputs((), args.data), S, K_test, args.train_size or K_test)
         args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     print(text(data.rows, data.S, data.K_test, data.K_train))
     print(style.save(figure.draw(data), args.out / "object_size.png").resolve())
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="multicrop-bench object-size",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("object-size", __doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images, whose sizes are read")
     parser.add_argument("--img-size", type=int, metavar="K", help="side of the test crop, pixels; default: 224")
     parser.add_argument("--short-side", type=int, metavar="S", help="short side after resizing; default: K x 256 / 224")

@@ -1,6 +1,6 @@
 """One HTML file about some runs: figures, accuracy, throughput, the paper's tables and claims, and what is missing.
 
-    python analysis/report.py RUN... [--out report.html]        # default: report.html, in the first run's folder
+    multicrop-bench report RUN... [--out report.html]        # default: report.html, in the first run's folder
 
 The file holds everything: figures as data, style and script inline. Opening it asks nothing of the network, which its
 Content-Security-Policy forbids. Tables sort on a click on a heading. It is derived from the runs: written again, it
@@ -9,7 +9,6 @@ replaces what is there.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
 import hashlib
@@ -24,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as `python analysis/report.py`: search the repo root, not analysis/
+if not __package__:  # run as `multicrop-bench report`: search the repo root, not analysis/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -32,12 +31,13 @@ from markupsafe import Markup
 
 from analysis import claims
 from analysis.ceilings import crossover, rate_rows
+from analysis.commands import command_parser, failed
 from analysis.drawing import draw, names
 from analysis.evidence import evidence
 from analysis.published import contradictions as find_contradictions
 from analysis.published.checks import PAPERS
 from analysis.published.report import KINDS, SHOWN_EXCEPTIONS
-from analysis.runs import Inputs, read
+from analysis.runs import Inputs, is_shown, read
 from analysis.summary import derived, gain_interval, p_value, top1_interval
 from analysis.tables import (
     MID,
@@ -47,7 +47,6 @@ from analysis.tables import (
     demo_grid,
     distinct_names,
     grid,
-    is_shown,
     table,
     unmatched,
 )
@@ -211,8 +210,9 @@ def _stage_notes(throughputs: Sequence[Throughput]) -> list[str]:
     stages = [f"{t.stage} {t.rate:.0f}" for t in throughputs if t.stage in (READ, DECODE, RESIZE)]
     notes = [f"The pipeline's parts, images/s, each with those before it: {', '.join(stages)}."] if stages else []
     if found := crossover(throughputs):
-        seen = "" if found.observed is None else f"; seen end to end, at {found.observed:.1f}"
-        notes.append(f"By the ceilings, network and pipeline take equal time at {found.predicted:.1f} crops{seen}.")
+        notes.append(
+            f"By the ceilings, network and pipeline take equal time at {found.predicted:.1f} crops; {found.text}."
+        )
     return notes
 
 
@@ -419,9 +419,9 @@ def html(runs: Sequence[Run], drawn: Sequence[Path] = (), not_drawn: dict[str, s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="analysis/report.py", description="One HTML file about some runs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("report", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html, in the first run's folder")
     args = parser.parse_args(argv)
     out = args.out or args.runs[0] / "report.html"
@@ -431,13 +431,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             # A fault in one figure must not cost the report: it stands in the list of what was not drawn.
             drawn = draw(inputs, names(inputs), Path(folder), keep_going=True)
-            failed = {name: f"failed: {error}" for name, error in drawn.failed.items()}
-            text = html(runs, drawn.paths, drawn.not_drawn | failed)
+            errors = {name: f"failed: {error}" for name, error in drawn.failed.items()}
+            text = html(runs, drawn.paths, drawn.not_drawn | errors)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     print(out.resolve())
     return 0
 

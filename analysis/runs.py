@@ -14,6 +14,8 @@ import pandas as pd
 from analysis.figures import EXPERIMENT_FILES
 from analysis.published import load
 from analysis.summary import derived
+from analysis.text import name_text
+from bench.predictions import Predictions, read_named
 from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
 from pipelines.data.dataset import DatasetError, Scan, scan
@@ -108,6 +110,15 @@ def rows_of_network(frame: pd.DataFrame, network: NetworkRun) -> pd.DataFrame:
 def curve(policy: str) -> str:
     """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other."""
     return CURVES.get(tuple(term for term, _ in parse_policy(policy).terms), "other")
+
+
+SHOWN_COUNTS = (1, 2, 3, 5, 10, 20, 40)  # of a curve's crop counts, those that printed tables show
+
+
+def is_shown(policy: str, n_views: int) -> bool:
+    """Whether printed tables show a policy: of the curves nRC and CC+(n-1)RC only SHOWN_COUNTS; every other policy."""
+    on_curve = policy in (f"{n_views}RC", f"CC+{n_views - 1}RC")
+    return not on_curve or n_views in SHOWN_COUNTS
 
 
 def scored_networks(runs: Sequence[Run], *, beyond_centre: bool = False) -> list[NetworkRun]:
@@ -210,7 +221,7 @@ def line_names(networks: Sequence[NetworkRun]) -> list[str]:
         lambda run, setting: member_name(setting),
         lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}",
         machine,
-        lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}, {run.folder.name}",
+        lambda run, setting: f"{member_name(setting)}, {setting.K}/{setting.S}, {name_text(run.folder.name)}",
     )
 
 
@@ -234,14 +245,14 @@ def slug(text: str) -> str:
 def display_name(setting: Setting) -> str:
     """What a title or legend can hold: ``resnet (demo network)``, ``mobilenet_v2.IMAGENET1K_V1``."""
     if setting.variant == "demo":
-        return f"{setting.family} (demo network)"
-    return setting.model.removeprefix("torchvision:")
+        return name_text(f"{setting.family} (demo network)")
+    return name_text(setting.model.removeprefix("torchvision:"))
 
 
 def member_name(setting: Setting) -> str:
     """The same, shorter, for legends: ``resnet 18``, ``efficientnet ap:b0``."""
     if setting.variant and setting.family:
-        return f"{setting.family} {setting.variant}"
+        return name_text(f"{setting.family} {setting.variant}")
     return display_name(setting)
 
 
@@ -270,18 +281,18 @@ def _either(values: Iterable[object]) -> str:
 
 
 def data_text(setting: Setting) -> str:
-    return "the generated DEMO DATA (says nothing about ImageNet)" if setting.is_demo else setting.data
+    return "the generated DEMO DATA (says nothing about ImageNet)" if setting.is_demo else name_text(setting.data)
 
 
 def weights_text(setting: Setting) -> str:
     kind = setting.weights if setting.weights in ("pretrained", "random", "demo") else Path(setting.weights).name
-    return f"{kind} weights"
+    return f"{name_text(kind)} weights"
 
 
 def machine_text(environment: dict, setting: Setting) -> str:
     """The GPU's name, or the CPU's with its cores, or the machine's digits."""
     cores = f", {environment['cores_usable']} cores" if environment.get("cores_usable") else ""
-    return f"{environment.get('gpu') or environment.get('cpu') or setting.machine_id}{cores}"
+    return f"{name_text(environment.get('gpu') or environment.get('cpu') or setting.machine_id)}{cores}"
 
 
 def versions_text(environment: dict) -> str:
@@ -294,32 +305,54 @@ def versions_text(environment: dict) -> str:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """A run's predictions-*.npz; [l, p, b] = level, policy, image (bench.measure.accuracy.Predictions wrote it)."""
+class ImagePredictions:
+    """A run's predictions-*.npz with the images' names; [l, p, b] = level, policy, image."""
 
-    names: list[str]
-    labels: np.ndarray  # int64 [b], -1 = none
-    policies: list[str]
-    levels: list[str]
-    top1: np.ndarray  # int32 [l, p, b]
-    view_top1: np.ndarray  # int32 [b, v], columns of pipelines.crops.union(policies)
+    names: list[str]  # [b]
+    stored: Predictions
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [b], -1 = none."""
+        return self.stored.labels
+
+    @property
+    def policies(self) -> list[str]:
+        return self.stored.policies
+
+    @property
+    def levels(self) -> list[str]:
+        return self.stored.levels
+
+    @property
+    def top1(self) -> np.ndarray:
+        """int32 [l, p, b]: the predicted class."""
+        return self.stored.top1
+
+    @property
+    def view_top1(self) -> np.ndarray:
+        """int32 [b, v], columns of pipelines.crops.union(policies): the class that each view alone predicts."""
+        return self.stored.view_top1
 
     @cached_property
     def right(self) -> np.ndarray:
         """bool [l, p, b]."""
         return self.top1 == self.labels
 
+    def has(self, policy: str, level: str) -> bool:
+        return policy in self.policies and level in self.levels
+
     def of(self, policy: str, level: str = "softmax") -> np.ndarray:
         """bool [b]: which images the policy gets right."""
         return self.right[self.levels.index(level), self.policies.index(policy)]
 
 
-def predictions(network: NetworkRun) -> Predictions:
+def predictions(network: NetworkRun) -> ImagePredictions:
     """The per-image answers of one network of a run. Raises MissingData when the run's folder does not hold them."""
     run, setting = network
     named = run.predictions_path(setting)
     paths = sorted(run.folder.glob("predictions-*.npz")) if named is None else [named] if named.is_file() else []
-    stored = {path: _read_predictions(path) for path in paths}
+    stored = {path: ImagePredictions(*read_named(path)) for path in paths}
     for scored in dict.fromkeys(record.setting for record in run.accuracies) if named is None else [setting]:
         path = next((path for path, answers in stored.items() if _belongs(answers, run, scored)), None)
         if scored == setting and path is not None:
@@ -331,24 +364,12 @@ def predictions(network: NetworkRun) -> Predictions:
     )
 
 
-def _read_predictions(path: Path) -> Predictions:
-    with np.load(path, allow_pickle=False) as file:
-        return Predictions(
-            names=file["names"].tolist(),
-            labels=file["labels"],
-            policies=file["policies"].tolist(),
-            levels=file["levels"].tolist(),
-            top1=file["top1"],
-            view_top1=file["view_top1"],
-        )
-
-
-def _belongs(answers: Predictions, run: Run, setting: Setting) -> bool:
-    """Whether the answers give the very counts of the setting's records. Where run.json does not name the file (runs of
-    earlier versions) this is how it is found; two sizes of one network may have the same counts."""
+def _belongs(answers: ImagePredictions, run: Run, setting: Setting) -> bool:
+    """Whether the predictions give the very counts of the setting's records."""
+    known = int((answers.labels >= 0).sum())
     return all(
-        record.policy in answers.policies
-        and record.level in answers.levels
+        answers.has(record.policy, record.level)
+        and known == record.images
         and int(answers.of(record.policy, record.level).sum()) == record.top1_correct
         for record in run.accuracies
         if record.setting == setting

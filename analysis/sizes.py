@@ -3,12 +3,11 @@
 What is compared is compared on the same images, answer by answer: a larger crop against the network's own size, and
 one large crop against several of the own size that cost about as much, which is in none of the papers.
 
-    python analysis/sizes.py RUN...        # the tables; all rows: sizes.csv, equal_cost.csv in the first run
+    multicrop-bench sizes RUN...        # the tables; all rows: sizes.csv, equal_cost.csv in the first run
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,15 @@ from math import ceil, log
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as `python analysis/sizes.py`: search the repo root, not analysis/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import pandas as pd
 
+from analysis.commands import command_parser, failed
 from analysis.evidence import common
 from analysis.runs import (
+    ImagePredictions,
     MissingData,
     NetworkRun,
-    Predictions,
     accuracies,
     predictions,
     read,
@@ -36,6 +33,7 @@ from analysis.runs import (
     scored_networks,
 )
 from analysis.stats import mcnemar, paired_difference
+from analysis.text import visible
 from bench.files import write_whole
 from bench.records import END_TO_END, SPEED_FIELDS, Run
 
@@ -74,7 +72,7 @@ class Sweep:
         return frame[frame["level"] == LEVEL].reset_index(drop=True)
 
     @cached_property
-    def _answers(self) -> dict[int, Predictions]:
+    def _answers(self) -> dict[int, ImagePredictions]:
         return {}
 
     def right(self, K: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
@@ -210,28 +208,23 @@ def tables(found: Sequence[Sweep]) -> dict[str, pd.DataFrame]:
         try:
             costs.append(equal_cost(sweep).assign(**name))
         except MissingData as reason:
-            print(f"no table of equal cost for {name['model']}: {reason}", file=sys.stderr)
+            print(f"no table of equal cost for {visible(sweep.networks[0][1].model)}: {reason}", file=sys.stderr)
     made = {"sizes.csv": sizes, "equal_cost.csv": costs}
     return {file: pd.concat(frames, ignore_index=True) for file, frames in made.items() if frames}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="analysis/sizes.py", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("sizes", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     args = parser.parse_args(argv)
     try:
         found = tables(sweeps(read(args.runs)))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     for file, table in found.items():
         main_rows = table["nearest"] if "nearest" in table else table["policy"] == "CC"
         print(table[main_rows].round(3).to_string(index=False))
         write_whole(args.runs[0] / file, table.to_csv(index=False, lineterminator="\n"))
         print((args.runs[0] / file).resolve())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

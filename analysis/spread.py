@@ -1,7 +1,7 @@
 """How sure is an accuracy? The papers' spread over folds, beside the suite's interval; the spread over crop seeds.
 
-    python analysis/spread.py RUN                     # ten leave-one-out folds, for every policy
-    python analysis/spread.py RUN RUN1 RUN2 ...       # also: how the accuracy varies with --seed, in which the runs differ
+    multicrop-bench spread RUN                     # ten leave-one-out folds, for every policy
+    multicrop-bench spread RUN RUN1 RUN2 ...       # also: how the accuracy varies with --seed, in which the runs differ
 
 FixRes, Section 5: "we classify the validation images, split the set into 10 folds and measure the accuracy on 9 of
 them, leaving one out in turn. The standard deviation of accuracy over these folds is ~ 0.03 % for all settings." An
@@ -18,26 +18,33 @@ Prints a table; writes spread.csv (every policy and level) into the first run's 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as `python analysis/spread.py`: search the repo root, not bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 
-from analysis.console import is_shown
+from analysis.commands import command_parser, failed
+from analysis.runs import is_shown
 from analysis.stats import wilson
 from analysis.text import aligned
 from bench.files import write_whole
-from bench.records import LABELS, SPEED_FIELDS, Run, Setting, read_run, require_comparable, without_speed
+from bench.predictions import read_named
+from bench.records import (
+    LABELS,
+    ORIGINAL,
+    REAL,
+    SPEED_FIELDS,
+    Run,
+    Setting,
+    read_run,
+    require_comparable,
+    without_speed,
+)
 from pipelines.crops import parse_policy
 
 FOLDS = 10  # the papers'
@@ -83,18 +90,17 @@ def fold_rows(run: Run, folds: int = FOLDS) -> list[dict[str, Any]]:
     """One row for each network, size, set of labels, level and policy."""
     rows: list[dict[str, Any]] = []
     for setting in _scored(run):
-        with np.load(_answers(run, setting), allow_pickle=False) as file:
-            stored = dict(file)
-        fold = folds_of(stored["names"].tolist(), folds)
-        truths = {"original": np.broadcast_to(stored["labels"], stored["top1"].shape), "real": stored.get("real_label")}
+        names, stored = read_named(_answers(run, setting))
+        fold = folds_of(names, folds)
+        truths = {ORIGINAL: np.broadcast_to(stored.labels, stored.top1.shape), REAL: stored.real_label}
         for labels in LABELS:
             if (truth := truths[labels]) is not None:
                 known = (truth >= 0).all((0, 1))
-                right = (stored["top1"] == truth)[:, :, known]
+                right = (stored.top1 == truth)[:, :, known]
                 spreads = fold_spread(right, fold[known], folds)
                 found = zip(np.ndindex(spreads.shape), spreads.flat, strict=True)
                 cells = [(*place, float(spread), right[place]) for place, spread in found]
-                levels, policies = stored["levels"].tolist(), stored["policies"].tolist()
+                levels, policies = stored.levels, stored.policies
                 rows += [_row(setting, labels, levels[i], policies[p], s, own, folds) for i, p, s, own in cells]
     return rows
 
@@ -207,11 +213,9 @@ def _shown(rows: Sequence[dict[str, Any]], level: str) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="analysis/spread.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("spread", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--folds", type=int, default=FOLDS, metavar="K", help=f"default: {FOLDS}")
     parser.add_argument("--level", default="softmax", metavar="NAME", help="that the table shows (default: softmax)")
     args = parser.parse_args(argv)
@@ -222,8 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folds = fold_rows(runs[0], args.folds)
         seeds = seed_rows(runs) if len(runs) > 1 else []
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     print(f"standard deviation over {args.folds} leave-one-out folds, points; {args.level}; run {runs[0].folder.name}")
     print("\n".join(fold_table(folds, args.level)))
     print(_write(runs[0].folder / "spread.csv", folds))
@@ -241,7 +244,3 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     writer.writerows(rows)
     write_whole(path, text.getvalue())
     return f"written: {path.resolve()}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -48,6 +48,7 @@ RC_PARAMS: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # names from data hold $, _ and ^ as they are
 }
 
 

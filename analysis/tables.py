@@ -1,6 +1,6 @@
 """The paper's tables, published and measured side by side.
 
-    python analysis/tables.py RUN... [--out DIR]        # default: RUN/tables, of the first run
+    multicrop-bench tables RUN... [--out DIR]        # default: RUN/tables, of the first run
 
 Writes ``mid_table1`` to ``mid_table8`` and, for runs on the demo data, ``demo``, each as Markdown and CSV in the shape
 of the print: a row for each approach, a column for each network. They are derived from the runs: written again, they
@@ -13,24 +13,21 @@ The demo's accuracies have a table of their own, because they say nothing about 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as `python analysis/tables.py`: search the repo root, not analysis/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import pandas as pd
 
+from analysis.commands import command_parser, failed
 from analysis.published import TABLES, load
-from analysis.runs import read
+from analysis.runs import is_shown, read
 from analysis.summary import derived, top1_interval
+from analysis.text import markdown_table, markdown_text, visible
 from bench.files import write_whole
 from bench.records import Accuracy, Run, Setting
 from pipelines.crops import parse_policy
@@ -45,7 +42,6 @@ INTERPOLATION = {  # MID, Section IV.B
     "nfnet": "bicubic",
 }
 POLICY_TABLES = (1, 8)  # bench/run.py knows them as --policies table1 and table8
-SHOWN_COUNTS = (1, 2, 3, 5, 10, 20, 40)  # of a curve's crop counts, those that a table for people shows
 
 INTERVAL_NOTE = (
     "Inside: the published value lies in Wilson's 95 % interval of the measured one. That interval is of images drawn "
@@ -477,12 +473,6 @@ def distinct_names(settings: Sequence[tuple[str, Setting]]) -> list[str]:
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def is_shown(policy: str, n_views: int) -> bool:
-    """Whether a table for people shows it: of a curve nRC, CC+(n-1)RC only some n; every other policy."""
-    on_curve = policy in (f"{n_views}RC", f"CC+{n_views - 1}RC")
-    return not on_curve or n_views in SHOWN_COUNTS
-
-
 def demo_grid(runs: Sequence[Run]) -> Grid:
     """Top-1 and gain of every demo network, policy by level; a curve's crop counts thinned out."""
     columns = demo_columns(runs)
@@ -533,33 +523,12 @@ def demo_csv(runs: Sequence[Run]) -> str:
     return _csv(rows)
 
 
-# ---- Markdown
-
-
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table. Signs that Markdown or HTML would read are spelled so that they show as they are."""
-    return [
-        _markdown_line(headings),
-        _markdown_line(["---"] * len(headings)),
-        *map(_markdown_line, rows),
-    ]
-
-
-def _markdown_line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def markdown_text(text: str) -> str:
-    """On one line, with ``&`` and ``<`` as entities: a name cannot become a tag."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+# ---- files
 
 
 def markdown(one: Grid) -> str:
     notes = [f"- {markdown_text(note)}" for note in one.notes]
     return "\n".join([f"# {one.title}", "", *markdown_table(one.headings, one.rows), "", *notes, ""])
-
-
-# ---- the program
 
 
 def write(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -577,27 +546,20 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="analysis/tables.py", description="The paper's tables, published and measured side by side."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that bench/run.py wrote")
+    """Return the exit status: 0, or 2 for what the user can correct."""
+    parser = command_parser("tables", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: tables, in the first run's folder")
     args = parser.parse_args(argv)
     try:
         runs = read(args.runs)
         paths = write(runs, args.out or args.runs[0] / "tables")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     for path in paths:
         print(path)
     measured = [f"Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]
     print(f"\nmeasured cells in: {', '.join(measured) or 'no table of the paper'}")
     for reason in unmatched(runs):
-        print(f"in no table: {reason}")
+        print(f"in no table: {visible(reason)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: control, format, surrogates, private, separators
+LONGEST_NAME = 60  # characters of a name in a figure
+
+
+def visible(text: str) -> str:
+    """``text`` on one line for a terminal: every control character, escape sequence, text-direction mark and stray
+    byte of a file name is spelled out, as ``\\x1b`` or ``\\u202e``."""
+    return "".join(_spelled(c) if unicodedata.category(c) in HIDDEN else c for c in text)
+
+
+def _spelled(c: str) -> str:
+    number = ord(c)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def name_text(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name from data for a figure: ``visible``, and shortened in its middle to at most ``longest`` characters.
+
+    ``$``, ``_`` and ``^`` stay as they are: figures are drawn without mathtext (analysis/style.py).
+    """
+    text = visible(name)
+    if len(text) > longest:
+        head = (longest - 1) // 2
+        text = f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels out that begin with an underscore
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Right-aligned columns separated by two spaces; one line per row. The first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
+    shown = [[visible(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return ["  ".join(map(str.rjust, row, widths)).rstrip() for row in shown]
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table. Characters that Markdown or HTML would interpret are escaped."""
+    return [_markdown_line(headings), _markdown_line(["---"] * len(headings)), *map(_markdown_line, rows)]
+
+
+def _markdown_line(row: Iterable[str]) -> str:
+    return "| " + " | ".join(markdown_text(text).replace("|", "\\|") for text in row) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """On one line, with ``&`` and ``<`` as entities: a name cannot become a tag."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

@@ -98,6 +98,13 @@ class Predictions:
         return replace(self, **taken, failed=[failure for failure in self.failed if failure.row in wanted])
 
 
+def read_named(path: Path) -> tuple[list[str], Predictions]:
+    """The scored images' names [b] beside their predictions. Raises as ``Predictions.load``."""
+    found = Predictions.load(path)
+    with np.load(path, allow_pickle=False) as file:
+        return file["names"].tolist(), found
+
+
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """One after the other. Raises ValueError where there is none, or where they are not of the same policies."""
     if not parts or any((p.policies, p.levels) != (parts[0].policies, parts[0].levels) for p in parts):

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.runs import Inputs, experiment_folders
+from analysis.text import name_text
 
 NAMES = {"frechet": "Fréchet, behind the pooling", "gaussian": "Gaussian, before the last activation"}
 
@@ -46,7 +47,7 @@ def read(folder: Path) -> Data:
         info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no folder of bench/experiments/activations.py: {error}") from error
-    demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else info["data"]
+    demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else name_text(info["data"])
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "
         "(Newcombe).",
@@ -54,7 +55,7 @@ def read(folder: Path) -> Data:
         f"{int(frame['images'].iloc[0]):,} images of {demo}.",
     ]
     cdf = {int(K): np.array(values) for K, values in info["cdf"].items()}
-    return Data(frame, np.array(info["points"]), cdf, info["train_K"], info["model"], notes)
+    return Data(frame, np.array(info["points"]), cdf, info["train_K"], name_text(info["model"]), notes)
 
 
 @style.styled

@@ -1,14 +1,11 @@
-"""How many parameters the papers' networks have, by timm and torchvision: writes params.csv beside this file.
+"""How many parameters the papers' networks have, counted with timm and torchvision; params.csv beside this file.
 
-    python -m analysis.figures.count_parameters
-
-The papers print few parameter counts. Networks are built without memory (torch's meta device), nothing is downloaded.
-torch is imported here when this is run, and nowhere else in this room.
+The papers print few parameter counts. ``main`` writes params.csv again: it builds the networks without memory (torch's
+meta device) and downloads nothing. Only ``count`` imports torch.
 """
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -52,11 +49,8 @@ def param_counts() -> dict[str, int]:
 
 
 def main() -> int:
+    """Count all networks again, write params.csv, return the exit status 0."""
     frame = pd.DataFrame([(model, count(model)) for model in models()], columns=["model", "param_count"])
     frame.to_csv(TABLE, index=False)
     print(frame.to_string(index=False))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

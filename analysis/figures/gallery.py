@@ -18,10 +18,10 @@ from matplotlib.patches import Rectangle
 
 from analysis import style
 from analysis.runs import (
+    ImagePredictions,
     Inputs,
     MissingData,
     NetworkRun,
-    Predictions,
     accuracies,
     attempts,
     best_curve_policy,
@@ -36,11 +36,13 @@ from analysis.runs import (
     scored_networks,
     spec_of,
 )
+from analysis.text import name_text
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.data.dataset import spans_of
 from pipelines.data.spans import Span
 
 EACH = 4  # pictures of either kind
+LONGEST_CLASS = 30  # characters
 MOST_WINDOWS = 20  # drawn on a picture
 RIGHT, WRONG = style.SKY, style.RED
 
@@ -106,18 +108,18 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     return Data(display_name(network[1]), policy, shown(repaired), shown(spoiled), notes)
 
 
-def repaired_count(answers: Predictions, policy: str, *, spoiled: bool = False) -> int:
+def repaired_count(answers: ImagePredictions, policy: str, *, spoiled: bool = False) -> int:
     """Images right with the policy and wrong at the centre crop; ``spoiled``: the other way round."""
     return int((_changes(answers, policy) == (-1 if spoiled else 1)).sum())
 
 
-def _changes(answers: Predictions, policy: str) -> np.ndarray:
+def _changes(answers: ImagePredictions, policy: str) -> np.ndarray:
     """int [b]: +1 repaired, -1 spoiled, 0 neither (or no label)."""
     change = answers.of(policy).astype(int) - answers.of("CC")
     return np.where(answers.labels >= 0, change, 0)
 
 
-def choose(answers: Predictions, policy: str, each: int = EACH) -> tuple[list[int], list[int]]:
+def choose(answers: ImagePredictions, policy: str, each: int = EACH) -> tuple[list[int], list[int]]:
     """Rows of repaired and of spoiled images: first those where most (of the spoiled, fewest) views are right."""
     columns = union([parse_policy(p) for p in answers.policies]).take(parse_policy(policy))
     share = (answers.view_top1[:, columns] == answers.labels[:, None]).mean(axis=1)
@@ -141,7 +143,7 @@ def class_names(table: pd.DataFrame, labels: np.ndarray) -> dict[int, str]:
 
 
 def picture(
-    answers: Predictions, row: int, policy: str, network: NetworkRun, names: dict[int, str], span: Span
+    answers: ImagePredictions, row: int, policy: str, network: NetworkRun, names: dict[int, str], span: Span
 ) -> Picture:
     """Plan one image's windows again, and read it."""
     setting = network[1]
@@ -155,7 +157,7 @@ def picture(
     p, level = answers.policies.index, answers.levels.index("softmax")
 
     def name(number: int) -> str:
-        return names.get(number, f"class {number}")
+        return name_text(names.get(number, f"class {number}"), LONGEST_CLASS)
 
     return Picture(
         pixels=pixels,

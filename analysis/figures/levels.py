@@ -22,9 +22,9 @@ from analysis import style
 from analysis.figures._gains import GROUP_STYLES, GROUPS
 from analysis.published.checks import MID_GAIN_TABLES, with_gains
 from analysis.runs import (
+    ImagePredictions,
     Inputs,
     MissingData,
-    Predictions,
     accuracies,
     curve,
     line_names,
@@ -94,7 +94,7 @@ def measured_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     return wide.sort_values("n_views").reset_index(drop=True)
 
 
-def level_differences(found: Predictions) -> pd.DataFrame:
+def level_differences(found: ImagePredictions) -> pd.DataFrame:
     """n_views, against (logit, feature), difference: points by which softmax is better at nRC; low, high (95 %)."""
     known = found.labels >= 0
     counts = [p for p in found.policies if curve(p) == "RC" and parse_policy(p).n_views > 1]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.runs import Inputs, images, settings
+from analysis.text import name_text
 from pipelines.crops import resized_sizes
 from pipelines.inputspec import InputSpec
 
@@ -33,7 +34,7 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
     sizes = {(setting.S, setting.K) for setting in settings(inputs.runs) if setting.crop_mode == "center"}
     S, K = sizes.pop() if len(sizes) == 1 else (PAPER_S, None)
     sides = longer_sides(found.table[["height", "width"]].to_numpy(np.int64), S)
-    what = "the generated DEMO DATA" if found.is_demo else found.root.name
+    what = "the generated DEMO DATA" if found.is_demo else name_text(found.root.name)
     origin = f"{len(sides):,} images of {what}, sizes from their headers, shorter side resized to {S} pixels."
     return {"": Data(sides, S, K, [f"{origin} {words(sides, S)}"])}
 

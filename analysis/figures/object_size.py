@@ -13,6 +13,7 @@ from analysis import apparent_size as sizes
 from analysis import style
 from analysis.apparent_size import Row
 from analysis.runs import Inputs, images, settings
+from analysis.text import name_text
 
 WINDOWS = 100_000
 BINS = 50  # of the area's axis
@@ -53,7 +54,7 @@ def made_of(inputs: Inputs, S: int, K_test: int, K_train: int) -> Data:
     if inputs.runs or inputs.data:
         scan = images(inputs, inputs.runs[0] if inputs.runs else None)
         table = scan.table[["height", "width"]].to_numpy(np.int64)
-        name = "demo data" if scan.is_demo else scan.root.name
+        name = "demo data" if scan.is_demo else name_text(scan.root.name)
         shown = [sizes.row(name, table, S, K_test, K_train, windows=WINDOWS)]
         origin = f"{len(table):,} images of {'the generated DEMO DATA' if scan.is_demo else name}, sizes from headers."
         rows = shown + rows

@@ -56,8 +56,7 @@ def turning(run: Run, setting: Setting) -> str:
     found = crossover([t for t in run.throughputs if t.setting == setting])
     if found is None:
         return ""
-    seen = f" ({found.observed:.1f} from the end-to-end rates)" if found.observed is not None else ""
-    return f"The network is the slower part above n = M/P = {found.predicted:.1f}{seen}."
+    return f"The network is the slower part above n = M/P = {found.predicted:.1f} ({found.text})."
 
 
 def rates(run: Run, setting: Setting) -> pd.DataFrame:

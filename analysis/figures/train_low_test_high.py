@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from analysis import style
 from analysis.published import load
 from analysis.runs import Inputs, experiment_folders
+from analysis.text import name_text
 
 RESIZED, FIXED = (
     "RandomResizedCrop",
@@ -70,7 +71,7 @@ def read(folder: Path) -> Data:
         "(paper: 0.08), right with random crops of a fixed size.",
         f"Trained on {settings['images']:,} images for {settings['epochs']} epochs, fine-tuned on "
         f"{min(settings['adapt_images'], settings['images']):,} for {settings['adapt_epochs']}; centre crops; "
-        f"seed {settings['seed']}; {environment['cpu']}, torch {environment['packages']['torch']}.",
+        f"seed {settings['seed']}; {name_text(environment['cpu'])}, torch {environment['packages']['torch']}.",
     ]
     return Data("Train low, test high: published, and in small", published(), ours, notes)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.predictions import Predictions
 from bench.records import Absent, Accuracy, Record, Run, Setting, Throughput, append, read_run
 from pipelines.crops import parse_policy
 
@@ -131,10 +132,25 @@ class Maker:
         """``top1``: policy -> int [b] (softmax) or [l, b] (feature, softmax)."""
         levels = ["softmax"] if next(iter(top1.values())).ndim == 1 else ["feature", "softmax"]
         stacked = np.stack([np.atleast_2d(values) for values in top1.values()], axis=1).astype(np.int32)
-        np.savez_compressed(
-            run.folder / f"predictions-{file}.npz", names=np.array(names), labels=np.array(labels),
-            policies=np.array(list(top1)), levels=np.array(levels), top1=stacked, view_top1=views.astype(np.int32),
-        )  # fmt: skip
+        save_predictions(run.folder / f"predictions-{file}.npz", names, labels, list(top1), levels, stacked, views)
+
+
+def save_predictions(
+    path: Path,
+    names: Sequence[str],
+    labels: Sequence[int],
+    policies: list[str],
+    levels: list[str],
+    top1: np.ndarray,
+    views: np.ndarray | None = None,
+) -> None:
+    """As a run writes them; ``top1``: [l, p, b]. The other arrays hold ones."""
+    found = Predictions(
+        rows=np.arange(len(names)), labels=np.array(labels), policies=policies, levels=levels,
+        top1=top1.astype(np.int32), in_top5=np.ones(top1.shape, bool), nll=np.ones(top1.shape, np.float32),
+        view_top1=np.ones((len(names), 1), np.int32) if views is None else views.astype(np.int32), failed=[],
+    )  # fmt: skip
+    found.save(path, list(names))
 
 
 @pytest.fixture

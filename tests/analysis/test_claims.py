@@ -16,6 +16,7 @@ from analysis import claim_tests, claims
 from analysis.claim_tests import ABSENT, DENIED, HOLDS, UNDECIDED, Finding
 from analysis.evidence import common, evidence
 from bench.records import Absent
+from tests.analysis.conftest import save_predictions
 
 LEVELS = ("feature", "logit", "softmax")
 
@@ -54,11 +55,8 @@ def scored(maker):
                 records.append(replace(record, mean_views=views))
         run = maker.run(name, [*records, *(replace(record, setting=setting) for record in extra)])
         if file:
-            np.savez_compressed(
-                run.folder / file,
-                names=np.array([f"{i:05d}.jpg" for i in range(b)] if names is None else names),
-                labels=labels, policies=np.array(policies), levels=np.array(levels), top1=stacked.astype(np.int32),
-            )  # fmt: skip
+            own = [f"{i:05d}.jpg" for i in range(b)] if names is None else names
+            save_predictions(run.folder / file, own, labels, policies, levels, stacked)
         return run
 
     return made

@@ -110,8 +110,8 @@ def test_rates_stand_beside_their_ceilings_and_what_binds() -> None:
 def test_rounds_that_differ_much_are_named_with_a_remedy() -> None:
     steady, shaky = speed(), speed()
     shaky[5] = rates("end_to_end", 10, 50, 60, 70)
-    assert "differ by more than 20 %" not in console.text(steady)
-    (line,) = [line for line in console.text(shaky).splitlines() if "differ by more than 20 %" in line]
+    assert "differ by more than 20%" not in console.text(steady)
+    (line,) = [line for line in console.text(shaky).splitlines() if "differ by more than 20%" in line]
     assert "at 10 crops" in line and "--rounds 15" in line
 
 
@@ -158,3 +158,31 @@ def test_each_case_has_a_section_and_a_headline_of_its_own(other: Setting) -> No
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]
+
+
+def test_nothing_measured_is_said() -> None:
+    assert console.text([]).startswith("Nothing was measured")
+    absent = [Absent(SETTING, "accuracy", "no labels"), Absent(SETTING, "throughput", "not asked for")]
+    lines = console.text(absent).splitlines()
+    assert lines[1] == "Nothing was measured." and "not measured: throughput: not asked for" in lines
+    assert "Nothing was measured" not in console.text([accuracy("CC", 1, 700), absent[1]])
+
+
+def test_an_unfinished_throughput_pass_is_said_in_place_of_an_empty_table() -> None:
+    text = console.text(speed()[:3])
+    assert "end to end was not timed" in text and "slower part" not in text and "decode 800" in text
+
+
+def test_rates_that_show_no_crossover_print_words_and_no_negative_number() -> None:
+    """Twenty times the crops take thirty times the time: the line through the two meets 0 at a negative number."""
+    found = {("model", None): 1000, ("load", 1): 400, ("end_to_end", 1): 300, ("load", 20): 400, ("end_to_end", 20): 10}
+    text = console.text([rates(stage, n, rate) for (stage, n), rate in found.items()])
+    (line,) = [line for line in text.splitlines() if "equal time" in line]
+    assert line.endswith("not observed end to end: the time of an image grew at least in proportion to its crops")
+
+
+def test_names_from_data_cannot_steer_the_terminal() -> None:
+    evil = replace(SETTING, model="net\x1b[2J\u202e", weights="w\n.pt")
+    text = console.text([accuracy("CC", 1, 700, setting=evil), Absent(evil, "throughput", "a\x07b")])
+    assert "net\\x1b[2J\\u202e  (w\\x0a.pt weights" in text and "a\\x07b" in text
+    assert not {c for c in text if ord(c) < 32} - {"\n"}

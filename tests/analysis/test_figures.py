@@ -27,7 +27,8 @@ from analysis.figures import imagenet_v2 as v2_figure
 from analysis.figures import levels as levels_figure
 from analysis.figures import throughput_vs_crops as throughput_figure
 from analysis.published import load
-from analysis.runs import Inputs, MissingData, Predictions
+from analysis.runs import ImagePredictions, Inputs, MissingData
+from bench.predictions import Predictions
 from bench.records import Incomparable, append
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.inputspec import InputSpec
@@ -498,14 +499,19 @@ def test_the_gallery_reads_tars_too(maker, labelled_images, monkeypatch, tmp_pat
 
 
 def test_the_gallery_chooses_by_agreement():
-    answers = Predictions(
-        names=["a", "b", "c", "d"],
+    top1 = np.array([[[1, 1, 0, 1], [0, 0, 1, 0]]])
+    stored = Predictions(
+        rows=np.arange(4),
         labels=np.array([0, 0, 0, -1]),
         policies=["CC", "2RC"],
         levels=["softmax"],
-        top1=np.array([[[1, 1, 0, 1], [0, 0, 1, 0]]]),
+        top1=top1,
+        in_top5=top1 == 0,
+        nll=np.ones(top1.shape),
         view_top1=np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 0]]),
+        failed=[],
     )
+    answers = ImagePredictions(["a", "b", "c", "d"], stored)
     assert gallery.choose(answers, "2RC") == ([1, 0], [2])  # the image without a label is not among them
     assert gallery.repaired_count(answers, "2RC") == 2 and gallery.repaired_count(answers, "2RC", spoiled=True) == 1
 
