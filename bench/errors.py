@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 
 
 class UserError(Exception):
@@ -28,3 +29,15 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     known = isinstance(error, (UserError, ValueError, FileNotFoundError, TimeoutError)) or type(error).__name__ in text
     return text if known and text else f"{type(error).__name__}: {text}"
+
+
+def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: str = "interrupted") -> int:
+    """Run a command and return its exit status: its own, 2 for an error that the user can mend, 130 after Ctrl-C."""
+    try:
+        return work()
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {with_flags(str(error), flags)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130

@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.config import DEFAULT_CROPS, Option, RunConfig, option_of
 from bench.errors import with_flags
+
+T = TypeVar("T")
 
 EXAMPLES = """examples:
   multicrop-bench run --family nfnet --crops 1,2,5,10,20
@@ -71,6 +73,43 @@ def build_parser(
     return parser
 
 
+def add_options(parser: argparse.ArgumentParser, group_class: type) -> None:
+    """An option for each field of a group of a program's own, under its title."""
+    group = parser.add_argument_group(group_class.title)  # type: ignore[attr-defined]
+    for one in fields(group_class):  # type: ignore[arg-type]
+        if how := option_of(one):
+            add_option(group, one.name, how)
+
+
+def group_flags(group_class: type) -> dict[str, str]:
+    """Field name -> its flag, of a group of a program's own."""
+    return {one.name: how.flags[0] for one in fields(group_class) if (how := option_of(one))}  # type: ignore[arg-type]
+
+
+def parse_group(argv: Sequence[str] | None, prog: str, description: str | None, group_class: type[T]) -> T:
+    """Read the command line of a program that has this group's options only. Exits with status 2 on a bad one."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_options(parser, group_class)
+    try:
+        return group_class(**vars(parser.parse_args(argv)))
+    except ValueError as error:
+        parser.error(with_flags(str(error), group_flags(group_class)))
+
+
+def shared(group_class: type, name: str, **changed: Any) -> Any:
+    """The same option in a program's own group, perhaps with another ``default`` or ``help``."""
+    one = next(one for one in fields(group_class) if one.name == name)  # type: ignore[arg-type]
+    how = option_of(one)
+    assert how is not None
+    default = changed.pop("default", one.default)
+    metadata = {"option": replace(how, **changed)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 def add_option(group: Any, name: str, how: Option) -> None:
     """One field as an argparse option. Options that are not given leave no trace in the namespace."""
     arguments = dict(how.argparse)
@@ -117,7 +156,7 @@ def with_values(config: RunConfig, given: dict[str, Any]) -> RunConfig:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with what options imply for each other: the default crops, ``amp``'s type, the listed models."""
+    """The configuration with what options imply: the default crops, ``amp``'s type, the listed models."""
     network, measure = config.network, config.measure
     if not measure.crops and not measure.policies:
         measure = replace(measure, crops=DEFAULT_CROPS)

@@ -1,17 +1,16 @@
-"""What bench/compare/loaders.py writes, reads back and makes of it. No torch: figures are drawn from this too.
+"""What ``multicrop-bench compare loaders`` writes, and how it is read back. No torch.
 
-    run.json        the command, the settings that all sides share, the machine, what each side is
-    rivals.jsonl    one line for each timed segment as it is measured (`Timed`), and for what was not timed (`NotTimed`)
-    rivals.csv      one row for each side, output and crop count: medians, and each of our backends over that side
+    run.json        the command, the settings that all loaders share, the machine, what each loader is
+    loaders.jsonl   one line for each timed segment as it is measured (`Timed`), and for what was not timed (`NotTimed`)
+    loaders.csv     one row for each loader, output and crop count: medians, and each of our backends over that loader
 
 Raw counts and times are stored; rates, medians and intervals are computed on reading.
 
-History of the schema: 1, the first.
+History of the schema: 2 names loaders and workloads, as the code does.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -20,16 +19,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 from scipy.stats import bootstrap
 
-SCHEMA = 1
+from bench.files import write_whole
+
+SCHEMA = 2
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """What is compared with what: sides meet in one cell only."""
+class Workload:
+    """What a loader is asked to do. Loaders are compared on equal workloads only."""
 
     output: str  # "uint8", or the float type of the network's input
     crops: int  # of each image
@@ -37,30 +39,30 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One segment of one side."""
+    """One segment of one loader."""
 
     kind: ClassVar[str] = "timed"
-    side: str
-    cell: Cell
+    loader: str
+    workload: Workload
     round: int
-    crops_done: int  # crops that arrived; divided by cell.crops: images
+    crops_done: int  # crops that arrived; divided by workload.crops: images
     duration_s: float
     batch_images: int
-    peak_mem_bytes: int  # the side's processes, when the segment ended
+    peak_mem_bytes: int  # the loader's processes, when the segment ended
     frame_error_levels: float  # worst mean difference of a checked crop from the reference, grey levels
 
     @property
     def images_per_sec(self) -> float:
-        return self.crops_done / self.cell.crops / self.duration_s
+        return self.crops_done / self.workload.crops / self.duration_s
 
 
 @dataclass(frozen=True, slots=True)
 class NotTimed:
-    """A side, or one cell of it, that was not timed, and why."""
+    """A loader, or one workload of it, that was not timed, and why."""
 
     kind: ClassVar[str] = "not timed"
-    side: str
-    cell: Cell | None  # None: no cell
+    loader: str
+    workload: Workload | None  # None: none of them
     reason: str
     wrong: bool = False  # its pixels are not the images'
 
@@ -82,13 +84,13 @@ def from_line(text: str) -> Line:
     names = {f.name for f in fields(KINDS[kind])}
     if set(values) != names:
         raise ValueError(f"fields {', '.join(sorted(set(values) ^ names))} are missing or unknown")
-    values["cell"] = values["cell"] and Cell(**values["cell"])
+    values["workload"] = values["workload"] and Workload(**values["workload"])
     return KINDS[kind](**values)
 
 
 def append(folder: Path, line: Line) -> None:
-    """Add one line to rivals.jsonl, and see it to the disk."""
-    with (folder / "rivals.jsonl").open("a", encoding="utf-8") as file:
+    """Add one line to loaders.jsonl, and wait until it is on the disk."""
+    with (folder / "loaders.jsonl").open("a", encoding="utf-8") as file:
         file.write(to_line(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -97,7 +99,7 @@ def append(folder: Path, line: Line) -> None:
 def read(folder: Path) -> list[Line]:
     """Raises ValueError, naming the line, for what is damaged."""
     lines: list[Line] = []
-    path = folder / "rivals.jsonl"
+    path = folder / "loaders.jsonl"
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             lines.append(from_line(text))
@@ -108,10 +110,10 @@ def read(folder: Path) -> list[Line]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All rounds of one side in one cell."""
+    """All rounds of one loader in one workload."""
 
-    side: str
-    cell: Cell
+    loader: str
+    workload: Workload
     rates: dict[int, float]  # round -> images per second
     batch_images: int
     peak_mem_bytes: int
@@ -130,26 +132,26 @@ class Summary:
 
 def summaries(lines: Iterable[Line]) -> list[Summary]:
     """In order of first appearance."""
-    timed: dict[tuple[str, Cell], list[Timed]] = {}
+    timed: dict[tuple[str, Workload], list[Timed]] = {}
     for line in lines:
         if isinstance(line, Timed):
-            timed.setdefault((line.side, line.cell), []).append(line)
+            timed.setdefault((line.loader, line.workload), []).append(line)
     return [
         Summary(
-            side,
-            cell,
+            loader,
+            workload,
             {one.round: one.images_per_sec for one in mine},
             mine[0].batch_images,
             max(one.peak_mem_bytes for one in mine),
             mine[0].frame_error_levels,
         )
-        for (side, cell), mine in timed.items()
+        for (loader, workload), mine in timed.items()
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as many images a second one side did as the other, round by round."""
+    """How many times as many images a second one loader did as the other, round by round."""
 
     median: float  # of the rounds' ratios
     low: float | None  # its 95 % interval; None with fewer than two rounds
@@ -183,15 +185,15 @@ def paired_ratio(ours: dict[int, float], theirs: dict[int, float], seed: int = 0
 
 
 def rows(lines: Sequence[Line], ours: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each side and cell: plain figures, and for each of ``ours`` in that cell its ratio over the side."""
+    """One row for each loader and workload: plain figures, and the ratio of each of ``ours`` to that loader."""
     found = summaries(lines)
-    mine = {(s.side, s.cell): s for s in found if s.side in ours}
+    mine = {(s.loader, s.workload): s for s in found if s.loader in ours}
     out = []
-    for s in sorted(found, key=lambda s: (s.cell.output == "uint8", s.cell.crops)):
+    for s in sorted(found, key=lambda s: (s.workload.output == "uint8", s.workload.crops)):
         row: dict[str, Any] = {
-            "output": s.cell.output,
-            "crops": s.cell.crops,
-            "side": s.side,
+            "output": s.workload.output,
+            "crops": s.workload.crops,
+            "loader": s.loader,
             "images_per_sec": s.rate,
             "rate_low": min(s.rates.values()),
             "rate_high": max(s.rates.values()),
@@ -202,8 +204,8 @@ def rows(lines: Sequence[Line], ours: Sequence[str]) -> list[dict[str, Any]]:
             "frame_error_levels": s.frame_error_levels,
         }
         for name in ours:
-            one = mine.get((name, s.cell))
-            ratio = paired_ratio(one.rates, s.rates) if one and name != s.side else None
+            one = mine.get((name, s.workload))
+            ratio = paired_ratio(one.rates, s.rates) if one and name != s.loader else None
             row |= {
                 f"{name}_over_it": ratio and ratio.median,
                 f"{name}_over_it_low": ratio and ratio.low,
@@ -214,12 +216,7 @@ def rows(lines: Sequence[Line], ours: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_csv(folder: Path, table: Sequence[dict[str, Any]]) -> Path:
-    """rivals.csv; an absent figure is an empty cell."""
-    path = folder / "rivals.csv"
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]) if table else ["side"])
-        writer.writeheader()
-        writer.writerows(table)
-    part.replace(path)
+    """loaders.csv; an absent figure is an empty field."""
+    path = folder / "loaders.csv"
+    write_whole(path, pd.DataFrame(list(table)).to_csv(index=False))
     return path

@@ -23,7 +23,7 @@ from typing import Any
 from bench import records
 from bench.compare import loader_records as rival_records
 from bench.compare.gpu import HEADLINE, NETWORKS, PARITY_HW_LOADS, place
-from bench.compare.loader_sides import OURS
+from bench.compare.loader_table import OURS
 from bench.compare.network import COMPILED, TIMM
 
 OVER_PIL = {1: 5.0, 20: 20.0}  # crops -> times as fast
@@ -81,12 +81,12 @@ def over_pil(folder: Path, why: Why) -> Iterator[Bar]:
     """Our fastest backend over rival (a), both to the network's input."""
     for crops, wanted in OVER_PIL.items():
         what, path = f"pipeline over the PIL loader, {crops} crops", folder / "rivals" / str(crops)
-        lines = rival_records.read(path) if (path / "rivals.jsonl").is_file() else []
+        lines = rival_records.read(path) if (path / "loaders.jsonl").is_file() else []
         table = rival_records.rows(lines, list(OURS))
-        found = [r for r in table if (r["side"], r["crops"]) == ("pil", crops) and r["output"] != "uint8"]
+        found = [r for r in table if (r["loader"], r["crops"]) == ("pil", crops) and r["output"] != "uint8"]
         ratios = {name: row[f"{name}_over_it"] for row in found for name in OURS if row[f"{name}_over_it"]}
         if not ratios:
-            said = [f"{one.side}: {one.reason}" for one in lines if isinstance(one, rival_records.NotTimed)]
+            said = [f"{one.loader}: {one.reason}" for one in lines if isinstance(one, rival_records.NotTimed)]
             yield Bar(what, wanted, None, "; ".join(said) or why(f"rivals-{crops}"))
             continue
         best = max(ratios, key=lambda name: ratios[name])

@@ -1,10 +1,11 @@
-"""Other people's loaders, written as people write them, to be timed beside the backends (bench/compare/loaders.py).
+"""Other people's loaders, written as people write them, to be timed beside the backends (bench.compare.loaders).
 
 Every one is asked for the same: these images, so many windows of K x K pixels from the short side S of each, on so many
 cores, as tensors of one type on one device. They draw their windows themselves; what they deliver is compared with the
-reference before it is timed. Nothing else in the project uses them.
+reference before it is timed.
 
-A loader is one function, ``load(order) -> iterator of tensors [m, 3, K, K]``, image-major, and one entry in ``RIVALS``.
+A loader is one function, ``load(request) -> iterator of tensors [m, 3, K, K]``, image-major, and one entry in
+``BASELINES``.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Paths(Sequence[str]):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What every side is asked for alike."""
+class Request:
+    """What every loader is asked for alike."""
 
     files: Files
     rows: np.ndarray  # int64: the images to load, in order; to the loader an image that comes twice is two images
@@ -81,13 +82,13 @@ class Order:
 
 
 class Load(Protocol):
-    """Tensors [m, 3, K, K] of ``order.output`` on ``order.device``: all crops of an image, then those of the next."""
+    """Tensors [m, 3, K, K] of ``request.output`` on ``request.device``: all of an image's, then the next's."""
 
-    def __call__(self, order: Order) -> Iterator[Tensor]: ...
+    def __call__(self, request: Request) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class Loader:
     """One loader. ``factory`` is None where it cannot be had; then ``needs`` is the reason."""
 
     letter: str  # its place in the list of comparisons; several may share one
@@ -114,21 +115,21 @@ class Rival:
             raise ImportError(f"{error}; it needs {self.needs or 'the packages of this project'}") from error
 
 
-RIVALS: dict[str, Rival] = {
-    "pil": Rival(
+BASELINES: dict[str, Loader] = {
+    "pil": Loader(
         "a",
         "Dataset with PIL, Resize, N x RandomCrop, ToTensor, Normalize, stack; DataLoader(batch_size=64, num_workers)",
         "pipelines.baselines.dataloaders:pil",
     ),
     # gps-augment reads and decodes the whole set once for each crop, also in its five- and ten-crop modes.
-    "pil-per-crop": Rival(
+    "pil-per-crop": Loader(
         "b",
         "the same, decoding once for each crop: N passes of one crop, as published crop-averaging code does",
         "pipelines.baselines.dataloaders:pil_per_crop",
         passes=True,
         makes_uint8=False,
     ),
-    "timm": Rival(
+    "timm": Loader(
         "c",
         "timm's create_loader with its prefetcher; it has no multi-crop: N passes of one centre crop",
         "pipelines.baselines.timm_loader:timm_loader",
@@ -136,34 +137,34 @@ RIVALS: dict[str, Rival] = {
         centre=True,
         makes_uint8=False,
     ),
-    "tensor-v2": Rival(
+    "tensor-v2": Loader(
         "d",
         "torchvision's decode_image and v2 transforms on tensors; DataLoader(batch_size=64, num_workers)",
         "pipelines.baselines.dataloaders:tensor_v2",
     ),
     # FFmpeg's scaler works on YCbCr in fixed point, and its decoder repeats chroma where libjpeg-turbo interpolates it:
     # 0.3 levels in the mean over demo images, 1.2 in the worst.
-    "spdl": Rival(
+    "spdl": Loader(
         "e",
         "SPDL: a thread pool, FFmpeg decodes and scales, RandomCrop on tensors, normalised batch by batch",
         "pipelines.baselines.spdl_loader:spdl_loader",
-        needs="the optional extra: pip install -e '.[rivals]', and FFmpeg's shared libraries (4 to 9) in the system, "
+        needs="the optional extra: pip install -e '.[baselines]', and FFmpeg's shared libraries (4 to 9), "
         "on Debian: apt-get install libavdevice59 or its later versions",
         in_flight=3,
         tolerance_levels=2.0,
     ),
-    "ffcv": Rival(
+    "ffcv": Loader(
         "e",
         "FFCV",
         None,
         needs="ffcv 1.0.2 has no wheel: pip builds it from source and stops without the headers of OpenCV and "
         "libturbojpeg. It reads no JPEG files but a .beton file of its own, so it would not be the same work either",
     ),
-    "torchvision-cuda": Rival(
+    "torchvision-cuda": Loader(
         "g",
         "torchvision's decode_jpeg on the GPU, v2 transforms there",
         "pipelines.baselines.cuda_jpeg:cuda_jpeg",
-        needs="an NVIDIA GPU with a working driver, and --device cuda",
+        needs="an NVIDIA GPU with a working driver, and `device` cuda",
         in_flight=1,
         tolerance_levels=1.5,  # nvJPEG has another IDCT and other chroma filters, as dali-gpu
         gpu_only=True,

@@ -17,19 +17,19 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from pipelines.baselines import UINT8, Order
+from pipelines.baselines import UINT8, Request
 
 
 class PilCrops(Dataset):
     """Item: [crops, 3, K, K] of one image."""
 
-    def __init__(self, order: Order, crops: int) -> None:
-        spec = order.spec
-        self.paths = order.paths
+    def __init__(self, request: Request, crops: int) -> None:
+        spec = request.spec
+        self.paths = request.paths
         self.crops = crops
         self.resize = transforms.Resize(spec.S, InterpolationMode(spec.interpolation))
         finish: list[Any] = [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
-        if order.output == UINT8:
+        if request.output == UINT8:
             finish = [transforms.PILToTensor()]
         self.crop = transforms.Compose([transforms.RandomCrop(spec.K), *finish])
 
@@ -44,13 +44,13 @@ class PilCrops(Dataset):
 class TensorCrops(Dataset):
     """Item: [crops, 3, K, K] of one image."""
 
-    def __init__(self, order: Order) -> None:
-        spec = order.spec
-        self.paths = order.paths
-        self.crops = order.crops
+    def __init__(self, request: Request) -> None:
+        spec = request.spec
+        self.paths = request.paths
+        self.crops = request.crops
         self.resize = v2.Resize(spec.S, InterpolationMode(spec.interpolation), antialias=True)
         finish: list[Any] = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std)]
-        if order.output == UINT8:
+        if request.output == UINT8:
             finish = []
         self.crop = v2.Compose([v2.RandomCrop(spec.K), *finish])
 
@@ -62,30 +62,30 @@ class TensorCrops(Dataset):
         return torch.stack([self.crop(image) for _ in range(self.crops)])
 
 
-def pil(order: Order) -> Iterator[Tensor]:
-    """Rival (a)."""
-    return batches(PilCrops(order, order.crops), order)
+def pil(request: Request) -> Iterator[Tensor]:
+    """Loader (a)."""
+    return batches(PilCrops(request, request.crops), request)
 
 
-def pil_per_crop(order: Order) -> Iterator[Tensor]:
-    """Rival (b): one crop of each image; the caller counts N passes as one image with N crops."""
-    return batches(PilCrops(order, 1), order)
+def pil_per_crop(request: Request) -> Iterator[Tensor]:
+    """Loader (b): one crop of each image; the caller counts N passes as one image with N crops."""
+    return batches(PilCrops(request, 1), request)
 
 
-def tensor_v2(order: Order) -> Iterator[Tensor]:
-    """Rival (d)."""
-    return batches(TensorCrops(order), order)
+def tensor_v2(request: Request) -> Iterator[Tensor]:
+    """Loader (d)."""
+    return batches(TensorCrops(request), request)
 
 
-def batches(dataset: Dataset, order: Order) -> Iterator[Tensor]:
-    """[m, 3, K, K] of the order's type, where it wants them."""
+def batches(dataset: Dataset, request: Request) -> Iterator[Tensor]:
+    """[m, 3, K, K] of the request's type, on its device."""
     loader = DataLoader(
-        dataset, batch_size=order.batch_images, num_workers=order.workers, pin_memory=torch.cuda.is_available()
+        dataset, batch_size=request.batch_images, num_workers=request.workers, pin_memory=torch.cuda.is_available()
     )
     for batch in loader:
-        yield arrive(batch.flatten(0, 1), order)
+        yield arrive(batch.flatten(0, 1), request)
 
 
-def arrive(crops: Tensor, order: Order) -> Tensor:
-    """To the order's device, and there to its type."""
-    return crops.to(order.device, non_blocking=True).to(getattr(torch, order.output))
+def arrive(crops: Tensor, request: Request) -> Tensor:
+    """Move to the request's device, then convert to its type."""
+    return crops.to(request.device, non_blocking=True).to(getattr(torch, request.output))

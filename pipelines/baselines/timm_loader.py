@@ -1,4 +1,4 @@
-"""Rival (c): timm's own evaluation loader, as its validate.py sets it up: create_loader with the prefetcher.
+"""Loader (c): timm's own evaluation loader, as its validate.py sets it up: create_loader with the prefetcher.
 
 It cuts one centre crop; its workers send uint8, the prefetcher moves and normalises whole batches.
 """
@@ -13,7 +13,7 @@ from timm.data.dataset import ImageDataset
 from timm.data.readers.reader import Reader
 from torch import Tensor
 
-from pipelines.baselines import UINT8, Order, Paths
+from pipelines.baselines import UINT8, Paths, Request
 
 
 class Listed(Reader):
@@ -33,28 +33,28 @@ class Listed(Reader):
         return self.paths[index]
 
 
-def timm_loader(order: Order) -> Iterator[Tensor]:
+def timm_loader(request: Request) -> Iterator[Tensor]:
     """One centre crop of each image; the caller counts N passes as one image with N crops.
 
     Raises ValueError for uint8: timm's loader ends in normalised tensors.
     """
-    if order.output == UINT8:
+    if request.output == UINT8:
         raise ValueError("timm's create_loader delivers normalised tensors, not uint8")
-    spec = order.spec
+    spec = request.spec
     loader = create_loader(
-        ImageDataset(order.files.root, reader=Listed(order.paths)),
+        ImageDataset(request.files.root, reader=Listed(request.paths)),
         input_size=(3, spec.K, spec.K),
-        batch_size=order.batch_images,
+        batch_size=request.batch_images,
         use_prefetcher=True,
         interpolation=spec.interpolation,
         mean=spec.mean,
         std=spec.std,
-        num_workers=order.workers,
+        num_workers=request.workers,
         crop_pct=spec.K / (spec.S + 0.5),  # timm floors K / crop_pct; the half keeps rounding from giving S - 1
         crop_mode="center",
         pin_memory=torch.cuda.is_available(),
-        img_dtype=getattr(torch, order.output),
-        device=torch.device(order.device),
+        img_dtype=getattr(torch, request.output),
+        device=torch.device(request.device),
     )
     for crops, _ in loader:
         yield crops
