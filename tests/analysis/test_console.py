@@ -8,7 +8,6 @@ import pytest
 
 from analysis import console
 from analysis.summary import p_value, top1_interval
-from analysis.text import aligned
 from bench.records import Absent, Accuracy, Record, Setting, Throughput
 
 SETTING = Setting(
@@ -154,10 +153,6 @@ def test_each_case_has_a_section_and_a_headline_of_its_own(other: Setting) -> No
     text = console.text([*mine, *theirs])
     assert text == f"{console.text(mine)}\n\n{console.text(theirs)}"
     assert console.headline([*mine, *theirs]) == [*console.headline(mine), *console.headline(theirs)]
-
-
-def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    assert aligned([["a", "bcd"], ["12", "3"]]) == [" a  bcd", "12    3"]
 
 
 def test_nothing_measured_is_said() -> None:

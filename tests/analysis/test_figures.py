@@ -3,7 +3,9 @@ with the same statistics computed another way; pixels are looked at by people.""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import re
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import make_figures, style
+from analysis import drawing, make_figures, style
 from analysis.figures import FIGURES, NOT_PRINTED, _gains, count_parameters, gain_by_image, gallery, longer_side
 from analysis.figures import accuracy_vs_crops as crops_figure
 from analysis.figures import accuracy_vs_parameters as parameters_figure
@@ -630,20 +632,89 @@ def test_a_bad_command_line_is_refused(arguments, capsys):
     assert stop.value.code == 2 and "--published" in capsys.readouterr().err
 
 
-def test_the_published_figures_as_a_script_without_torch(tmp_path):
-    """As a person runs it: by its path, from another folder, with no run."""
-    code = (
-        "import runpy, sys; sys.argv = ['make_figures.py', '--published', '--out', 'out']\n"
-        f"try: runpy.run_path({str(ROOT / 'analysis/make_figures.py')!r}, run_name='__main__')\n"
-        "except SystemExit as stop: assert not stop.code, stop.code\n"
-        "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """The papers' figures, drawn once: their folder, and what the command printed."""
+    out = tmp_path_factory.mktemp("published")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert make_figures.main(["--published", "--out", str(out)]) == 0
+    return out, printed.getvalue()
+
+
+def test_the_published_figures_are_drawn_and_the_others_listed(published):
+    out, printed = published
+    drawn = {path.stem for path in out.glob("*.png")}
     assert len(drawn) == 12
     for name, entry in FIGURES.items():
         if "published" in entry.sources:
             assert any(stem.startswith(name) for stem in drawn), name
     for number in NOT_PRINTED:
-        assert f"the papers' figure {number}: " in done.stdout
+        assert f"the papers' figure {number}: " in printed
+
+
+def test_the_script_runs_by_its_path_from_another_folder(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "analysis/make_figures.py"),
+        "--published",
+        "--only",
+        "accuracy_vs_resolution",
+    ]
+    done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [
+        "accuracy_vs_resolution-fixres5", "accuracy_vs_resolution-fixres8",
+    ]  # fmt: skip
+
+
+def test_drawing_in_process_leaves_matplotlibs_settings_and_no_open_figure(maker):
+    run = maker.run("one", maker.curve(maker.setting()))
+    before = dict(matplotlib.rcParams)
+    drawn = make_figures.make_figures([run.folder])
+    assert run.folder / "accuracy_vs_crops.png" in drawn.paths and "throughput_vs_crops" in drawn.not_drawn
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_the_folder_of_an_experiment_has_its_own_figure(tmp_path):
+    (tmp_path / "activations.json").write_text("{}")
+    with pytest.raises(ValueError, match="activations"):
+        make_figures.make_figures([tmp_path])
+    inputs = drawing.inputs_of([tmp_path])
+    assert inputs.experiments == (tmp_path,) and drawing.names(inputs) == ["train_low_test_high", "activations"]
+
+
+# ---- names from data
+
+EVIL_NAMES = ("US$ or A$", "a_b^c", "\x1b[31mred", "_hidden", "\u202eltr", "m" * 200)
+
+
+@pytest.mark.parametrize("name", EVIL_NAMES, ids=["dollars", "script", "escape", "underscore", "direction", "long"])
+def test_a_networks_name_is_shown_as_it_is_and_never_as_mathematics(maker, name):
+    one = maker.setting(model=name, family=None, variant=None)
+    other = maker.setting(model="plain", family=None, variant=None, weight_hash="bb")
+    run = maker.run("names", [*maker.curve(one), *maker.curve(other), *maker.speed(one), *maker.speed(other)])
+    shown = {"\x1b[31mred": "\\x1b[31mred", "\u202eltr": "\\u202eltr", "m" * 200: "m" * 29 + "…" + "m" * 30}
+    for module in (speed_figure, throughput_figure, crops_figure, family_figure):
+        figures = [module.draw(data) for data in module.pictures(Inputs((run,))).values()]
+        texts = [text for figure in figures for text in figure.findobj(matplotlib.text.Text)]
+        named = [text for text in texts if shown.get(name, name) in text.get_text()]
+        assert named and not any(text.get_parse_math() for text in named)
+    legend = speed_figure.draw(speed_figure.pictures(Inputs((run,)))[""]).legends[0]
+    assert len(legend.get_texts()) == 3  # two networks and the Pareto front
+    assert len(make_figures.make_figures([run.folder], only=["accuracy_vs_crops"]).paths) == 2
+
+
+def test_class_names_are_shown_as_they_are(maker, tmp_path, picture, monkeypatch):
+    monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "images"
+    for i in range(24):
+        folder = root / ("US$ or A$" if i < 12 else "dogs_a_b^c\x1b[2J")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(60, 60 if i % 2 else 90, i).save(folder / f"{i:02}.jpg")
+    run = scored_images(maker, root, maker.setting(S=40, K=32, seed=3))
+    figure = gallery.draw(gallery.pictures(Inputs((run,)))[""])
+    style.save(figure, tmp_path / "gallery.png")
+    text = words_of(figure)
+    assert "US$ or A$" in text and "dogs_a_b^c\\x1b[2J" in text and "\x1b" not in text

@@ -18,8 +18,6 @@ from analysis.stats import wilson
 from analysis.summary import top1_interval
 from bench.records import Incomparable, read_run
 
-Small = Callable[..., Any]  # see conftest
-
 
 def test_a_loop_that_leaves_each_fold_out_gives_the_same() -> None:
     rng = np.random.default_rng(0)
@@ -67,24 +65,37 @@ def test_too_few_images_are_refused() -> None:
         spread.leave_one_out(np.ones(3, bool), np.array([0, 1, 2]))
 
 
-@pytest.fixture
-def seeded(finish: Small, demo_root: Path) -> Callable[[int], Path]:
-    """The demo network, whose answers differ from crop to crop."""
-    network = ["--family", "resnet", "--img-size", "64", "--data", str(demo_root)]
+IMAGES = 24
+POLICIES = ["CC", "1RC", "2RC", "3RC", "CC+1RC", "CC+2RC"]
 
-    def run(seed: int, *argv: str) -> Path:
-        done = finish(*network, "--crops", "3", "--no-throughput", "--seed", str(seed), *argv, out=f"seed{seed}")
-        assert done.status == 0, done.stderr
-        return done.out
+
+@pytest.fixture
+def seeded(maker: Any) -> Callable[..., Path]:
+    """A demo run's folder; the centre crop is right on the same images with every seed, random crops are not."""
+
+    def run(seed: int, **changes: object) -> Path:
+        setting = maker.setting(is_demo=True, seed=seed, model="resnet:demo", K=64, S=73, **changes)
+        labels = np.arange(IMAGES) % 4
+        top1 = {}
+        for policy in POLICIES:
+            rng = np.random.default_rng(0 if policy == "CC" else seed + 1)
+            top1[policy] = np.where(rng.random((2, IMAGES)) < 0.7, labels, labels + 1)
+            top1["CC"] = top1["CC"][:1].repeat(2, axis=0)  # one view is its own mean at every level
+        models = [{"model": setting.model, "S": 73, "K": 64, "predictions": "predictions-net.npz"}]
+        made = maker.run(f"seed{seed}-{len(list(maker.root.iterdir()))}", maker.records_of(setting, labels, top1),
+                         models=models)  # fmt: skip
+        names = [f"{i}.jpg" for i in range(IMAGES)]
+        maker.predictions(made, "net", names, labels.tolist(), top1, np.ones((IMAGES, 6)))
+        return made.folder
 
     return run
 
 
-def test_the_command_writes_folds_and_seeds(seeded: Callable[[int], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_folds_and_seeds(seeded: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folders = [seeded(seed) for seed in (0, 1, 2)]
-    capfd.readouterr()
+    capsys.readouterr()
     assert spread.main([*map(str, folders), "--folds", "4"]) == 0
-    said = capfd.readouterr().out
+    said = capsys.readouterr().out
     assert "standard deviation over 4 leave-one-out folds" in said and "over 3 crop seeds" in said and "DEMO" in said
 
     runs = [read_run(folder) for folder in folders]
@@ -106,13 +117,13 @@ def test_the_command_writes_folds_and_seeds(seeded: Callable[[int], Path], capfd
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_refused(
-    seeded: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    seeded: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = seeded(0), seeded(1, "--limit", "20")
+    one, other = seeded(0), seeded(1, data_hash="ee")
     assert spread.main([str(one), str(other), "--folds", "2"]) == 2
-    assert "data_hash" in capfd.readouterr().err
+    assert "data_hash" in capsys.readouterr().err
     assert spread.main([str(one), str(one), "--folds", "2"]) == 2
-    assert "have the seeds 0, 0: give runs that differ in --seed" in capfd.readouterr().err
+    assert "have the seeds 0, 0: give runs that differ in --seed" in capsys.readouterr().err
     assert not (one / "seeds.csv").exists() and not (other / "spread.csv").exists()
     mine = read_run(one)
     half = [replace(r, setting=replace(r.setting, amp_dtype="bfloat16", seed=7)) for r in mine.records]
@@ -120,8 +131,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(
         spread.seed_rows([mine, replace(mine, records=half)])
 
 
-def test_a_run_without_its_answers_says_so(seeded: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_its_answers_says_so(seeded: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = seeded(0)
     next(folder.glob("predictions-*.npz")).unlink()
     assert spread.main([str(folder)]) == 2
-    assert "does not hold the answers of resnet:demo at K=64: run it again" in capfd.readouterr().err
+    assert "does not hold the answers of resnet:demo at K=64: run it again" in capsys.readouterr().err
