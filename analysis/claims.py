@@ -9,13 +9,13 @@ are kept apart. CLAIMS is the table; RULES says how a verdict comes about.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from analysis.claim_tests import (
     ALPHA,
@@ -45,7 +45,7 @@ from analysis.published import claims as counted_sentences
 from analysis.published import load_all
 from analysis.published.checks import MID_GAIN_TABLES, indexed, with_gains
 from analysis.runs import read
-from analysis.text import markdown_table, markdown_text, visible
+from analysis.text import markdown_table, markdown_text, visible, write_csv
 from bench.files import write_whole
 
 RULES = (
@@ -375,21 +375,18 @@ def markdown(judged: Sequence[Verdicts]) -> str:
     return "\n".join([*lines, "## Rules", "", *(f"- {rule}" for rule in RULES), ""])
 
 
-def csv_text(judged: Sequence[Verdicts]) -> str:
-    """A line for each finding, with every field; `scope` tells the claim's own line from those by network."""
-    columns = [f.name for f in fields(Finding)]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["data", "demo", "claim", "place", "quote", "published", "scope", *columns])
+def findings_frame(judged: Sequence[Verdicts]) -> pd.DataFrame:
+    """One row per finding with every field; ``scope`` tells a claim's own row from those by network."""
+    rows = []
     for verdicts in judged:
+        data, demo = verdicts.evidence.data, "yes" if verdicts.evidence.is_demo else "no"
         for name, found in verdicts.findings.items():
-            claim, evidence = CLAIMS[name], verdicts.evidence
-            head = [evidence.data, "yes" if evidence.is_demo else "no", name, claim.place, claim.quote]
-            for scope, findings in (("claim", (found.together,)), ("network", found.apart)):
-                for one in findings:
-                    values = ["" if (v := getattr(one, column)) is None else v for column in columns]
-                    writer.writerow([*head, claim.published(), scope, *values])
-    return file.getvalue()
+            claim = CLAIMS[name]
+            head = {"data": data, "demo": demo, "claim": name, "place": claim.place, "quote": claim.quote}
+            head["published"] = claim.published()
+            rows.append({**head, "scope": "claim", **asdict(found.together)})
+            rows += [{**head, "scope": "network", **asdict(one)} for one in found.apart]
+    return pd.DataFrame(rows, dtype=object)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -403,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         judged = [judge(one) for one in evidence(read(args.runs))]
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "claims.md", markdown(judged))
-        write_whole(out / "claims.csv", csv_text(judged))
+        write_csv(out / "claims.csv", findings_frame(judged))
     except (ValueError, OSError) as error:
         return failed(error)
     for path in (out / "claims.md", out / "claims.csv"):

@@ -24,6 +24,7 @@ from analysis.commands import command_parser, failed
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, read, scored_networks
 from analysis.stats import mcnemar, paired_difference
+from analysis.text import aligned, write_csv
 from bench.records import Incomparable, Run
 
 LEVEL = "softmax"
@@ -95,16 +96,22 @@ def row(tuned: NetworkRun, other: NetworkRun, policy: str) -> dict[str, Any]:
 
 
 def text(frame: pd.DataFrame) -> str:
-    """For a person."""
-    lines = ["tuned, K  top-1 %   against untuned                    top-1 %  cost   difference (95 %)           p"]
+    """The table for the terminal."""
+    rows = [["tuned, K", "top-1 %", "against untuned", "top-1 %", "cost", "difference (95 %)", "p"]]
     for one in frame.to_dict("records"):
-        what = f"{one['policy']} of {one['K_other']} ({one['against']})"
-        difference = f"{one['difference']:+.2f} ({one['low']:+.2f} .. {one['high']:+.2f})"
-        lines.append(
-            f"{one['K']:8d} {one['tuned_top1']:8.2f}   {what:34s} {one['top1']:7.2f} {one['cost_ratio']:5.2f}   "
-            f"{difference:26s} {one['p_value']:.2g}"
+        rows.append(
+            [
+                str(one["K"]),
+                f"{one['tuned_top1']:.2f}",
+                f"{one['policy']} of {one['K_other']} ({one['against']})",
+                f"{one['top1']:.2f}",
+                f"{one['cost_ratio']:.2f}",
+                f"{one['difference']:+.2f} ({one['low']:+.2f} .. {one['high']:+.2f})",
+                f"{one['p_value']:.2g}",
+            ]
         )
-    return "\n".join([*lines, f"{frame['images'].iloc[0]:,} images; cost: pixels of the tuned crop over the other's"])
+    note = f"{frame['images'].iloc[0]:,} images; cost: pixels of the tuned crop over the other's"
+    return "\n".join([*aligned(rows), note])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = compare(*read([args.tuned, args.untuned]))
     except (ValueError, OSError) as error:
         return failed(error)
-    path = args.tuned / "fixres.csv"
-    frame.to_csv(path, index=False)
     print(text(frame))
-    print(path.resolve())
+    print(write_csv(args.tuned / "fixres.csv", frame))
     return 0

@@ -10,7 +10,6 @@ replaces what is there.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import re
 import shlex
@@ -26,6 +25,7 @@ from typing import Any
 if not __package__:  # run as `multicrop-bench report`: search the repo root, not analysis/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -286,8 +286,8 @@ def unreadable_grid(runs: Sequence[Run]) -> Grid:
     for run in runs:
         path = run.folder / "unreadable.csv"
         if path.is_file():
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows += [(run.folder.name, row["name"], row["stage"], row["reason"]) for row in csv.DictReader(file)]
+            table = pd.read_csv(path, dtype=object, keep_default_na=False, encoding_errors="surrogateescape")
+            rows += [(run.folder.name, *row) for row in table[["name", "stage", "reason"]].itertuples(index=False)]
     return Grid("Every image could be read.", ("Run", "Image", "Stage", "Reason"), tuple(rows), ())
 
 

@@ -33,8 +33,7 @@ from analysis.runs import (
     scored_networks,
 )
 from analysis.stats import mcnemar, paired_difference
-from analysis.text import visible
-from bench.files import write_whole
+from analysis.text import visible, write_csv
 from bench.records import END_TO_END, SPEED_FIELDS, Run
 
 VARYING = ("S", "K", "batch_size", *SPEED_FIELDS)
@@ -225,6 +224,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file, table in found.items():
         main_rows = table["nearest"] if "nearest" in table else table["policy"] == "CC"
         print(table[main_rows].round(3).to_string(index=False))
-        write_whole(args.runs[0] / file, table.to_csv(index=False, lineterminator="\n"))
-        print((args.runs[0] / file).resolve())
+        print(write_csv(args.runs[0] / file, table))
     return 0

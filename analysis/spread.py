@@ -18,21 +18,19 @@ Prints a table; writes spread.csv (every policy and level) into the first run's 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.commands import command_parser, failed
 from analysis.runs import is_shown
 from analysis.stats import wilson
-from analysis.text import aligned
-from bench.files import write_whole
+from analysis.text import aligned, write_csv
 from bench.predictions import read_named
 from bench.records import (
     LABELS,
@@ -229,18 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed(error)
     print(f"standard deviation over {args.folds} leave-one-out folds, points; {args.level}; run {runs[0].folder.name}")
     print("\n".join(fold_table(folds, args.level)))
-    print(_write(runs[0].folder / "spread.csv", folds))
+    print(f"written: {write_csv(runs[0].folder / 'spread.csv', pd.DataFrame(folds))}")
     if seeds:
         print(f"\nstandard deviation over {len(runs)} crop seeds, points; {args.level}")
         print("\n".join(seed_table(seeds, args.level)))
-        print(_write(runs[0].folder / "seeds.csv", seeds))
+        print(f"written: {write_csv(runs[0].folder / 'seeds.csv', pd.DataFrame(seeds))}")
     return 0
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
-    return f"written: {path.resolve()}"

@@ -13,9 +13,7 @@ The demo's accuracies have a table of their own, because they say nothing about 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +25,7 @@ from analysis.commands import command_parser, failed
 from analysis.published import TABLES, load
 from analysis.runs import is_shown, read
 from analysis.summary import derived, top1_interval
-from analysis.text import markdown_table, markdown_text, visible
+from analysis.text import markdown_table, markdown_text, visible, write_csv
 from bench.files import write_whole
 from bench.records import Accuracy, Run, Setting
 from pipelines.crops import parse_policy
@@ -411,35 +409,35 @@ def _repetitions(one: Table) -> list[str]:
     ]
 
 
-def csv_text(one: Table) -> str:
-    """The table in the shape of the print, nine columns for each network."""
-    headings = ["approach", "policy", "level"]
-    for column in one.columns:
-        headings += [f"{column.variant} {name}" for name in CELL_COLUMNS]
-    rows = [
-        [line.approach, line.policy, line.level, *(value for cell in line.cells for value in _values(cell))]
-        for line in one.lines
-    ]
-    return _csv([headings, *rows])
+def frame(one: Table) -> pd.DataFrame:
+    """The table in the shape of the print: a row per approach, nine columns per network."""
+    rows = []
+    for line in one.lines:
+        row: dict[str, object] = {"approach": line.approach, "policy": line.policy, "level": line.level}
+        for cell, column in _pairs(one, line):
+            row |= {f"{column.variant} {name}": value for name, value in _values(cell).items()}
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
 
 
-CELL_COLUMNS = ("published", "measured", "low", "high", "difference", "inside", "images", "run", "why_not")
-
-
-def _values(cell: Cell) -> list[object]:
+def _values(cell: Cell) -> dict[str, object]:
     if not cell.measured:
-        return [cell.published, "", "", "", "", "", "", "", cell.why_not]
+        names = ("measured", "low", "high", "difference", "inside", "images", "run")
+        return {"published": cell.published, **dict.fromkeys(names, ""), "why_not": cell.why_not}
     found = cell.measured[0]
     low, high = top1_interval(found.record)
     assert cell.difference is not None
-    numbers = [f"{x:.4f}" for x in (found.record.top1, low, high, cell.difference)]
-    return [cell.published, *numbers, "yes" if cell.inside else "no", found.record.images, found.run, ""]
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue()
+    return {
+        "published": cell.published,
+        "measured": f"{found.record.top1:.4f}",
+        "low": f"{low:.4f}",
+        "high": f"{high:.4f}",
+        "difference": f"{cell.difference:.4f}",
+        "inside": "yes" if cell.inside else "no",
+        "images": found.record.images,
+        "run": found.run,
+        "why_not": "",
+    }
 
 
 # ---- the demo's own table
@@ -507,20 +505,20 @@ def _demo_cell(record: Accuracy | None) -> str:
     return f"{record.top1:.2f}" if record.policy == "CC" else f"{record.top1:.2f} ({record.gain:+.2f})"
 
 
-def demo_csv(runs: Sequence[Run]) -> str:
+def demo_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """As ``demo_grid``, with every policy, and six columns for each network."""
     columns = demo_columns(runs)
     by_key = {name: {(r.policy, r.level): r for r in found} for name, found in columns.items()}
     names = ("top1", "top1_low", "top1_high", "gain", "gain_low", "gain_high")
-    rows: list[list[object]] = [["data", "policy", "level", *(f"{c} {name}" for c in columns for name in names)]]
+    rows = []
     for policy, level in dict.fromkeys((r.policy, r.level) for found in columns.values() for r in found):
-        cells: list[object] = []
+        row: dict[str, object] = {"data": "demo", "policy": policy, "level": level}
         for column in columns:
             record = by_key[column].get((policy, level))
             figures = derived(record) if record else {}
-            cells += [f"{figures[name]:.4f}" if record else "" for name in names]
-        rows.append(["demo", policy, level, *cells])
-    return _csv(rows)
+            row |= {f"{column} {name}": f"{figures[name]:.4f}" if figures else "" for name in names}
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
 
 
 # ---- files
@@ -534,15 +532,14 @@ def markdown(one: Grid) -> str:
 def write(runs: Sequence[Run], out: Path) -> list[Path]:
     """All tables into ``out``, made if it is not there. Returns the paths."""
     out.mkdir(parents=True, exist_ok=True)
-    texts = {}
-    for number, name in MID.items():
-        one = table(number, runs)
-        texts[f"{name}.md"], texts[f"{name}.csv"] = markdown(grid(one)), csv_text(one)
+    found = {name: (grid(one), frame(one)) for number, name in MID.items() for one in [table(number, runs)]}
     if demo_columns(runs):
-        texts["demo.md"], texts["demo.csv"] = markdown(demo_grid(runs)), demo_csv(runs)
-    for name, text in texts.items():
-        write_whole(out / name, text)
-    return [(out / name).resolve() for name in texts]
+        found["demo"] = demo_grid(runs), demo_frame(runs)
+    paths = []
+    for name, (shown, values) in found.items():
+        write_whole(out / f"{name}.md", markdown(shown))
+        paths += [(out / f"{name}.md").resolve(), write_csv(out / f"{name}.csv", values)]
+    return paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.files import write_whole
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: control, format, surrogates, private, separators
 LONGEST_NAME = 60  # characters of a name in a figure
@@ -30,6 +35,12 @@ def name_text(name: str, longest: int = LONGEST_NAME) -> str:
         head = (longest - 1) // 2
         text = f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels out that begin with an underscore
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> Path:
+    """Write a table as CSV, whole or not at all; what is missing is empty. Returns the absolute path."""
+    write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
+    return path.resolve()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -253,7 +253,7 @@ def test_measured_rows_have_three_lines_and_marked_gaps(make):
 
 def test_csv_holds_what_the_table_holds(make):
     run = make.run("a", [make.accuracy(make.RESNET18, "20RC", "softmax", 35_900, 50_000)])
-    rows = list(csv.DictReader(tables.csv_text(tables.table(1, [run])).splitlines()))
+    rows = list(csv.DictReader(tables.frame(tables.table(1, [run])).to_csv(index=False).splitlines()))
     assert len(rows) == 17 + 12
     row = next(row for row in rows if (row["policy"], row["level"]) == ("20RC", "softmax"))
     assert row["ResNet-18 published"] == "71.83"
@@ -304,7 +304,7 @@ def test_demo_accuracies_stand_in_their_own_labelled_table(make, tmp_path):
     assert shown.headings == ("Policy", "Level", "resnet:demo")
     assert ("CC", "softmax", "70.00") in shown.rows and ("2RC", "softmax", "72.00 (+2.00)") in shown.rows
     assert not any(row[0] == "7RC" for row in shown.rows)  # thinned out for people, not in the CSV
-    rows = list(csv.DictReader(tables.demo_csv([run]).splitlines()))
+    rows = list(csv.DictReader(tables.demo_frame([run]).to_csv(index=False).splitlines()))
     assert {row["data"] for row in rows} == {"demo"} and any(row["policy"] == "7RC" for row in rows)
     assert float(rows[2]["resnet:demo gain"]) == pytest.approx(2.0)
 
