@@ -8,23 +8,23 @@ what its largest point costs. Two comparisons, alternating, time of a whole accu
     curve       --crops 1,2,5,10,20 against --crops 20: both score every n up to 20
     one policy  --crops 1,2,5,10,20 against --policies 20RC: one pass for that policy and the centre crop alone
 
-Flags are those of bench/run.py; ``--rounds`` is the number of pairs.
+The options are those of ``run``; ``--rounds`` is the number of pairs.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench import cases, logs
-from bench.config import DEFAULT_CROPS, MeasureConfig
-from bench.errors import UserError, with_flags
-from bench.options import CommandLine, build_parser, flag_names, parse
+from bench.config import DEFAULT_CROPS, MeasureConfig, RunConfig
+from bench.errors import exit_status
+from bench.options import build_parser, flag_names, parse
 from bench.setup import find_images, make_job, resolve
 
 if TYPE_CHECKING:
@@ -32,20 +32,16 @@ if TYPE_CHECKING:
     from pipelines.crops import Policy
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the paired ratios and, as the last line, JSON."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the paired ratios and, as the last line, JSON. Returns the exit status."""
     line = parse(argv, build_parser("multicrop-bench compare one-pass", __doc__, epilog=None))
     logs.set_up(line.config.output.verbose, line.config.output.quiet)
-    try:
-        return compare(line)
-    except (UserError, ValueError, FileNotFoundError) as error:
-        print(f"error: {with_flags(str(error), flag_names())}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: compare(line.config), flag_names())
 
 
-def compare(line: CommandLine) -> int:
+def compare(config: RunConfig) -> int:
     """Time the three passes in turn, `rounds` times."""
-    config = resolve(line.config)
+    config = resolve(config)
     crops = config.measure.crops or DEFAULT_CROPS
     largest = max(crops)
     passes = {

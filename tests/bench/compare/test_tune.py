@@ -1,4 +1,4 @@
-"""bench/compare/tune.py: what is faster in every round is kept, stored whole, and taken where no flag says otherwise."""
+"""multicrop-bench tune: what is faster in every round is kept, stored whole, and taken where no flag says otherwise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import setup
+from bench import setup, tuned
 from bench.compare import tune
 from bench.options import parse
 from pipelines.batch import LoadConfig
-from pipelines.crops import parse_policy
 
 
 @pytest.fixture(autouse=True)
@@ -57,38 +56,39 @@ def test_a_gpus_threads_and_its_engines_share_are_settled_together() -> None:
     assert (best.workers, best.hw_decoder_load) == (24, 0.25)
 
 
-def test_what_was_stored_is_taken_where_no_flag_says_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    tune.store("torchvision", {"workers": 3, "prefetch": 4, "hw_decoder_load": 0.65})
+def test_what_was_stored_is_taken_where_no_flag_says_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    tuned.store("torchvision", {"workers": 3, "prefetch": 4, "hw_decoder_load": 0.65})
 
     def options(*argv: str) -> Any:
-        args = parse(["--family", "resnet", "--data-backend", "torchvision", "--device", "cpu", *argv])
-        return setup.make_options(args, "demo", [parse_policy("CC")])
+        argv = ("--family", "resnet", "--data-backend", "torchvision", "--device", "cpu", *argv)
+        return setup.resolve(parse(argv).config).loading
 
     found = options()
     assert (found.workers, found.prefetch) == (3, 4)
-    assert "tuned" in capsys.readouterr().err
+    assert "found by multicrop-bench tune" in caplog.text
     assert options("--workers", "1").workers == 1
 
 
 def test_damaged_and_foreign_values_are_not_taken(own_cache: Path) -> None:
-    assert tune.stored("dali-cpu") == {}
+    assert tuned.stored("dali-cpu") == {}
     own_cache.mkdir()
     for text in ("{", "3", '{"other": 1}'):
-        (own_cache / tune.FILE).write_text(text)
-        assert tune.stored("dali-cpu") == {}
-    tune.store("dali-cpu", {"workers": -1, "prefetch": "many", "hw_decoder_load": 0.5})
-    assert tune.stored("dali-cpu") == {"hw_decoder_load": 0.5}
-    tune.store("torchvision", {"workers": 2})
-    assert tune.stored("dali-cpu") == {"hw_decoder_load": 0.5}  # the other's are kept
+        (own_cache / tuned.FILE).write_text(text)
+        assert tuned.stored("dali-cpu") == {}
+    tuned.store("dali-cpu", {"workers": -1, "prefetch": "many", "hw_decoder_load": 0.5})
+    assert tuned.stored("dali-cpu") == {"hw_decoder_load": 0.5}
+    tuned.store("torchvision", {"workers": 2})
+    assert tuned.stored("dali-cpu") == {"hw_decoder_load": 0.5}  # the other's are kept
 
 
 def test_settings_change_no_prediction(small_run: Callable[..., Any]) -> None:
     plain = small_run("--crops", "2", "--no-throughput")
-    tune.store("torchvision", {"prefetch": 4})
-    tuned = small_run("--crops", "2", "--no-throughput", out="tuned")
-    assert tuned.run.info["load"]["prefetch"] == 4
+    tuned.store("torchvision", {"prefetch": 4})
+    again = small_run("--crops", "2", "--no-throughput", out="tuned")
+    assert again.run.info["load"]["prefetch"] == 4
     for name, values in plain.predictions().items():
-        assert np.array_equal(values, tuned.predictions()[name]), name
+        assert np.array_equal(values, again.predictions()[name]), name
 
 
 def test_the_command(demo_root: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,17 +96,17 @@ def test_the_command(demo_root: Path, own_cache: Path, capsys: pytest.CaptureFix
     out = own_cache.with_name("tune")
     pytest.importorskip("nvidia.dali")
     assert tune.main([*argv, "--device", "cpu", "--rounds", "1", "--round-seconds", "0.02", "--out", str(out)]) == 0
-    kept = tune.stored("dali-cpu")
+    kept = tuned.stored("dali-cpu")
     assert {*kept, "cut"} == set(tune.FIELDS)  # on a CPU there is one operator worth trying
     assert "cut" not in kept
     assert "(default)" in capsys.readouterr().out
     with (out / "tune.csv").open() as file:
         assert {row["backend"] for row in csv.DictReader(file)} == {"dali-cpu"}
-    (own_cache / tune.FILE).unlink()  # as on a machine that was given back
-    tune.store("torchvision", {"workers": 2})
-    tune.restore(out)
-    assert (tune.stored("dali-cpu"), tune.stored("torchvision")) == (kept, {"workers": 2})
-    tune.store("dali-cpu", {"workers": 7})
-    tune.restore(out)
-    assert tune.stored("dali-cpu") == {"workers": 7}  # found since
+    (own_cache / tuned.FILE).unlink()
+    tuned.store("torchvision", {"workers": 2})
+    tuned.restore(out)
+    assert (tuned.stored("dali-cpu"), tuned.stored("torchvision")) == (kept, {"workers": 2})
+    tuned.store("dali-cpu", {"workers": 7})
+    tuned.restore(out)
+    assert tuned.stored("dali-cpu") == {"workers": 7}  # found since
     assert tune.main(["--data", str(own_cache / "no"), "--device", "cpu"]) == 2
