@@ -186,11 +186,12 @@ def continue_earlier(session: Session, line: CommandLine) -> None:
     session.earlier, stored = resume.read_resumable(folder)
     if asked.out and asked.out.resolve() != folder:
         raise UserError(f"`resume` {asked.resume} continues in that folder: leave `out` {asked.out} out")
-    resume.require_same_config(stored, line.applied_to(stored))
+    config = line.applied_to(stored)
+    resume.require_same_config(stored, config)
     directory = Path(session.earlier.info["directory"])
     if directory != Path.cwd() and directory.is_dir():
         os.chdir(directory)  # the run's relative paths began there
-    session.config = replace(line.applied_to(stored), output=asked)
+    session.config = config
     session.out = folder
 
 

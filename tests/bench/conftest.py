@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from bench import cases, machine, records, run, setup
 from bench import job as job_module
 from bench.job import Job
+from bench.measure import accuracy, estimate, throughput
 from bench.options import parse
 from pipelines import backend
 from pipelines.backends.torchvision import Torchvision
@@ -108,13 +109,25 @@ def make_job(fast_backend: object, demo_root: Path, weights_file: Path) -> Calla
 
     def make(*argv: str, scanned: Scan | None = None) -> Job:
         model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
-        args = parse([*model, "--data", str(demo_root), *FAST, "--data-backend", "torchvision", *argv])
-        weights = setup.default_weights(args)
-        options = setup.make_options(args, weights, cases.policies(crops=args.crops, named=args.policies))
-        case = cases.model_cases(args, demo=weights == "demo")[0]
-        return setup.make_job(case, scanned or setup.find_images(args, options.workers), options)
+        asked = parse([*model, "--data", str(demo_root), *FAST, "--data-backend", "torchvision", *argv]).config
+        config = setup.resolve(asked)
+        case = cases.model_cases(config.network, demo=config.network.weights == "demo")[0]
+        return setup.make_job(case, scanned or setup.find_images(config), config)
 
     return make
+
+
+def run_job(job: Job, out: Path) -> Iterator[records.Record]:
+    """Both phases of one network; each record as soon as it is there."""
+    setting = job.setting()
+    yield from accuracy.accuracy_phase(job, setting, out)
+    yield from throughput.throughput_phase(job, setting, out)
+    accuracy.partial_results(job, out).remove()
+
+
+def change(job: Job, group: str, **values: Any) -> None:
+    """Give one group of the job's configuration other values."""
+    job.config = replace(job.config, **{group: replace(getattr(job.config, group), **values)})
 
 
 # Each round is as short as it can be: what the numbers are worth is not asked here.
@@ -129,7 +142,7 @@ def finish(
 
     The measurement of how long it will take is left out; it has tests of its own.
     """
-    monkeypatch.setattr(Job, "expected_s", lambda job: 1.0)
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 1.0)
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)

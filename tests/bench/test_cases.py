@@ -1,31 +1,27 @@
-"""What a command line means: networks and policies against lists written by hand and the papers' printed tables."""
+"""What a configuration means: networks and policies against lists written by hand and the papers' printed tables."""
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from typing import Any
 
 import pytest
 
 from analysis.published import load
-from bench import cases
+from bench import cases, values
 from bench.cases import ModelCase
+from bench.config import MeasureConfig, NetworkConfig
 from models import families
 from pipelines.crops import PolicyError, curve_policies, parse_policy
 
 
-def args(**given: Any) -> argparse.Namespace:
-    none = dict.fromkeys(("family", "models", "variants", "img_size", "crop_pct"))
-    return argparse.Namespace(**{**none, **given})
+def model_cases(*, demo: bool = False, models: str | None = None, **given: Any) -> list[ModelCase]:
+    listed = None if models is None else values.names(models)
+    return cases.model_cases(NetworkConfig(models=listed, **given), demo=demo)
 
 
-def model_cases(*, demo: bool = False, **given: Any) -> list[ModelCase]:
-    return cases.model_cases(args(**given), demo=demo)
-
-
-def names(**given: Any) -> list[str]:
-    return [policy.name for policy in cases.policies(**{"crops": None, "named": None, **given})]
+def names(crops: list[int] | None = None, named: str | None = None) -> list[str]:
+    return [policy.name for policy in cases.policies(MeasureConfig(crops=crops, policies=named))]
 
 
 # ----------------------------------------------------------------------------------------------------------- policies
@@ -75,40 +71,11 @@ def test_what_is_no_policy_is_refused_with_the_grammar(named: str) -> None:
 
 
 def test_throughput_is_timed_where_crops_say_or_at_the_policies_numbers_of_views() -> None:
-    scored = cases.policies(crops=None, named="5FC+5MFC,10RC,CC+4RC")
-    assert cases.crop_counts(None, scored) == [1, 5, 10]
-    assert cases.crop_counts([2, 3], scored) == [2, 3]
-    assert cases.crop_counts(None, curve_policies([3])) == [1, 3]
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"), [("20,1, 5", [1, 5, 20]), ("3", [3]), ("2,2,2", [2]), (" 7 ", [7]), ("+4", [4])]
-)
-def test_lists_of_numbers_are_sorted_each_once(text: str, numbers: list[int]) -> None:
-    assert cases.int_list(text) == numbers
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("90..93", [90, 91, 92, 93]),
-        ("128:224:32", [128, 160, 192, 224]),
-        ("128:225:32", [128, 160, 192, 224]),
-        ("5..5", [5]),
-        ("96, 90..92,91", [90, 91, 92, 96]),
-    ],
-)
-def test_ranges_hold_both_ends(text: str, numbers: list[int]) -> None:
-    assert cases.int_list(text) == numbers
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "1,,2", "a", "1.5", "1;2", "0", "-1,3", "1e3", "5..3", "1..", "1..2..3", "1:5", "1:5:0", "5:1:2", "0..3"],
-)
-def test_what_is_no_list_of_numbers_is_refused_and_quoted(text: str) -> None:
-    with pytest.raises(ValueError, match=repr(text)):
-        cases.int_list(text)
+    measure = MeasureConfig(policies="5FC+5MFC,10RC,CC+4RC")
+    scored = cases.policies(measure)
+    assert cases.crop_counts(measure, scored) == [1, 5, 10]
+    assert cases.crop_counts(MeasureConfig(crops=[2, 3]), scored) == [2, 3]
+    assert cases.crop_counts(MeasureConfig(), curve_policies([3])) == [1, 3]
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
@@ -178,15 +145,15 @@ def test_each_case_comes_once(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "either --family .*nfnet.* or --models"),
-        ({"family": "resnet", "models": "resnet18"}, "either --family"),
+        ({}, "either `family` .*nfnet.* or `models`"),
+        ({"family": "resnet", "models": "resnet18"}, "either `family`"),
         ({"family": "resnets"}, "'resnets' is unknown; known: resnet, mobilenet, efficientnet, nfnet"),
         ({"family": "nfnet", "variants": "9"}, "known for nfnet: f0, f1"),
         ({"family": "nfnet", "variants": ","}, "names nothing"),
-        ({"models": "resnet18", "variants": "18"}, "--variants goes with --family"),
+        ({"models": "resnet18", "variants": "18"}, "`variants` goes with `family`"),
         ({"models": " , "}, "names nothing"),
         ({"models": "nfnet:9"}, "'9' is unknown"),
-        ({"family": "nfnet", "variants": "0", "demo": True}, "--variants needs --data"),
+        ({"family": "nfnet", "variants": "0", "demo": True}, "`variants` needs `data`"),
     ],
 )
 def test_what_means_nothing_is_refused_with_the_remedy(given: dict[str, Any], says: str) -> None:
@@ -195,7 +162,7 @@ def test_what_means_nothing_is_refused_with_the_remedy(given: dict[str, Any], sa
 
 
 def test_networks_whose_files_would_have_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"hf-hub:a/b-c and hf-hub:a-b/c .*run them apart"):
+    with pytest.raises(ValueError, match=r"hf-hub:a/b-c and hf-hub:a-b/c .*run them separately"):
         model_cases(models="hf-hub:a/b-c,hf-hub:a-b/c")
-    with pytest.raises(ValueError, match="one name"):
+    with pytest.raises(ValueError, match="the same name"):
         model_cases(models="x", crop_pct=[0.9, 0.9000001])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import records
+from bench import distributed, records
 from bench.distributed import ALONE, Processes
 from bench.records import Throughput
 from tests.stress import kills
@@ -118,24 +118,32 @@ def test_the_limit_passes_while_one_waits_for_the_other_and_the_sweep_goes_on(
     long, and torchrun ends it if another process ends with an error."""
     slow = """
         import time
-        from bench import job, plan, run
-        real_fill, real_finish, real_plans = job.Job._fill, run.finish, plan.make_plans
-        plan.make_plans = lambda *arguments: real_plans(*arguments[:3])  # without the limit
-        def fill(self, shards):
-            if self.classifier.spec.K == 48:
+        from dataclasses import replace
+        from bench import run
+        from bench.measure import accuracy
+        real_score, real_finish, real_plans = accuracy._score_missing, run.finish, run.make_plans
+        def plans(session):  # without the limit
+            asked = session.config
+            session.config = replace(asked, output=replace(asked.output, timeout=None))
+            made = real_plans(session)
+            session.config = asked
+            return made
+        run.make_plans = plans
+        def score(job, partial):
+            if job.classifier.spec.K == 48:
                 time.sleep(60)
-            real_fill(self, shards)
+            real_score(job, partial)
         def finish(*arguments):
             time.sleep(4)
             return real_finish(*arguments)
         if os.environ["RANK"] == "0":
-            job.Job._fill, run.finish = fill, finish
+            accuracy._score_missing, run.finish = score, finish
     """
     argv = ["--no-throughput", "--timeout", "12", "--img-size", "48,64"]
     done = launch(2, *argv, "--out", str(tmp_path / "out"), before=slow)
     run = records.read_run(tmp_path / "out")
     assert [one.reason for one in run.failed] == ["it took longer than --timeout 12 s"], done.stderr
-    assert [one.setting.K for one in run.ledgers] == [64]
+    assert [one.setting.K for one in run.image_accounts] == [64]
     assert done.returncode != 0 and '"failed": [{"model": "test_resnet img-size 48"' in done.stdout
 
 
@@ -143,15 +151,15 @@ def test_the_limit_passes_while_one_waits_for_the_other_and_the_sweep_goes_on(
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    assert processes.join() is ALONE
-    assert ALONE.gather(3) == [3] and ALONE.share(lambda: 4) == 4
+    assert distributed.join() is ALONE
+    assert ALONE.all_gather(3) == [3] and ALONE.broadcast(lambda: 4) == 4
     with pytest.raises(ValueError, match="mine"), ALONE.agreed():
         raise ValueError("mine")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_every_shard_is_somebodys_and_nobody_shares_one(world: int) -> None:
-    shares = [Processes(rank, world).mine(list(range(20))) for rank in range(world)]
+    shares = [Processes(rank, world).own_share(list(range(20))) for rank in range(world)]
     assert sorted(number for share in shares for number in share) == list(range(20))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -162,11 +170,11 @@ def test_the_rate_of_several_is_never_flattered() -> None:
     for name, value in {"counts": [200], "durations_s": [2.0], "rank_rates": [[100.0, 50.0]]}.items():
         object.__setattr__(t, name, value)
     assert t.rates == [100.0]
-    assert replace(ALONE, rank=1).first is False
+    assert replace(ALONE, rank=1).is_main is False
 
 
 def test_a_world_that_cannot_be_met_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ValueError, match=r"WORLD_SIZE is 2.*torchrun"):
-        processes.join()
+        distributed.join()

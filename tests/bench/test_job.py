@@ -18,12 +18,14 @@ import torch
 
 from bench import job as job_module
 from bench.job import Job, data_hash, default_batch_size
-from bench.records import Absent, Accuracy, Ledger, Throughput
-from pipelines.backends import reference
+from bench.measure import accuracy, estimate
+from bench.records import Absent, Accuracy, ImageAccounting, Throughput
+from pipelines.backends import BACKENDS, reference
 from pipelines.batch import CropBatch, Failure, default_batch_images
 from pipelines.crops import parse_policy
 from pipelines.data.dataset import Dataset, DatasetError, scan
 from pipelines.data.labels import label
+from tests.bench.conftest import change, run_job
 
 
 @pytest.mark.parametrize(
@@ -65,13 +67,13 @@ def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, we
     assert (setting.prefetch, setting.mmap, setting.hw_load) == (2, True, None)
     job = make_job(*argv, "--no-mmap", "--hw-load", "0.25")
     assert (job.setting().mmap, job.setting().hw_load) == (False, None)
-    job.options = replace(job.options, backend="dali-gpu", prefetch=4)
+    change(job, "loading", data_backend="dali-gpu", prefetch=4)
     assert (job.setting().prefetch, job.setting().hw_load) == (4, 0.25)  # it decodes there, and there only
 
 
 @pytest.mark.dali
 def test_another_operator_than_the_usual_one_is_said_and_recorded(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from bench import setup
     from pipelines.backends import crop_ops as cuts
@@ -82,13 +84,13 @@ def test_another_operator_than_the_usual_one_is_said_and_recorded(
     assert setup.unusual_cut("dali-gpu", "cuda:1", None) is None
     assert setup.unusual_cut("dali-gpu", "cuda:1", "warp_affine") == "warp_affine"
     assert setup.unusual_cut("dali-gpu", "cuda:0", "multi_paste") is None
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     assert setup.unusual_cut("dali-gpu", "cuda", None) == "warp_affine"
-    assert "cut by warp_affine: DALI's multi_paste cuts them wrongly" in capsys.readouterr().err
+    assert "DALI's warp_affine: its multi_paste makes wrong ones" in caplog.text
     job = make_job()
-    assert job.setting().cut is job.config(1).cut is None
-    job.options = replace(job.options, cut="warp_affine")
-    assert job.setting().cut == job.config(1).cut == "warp_affine"
+    assert job.setting().cut is job.load_config(1).cut is None
+    change(job, "loading", cut="warp_affine")
+    assert job.setting().cut == job.load_config(1).cut == "warp_affine"
 
 
 # --------------------------------------------------------------------------------------------------- how it is loaded
@@ -96,28 +98,28 @@ def test_another_operator_than_the_usual_one_is_said_and_recorded(
 
 def test_a_slow_network_is_not_given_minutes_of_work_at_once(make_job: Callable[..., Job]) -> None:
     job = make_job("-j", "2")
-    job.options = replace(job.options, batch_images=None)
+    change(job, "loading", batch_images=None)
     by_memory = default_batch_images(1000, 64)
     assert 5 < by_memory < 24
-    assert job.config(1000).batch_images == by_memory  # before anything is measured
+    assert job.load_config(1000).batch_images == by_memory  # before anything is measured
     job.crops_per_sec = 5000 / job_module.BATCH_SECONDS
-    assert job.config(1000).batch_images == 5  # of 1,000 views each, in so many seconds
+    assert job.load_config(1000).batch_images == 5  # of 1,000 views each, in so many seconds
     job.crops_per_sec = 0.5
-    assert job.config(1000).batch_images == 2  # but each worker has an image
+    assert job.load_config(1000).batch_images == 2  # but each worker has an image
     job.crops_per_sec = 1e9
-    assert job.config(1000).batch_images == by_memory
-    job.options = replace(job.options, batch_images=3)
-    assert job.config(1000).batch_images == 3
-    assert (job.config(20).workers, job.config(20).hw_decoder_load) == (2, 0.65)
+    assert job.load_config(1000).batch_images == by_memory
+    change(job, "loading", batch_images=3)
+    assert job.load_config(1000).batch_images == 3
+    assert (job.load_config(20).workers, job.load_config(20).hw_decoder_load) == (2, 0.65)
 
 
 def test_no_batch_holds_an_image_twice(make_job: Callable[..., Job]) -> None:
     job = make_job("--batch-images", "100")
-    assert job.config(1).batch_images == 24
+    assert job.load_config(1).batch_images == 24
     job.failed = [Failure(row, "unreadable") for row in (3, 8, 9)]
-    assert job.config(1).batch_images == 21
+    assert job.load_config(1).batch_images == 21
     job.failed = [Failure(row, "unreadable") for row in range(24)]
-    assert job.config(1).batch_images == 1
+    assert job.load_config(1).batch_images == 1
 
 
 class Steady:
@@ -145,9 +147,9 @@ def test_the_time_expected_is_that_of_the_work(
     argv: list[str], expected_s: float, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job("--crops", "1,20", *argv, "--round-seconds", "1")
-    monkeypatch.setattr(job, "_pipeline_rate", lambda: 50.0)
+    monkeypatch.setattr(estimate, "_pipeline_rate", lambda job: 50.0)
     job.__dict__["network"] = Steady(8)
-    assert job.expected_s() == pytest.approx(expected_s, rel=0.25)
+    assert estimate.expected_s(job) == pytest.approx(expected_s, rel=0.25)
     assert 400 < job.crops_per_sec <= 800
 
 
@@ -165,8 +167,8 @@ def test_the_pipelines_rate_is_measured_in_readable_images(
                 batch = rows[start : start + 8]
                 yield CropBatch([], batch[:good], [Failure(int(row), "unreadable") for row in batch[good:]])
 
-    job.make_backend = lambda name, planner, config: Paced(job.data, planner, config)  # type: ignore[method-assign]
-    assert low < job._pipeline_rate() <= high
+    job.make_backend = lambda planner, config: Paced(job.data, planner, config)  # type: ignore[method-assign]
+    assert low < estimate._pipeline_rate(job) <= high
 
 
 # ----------------------------------------------------------------------------------------------- what is not measured
@@ -174,13 +176,13 @@ def test_the_pipelines_rate_is_measured_in_readable_images(
 
 def kinds(job: Job, out: Path) -> tuple[list[Any], dict[str, str]]:
     """The records, and what is absent with its reason."""
-    found = list(job.run(out))
+    found = list(run_job(job, out))
     return found, {record.what: record.reason for record in found if isinstance(record, Absent)}
 
 
 @pytest.mark.parametrize(
     ("argv", "reason"),
-    [(["--no-accuracy"], "not asked for (--no-accuracy)"), (["--weights", "random"], "the weights are random")],
+    [(["--no-accuracy"], "not asked for (`accuracy`)"), (["--weights", "random"], "the weights are random")],
 )
 def test_what_is_not_scored_says_why(
     argv: list[str], reason: str, make_job: Callable[..., Job], tmp_path: Path
@@ -197,13 +199,13 @@ def test_what_is_not_scored_says_why(
 
 def random_job(make_job: Callable[..., Job]) -> Job:
     job = make_job("--crops", "1")
-    job.options = replace(job.options, weights="random", checkpoint=None)
+    change(job, "network", weights="random", checkpoint=None)
     return job
 
 
 def test_what_is_not_timed_says_why(make_job: Callable[..., Job], tmp_path: Path) -> None:
     found, absent = kinds(make_job("--crops", "2", "--no-throughput"), tmp_path)
-    assert absent == {"throughput": "not asked for (--no-throughput)"}
+    assert absent == {"throughput": "not asked for (`throughput`)"}
     assert [(r.policy, r.level) for r in found if isinstance(r, Accuracy)] == [
         (policy, level) for policy in ("CC", "1RC", "2RC", "CC+1RC") for level in ("feature", "logit", "softmax")
     ]
@@ -270,16 +272,16 @@ def test_a_backend_with_wrong_pixels_is_not_measured(
     monkeypatch.setattr(job_module, "backend", lambda name: broken)
     found = []
     with pytest.raises(reference.WrongPixels, match=says):
-        for record in job.run(tmp_path):
+        for record in run_job(job, tmp_path):
             found.append(record)
-    assert all(isinstance(record, (Absent, Ledger)) for record in found)
+    assert all(isinstance(record, (Absent, ImageAccounting)) for record in found)
 
 
 def test_the_frames_error_is_recorded_beside_the_rate(make_job: Callable[..., Job], tmp_path: Path) -> None:
     found, _ = kinds(make_job("--crops", "1", "--no-accuracy"), tmp_path)
     errors = {record.frame_error_levels for record in found if isinstance(record, Throughput)}
     assert len(errors) == 1
-    assert 0.01 < errors.pop() < reference.TOLERANCE_LEVELS["torchvision"]
+    assert 0.01 < errors.pop() < BACKENDS["torchvision"].tolerance_levels
 
 
 def test_unreadable_images_do_not_take_the_place_of_the_checked_ones(
@@ -287,7 +289,7 @@ def test_unreadable_images_do_not_take_the_place_of_the_checked_ones(
 ) -> None:
     root = tmp_path / "images"
     shutil.copytree(demo_root, root)
-    for path in sorted(root.rglob("*.jpg"))[: job_module.CHECKED_IMAGES]:
+    for path in sorted(root.rglob("*.jpg"))[: accuracy.CHECKED_IMAGES]:
         path.write_bytes(path.read_bytes()[:3000])
     found, _ = kinds(make_job("--crops", "1", "--data", str(root)), tmp_path)
     assert all(record.frame_error_levels > 0 for record in found if isinstance(record, Throughput))
@@ -323,7 +325,7 @@ def test_labels_are_those_of_the_data_set(make_job: Callable[..., Job], demo_roo
     job = make_job("--crops", "1", "--limit", "7", "--seed", "2")
     expected = label(scan(demo_root, workers=1, progress=False), num_classes=16).subset(7, seed=2)
     assert job.data.table.equals(expected.table) and job.rows.tolist() == list(range(7))
-    assert job.views.total == 2 and list(job.options.policies) == [parse_policy("CC"), parse_policy("1RC")]
+    assert job.views.total == 2 and list(job.policies) == [parse_policy("CC"), parse_policy("1RC")]
 
 
 def test_the_jpeg_engine_takes_no_image_of_the_accuracy_pass(
@@ -334,10 +336,10 @@ def test_the_jpeg_engine_takes_no_image_of_the_accuracy_pass(
     shares: list[float] = []
     real = Job.make_backend
 
-    def make_backend(self: Job, name: str, planner: Any, config: Any) -> Any:
+    def make_backend(self: Job, planner: Any, config: Any) -> Any:
         shares.append(config.hw_decoder_load)
-        return real(self, name, planner, config)
+        return real(self, planner, config)
 
     monkeypatch.setattr(Job, "make_backend", make_backend)
-    list(job.phase("accuracy", job.setting(), tmp_path))
-    assert shares == [0.0] and job.config(1).hw_decoder_load == 0.9
+    list(accuracy.accuracy_phase(job, job.setting(), tmp_path))
+    assert shares == [0.0] and job.load_config(1).hw_decoder_load == 0.9

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.options import parse
+from bench import options, values
+from bench.config import (
+    DataConfig,
+    MeasureConfig,
+    NetworkConfig,
+    OutputConfig,
+    RunConfig,
+    first_difference,
+    from_plain,
+    option_of,
+    to_plain,
+)
+from bench.config import option as make_option
+from bench.options import build_parser, flag_names, options_of, parse
 from pipelines import BACKENDS
 
 # As timm's validate.py, benchmark.py and inference.py name them.
@@ -16,6 +32,16 @@ TIMM = """--batch-size -b --workers -j --amp --amp-dtype --channels-last --torch
 --num-warm-iter"""
 OWN = """--family --variants --models --crops --policies --weights --data --data-backend --limit --labels-file
 --no-accuracy --no-throughput --dry-run --out --yes --rounds --round-seconds --batch-images --no-figures"""
+
+
+def option(config: RunConfig, name: str) -> Any:
+    """The value of one field, in whichever group it is."""
+    (value,) = [getattr(group, name) for group in vars_of(config) if hasattr(group, name)]
+    return value
+
+
+def vars_of(config: RunConfig) -> list[Any]:
+    return [getattr(config, one.name) for one in fields(config)]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -52,10 +78,14 @@ def test_the_help_names_every_flag(flag: str, capsys: pytest.CaptureFixture[str]
         (["--crop-pct", "0.875,1"], "crop_pct", [0.875, 1.0]),
         (["-b", "7"], "batch_size", 7),
         (["-j", "3"], "workers", 3),
-        (["-m", "resnet18"], "models", "resnet18"),
-        (["--model", "resnet18"], "models", "resnet18"),
+        (["-m", "resnet18"], "models", ["resnet18"]),
+        (["--model", "resnet18"], "models", ["resnet18"]),
         (["--data-dir", "x y"], "data", Path("x y")),
-        (["--model-kwargs", "drop_rate=0.1", "act=relu", "flag=True"], "model_kwargs", None),
+        (
+            ["--model-kwargs", "drop_rate=0.1", "act=relu", "flag=True"],
+            "model_kwargs",
+            {"drop_rate": 0.1, "act": "relu", "flag": True},
+        ),
         (["--seed", "5"], "seed", 5),
         ([], "data_backend", "auto"),
         ([], "weights", None),
@@ -63,42 +93,36 @@ def test_the_help_names_every_flag(flag: str, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_flags_mean_what_they_say(argv: list[str], name: str, value: Any) -> None:
-    args = parse(argv)
-    if name == "model_kwargs":
-        assert dict(args.model_kwargs) == {"drop_rate": 0.1, "act": "relu", "flag": True}
-    else:
-        assert getattr(args, name) == value
-    assert args.argv == argv  # for run.json, as given
+    assert option(parse(argv).config, name) == value
 
 
 def test_without_arguments_the_programs_own_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run.py", "--family", "nfnet"])
-    args = parse()
-    assert (args.family, args.argv) == ("nfnet", ["--family", "nfnet"])
+    assert parse().given == {"family": "nfnet"}
 
 
 @pytest.mark.parametrize("name", ["auto", *BACKENDS])
 def test_every_backend_can_be_named(name: str) -> None:
-    assert parse(["--data-backend", name]).data_backend == name
+    assert parse(["--data-backend", name]).config.loading.data_backend == name
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--crops", "1,two"], "'1,two' is no list of whole numbers"),
+        (["--crops", "1,two"], "'1,two' is not a list of whole numbers"),
         (["--crops", "0,5"], "at least 1"),
-        (["--crops", ""], "'' is no list"),
+        (["--crops", ""], "'' is not a list"),
         (["--img-size", "-64"], "at least 1"),
         (["--crop-pct", "1.2"], "'1.2': a crop ratio is above 0 and at most 1"),
         (["--crop-pct", "0"], "above 0"),
         (["--crop-pct", "nan"], "above 0"),
-        (["--crop-pct", "a"], "'a' is no list of ratios"),
-        (["-b", "0"], "'0' is no whole number of at least 1"),
-        (["-j", "-2"], "'-2' is no whole number"),
-        (["-j", "2.5"], "'2.5' is no whole number"),
-        (["--rounds", "0"], "'0' is no whole number"),
-        (["--num-warm-iter", "x"], "'x' is no whole number"),
-        (["--batch-images", "0"], "'0' is no whole number"),
+        (["--crop-pct", "a"], "'a' is not a list of ratios"),
+        (["-b", "0"], "'0' is not a positive integer"),
+        (["-j", "-2"], "'-2' is not a positive integer"),
+        (["-j", "2.5"], "'2.5' is not a positive integer"),
+        (["--rounds", "0"], "'0' is not a positive integer"),
+        (["--num-warm-iter", "x"], "'x' is not a positive integer"),
+        (["--batch-images", "0"], "'0' is not a positive integer"),
         (["--model-kwargs", "drop_rate"], "'drop_rate' is not KEY=VALUE"),
         (["--model-kwargs", "=3"], "'=3' is not KEY=VALUE"),
         (["--seed", "one"], "'one'"),
@@ -108,10 +132,10 @@ def test_every_backend_can_be_named(name: str) -> None:
         (["--crop-mode", "fill"], "'fill'"),
         (["--data-backend", "ffcv"], "'ffcv'"),
         (["--frobnicate"], "--frobnicate"),
-        (["--no-accuracy", "--no-throughput"], "together leave nothing to do"),
-        (["--labels-file", "x"], "go with --data DIR"),
-        (["--class-map", "x"], "go with --data DIR"),
-        (["--synsets-file", "x"], "go with --data DIR"),
+        (["--no-accuracy", "--no-throughput"], "--no-accuracy and --no-throughput are both switched off"),
+        (["--labels-file", "x"], "need --data"),
+        (["--class-map", "x"], "need --data"),
+        (["--synsets-file", "x"], "need --data"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(
@@ -131,3 +155,74 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
 )
 def test_numbers_out_of_range_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert argv[1] in refused(capsys, *argv)
+
+
+# ------------------------------------------------------------------------------------------- one field, in two places
+
+
+def test_every_field_is_an_option_and_every_option_has_help() -> None:
+    """But for the two settings that are found on the machine, not asked for."""
+    fields_of = {one.name for group in vars_of(RunConfig()) for one in fields(group)}
+    assert fields_of - set(flag_names()) == {"prefetch", "cut"}
+    assert all(how.help for _, _, how in options_of(RunConfig))
+    assert "--" not in "".join(flag_names())
+
+
+@dataclass(frozen=True, slots=True)
+class Longer(MeasureConfig):
+    cool_down: int = make_option("--cool-down", default=0, parse=values.positive, help="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Config(RunConfig):
+    measure: Longer = field(default_factory=Longer)
+
+
+def test_a_new_option_is_one_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flag, its help, its check, its place in run.json and its comparison all follow from the field."""
+    monkeypatch.setattr(options, "RunConfig", Config)
+    line = parse(["--cool-down", "5"], build_parser())
+    assert line.config.measure.cool_down == 5  # type: ignore[attr-defined]
+    assert to_plain(line.config)["measure"]["cool_down"] == 5
+    assert from_plain(Config, to_plain(line.config)) == line.config
+
+
+CONFIG = parse(
+    ["--models", "a,b", "--img-size", "64,96", "--crop-pct", "1", "--data", "x y", "--no-mmap", "--model-kwargs", "a=1"]
+).config
+
+
+def test_a_stored_configuration_is_read_back_equal() -> None:
+    stored = json.loads(json.dumps(to_plain(CONFIG)))
+    assert from_plain(RunConfig, stored) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "says"),
+    [
+        ("network", "img_size", "64", "`img_size` is stored as '64'"),
+        ("measure", "rounds", True, "`rounds` is stored as True"),
+        ("measure", "rounds", None, "`rounds` is stored as None"),
+        ("data", "data", 5, "`data` is stored as 5"),
+        ("data", "colour", "red", "DataConfig has no field 'colour'"),
+    ],
+)
+def test_a_damaged_configuration_is_refused_by_name(group: str, name: str, value: Any, says: str) -> None:
+    stored = to_plain(CONFIG)
+    stored[group][name] = value
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_plain(RunConfig, stored)
+
+
+def test_only_fields_that_may_not_differ_are_compared() -> None:
+    output = replace(CONFIG, output=OutputConfig(strict=True, out=Path("elsewhere"), timeout=3.0))
+    assert first_difference(CONFIG, output) is None
+    other = replace(CONFIG, data=replace(CONFIG.data, seed=4))
+    assert first_difference(CONFIG, other) == ("seed", 0, 4)
+    free = {name for _, name, how in options_of(RunConfig) if how.may_differ}
+    assert free == {one.name for one in fields(OutputConfig) if option_of(one)}
+
+
+def test_python_tools_make_a_configuration_without_a_command_line() -> None:
+    made = RunConfig(network=NetworkConfig(family="resnet"), data=DataConfig(data=Path("x")))
+    assert replace(parse(["--family", "resnet", "--data", "x"]).config, measure=made.measure) == made

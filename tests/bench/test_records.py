@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import records
-from bench.records import Absent, Accuracy, Incomparable, Ledger, Record, Setting, Throughput
+from bench.records import Absent, Accuracy, ImageAccounting, Incomparable, Record, Setting, Throughput
 
 SETTING = Setting(
     model="resnet18.tv_in1k", family="resnet", variant="18", weights="pretrained", weight_hash="aa", param_count=11,
@@ -24,7 +24,7 @@ THROUGHPUT = Throughput(
     SETTING, "end_to_end", 5, 8, [30, 40, 20], [0.5, 0.5, 0.5], [10.0, 12.0], 10**9, None, 0.0625
 )  # fmt: skip
 ABSENT = Absent(SETTING, "accuracy at level feature", 'it has no „pooled\u2028feature“, says "SqueezeNet",\nand so on')
-LEDGER = Ledger(SETTING, 7, 4, 1, 2, [["a/1.jpg", "decode", "truncated"], ["a/2.jpg", "decode", "zero bytes"]])
+LEDGER = ImageAccounting(SETTING, 7, 4, 1, 2, [["a/1.jpg", "decode", "truncated"], ["a/2.jpg", "decode", "zero bytes"]])
 EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THROUGHPUT, ABSENT, LEDGER)}
 
 
@@ -75,7 +75,7 @@ def changed_line(example: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"schema": 2}, "schema 2"), ({"schema": None}, "schema None"), ({"kind": "latency"}, "'latency'")],
+    [({"schema": 3}, "schema 3"), ({"schema": None}, "schema None"), ({"kind": "latency"}, "'latency'")],
 )
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_other_schemas_and_kinds_are_refused_by_name(kind: str, changes: dict[str, Any], says: str) -> None:
@@ -94,7 +94,7 @@ OPTIONAL = {
 def test_every_missing_field_is_refused_by_name(kind: str) -> None:
     whole = json.loads(records.to_line(EXAMPLES[kind]))
     for name in set(whole) - {"schema", "kind", "setting"} - OPTIONAL:
-        with pytest.raises(ValueError, match=f"missing fields in a {kind.title()}: {name}"):
+        with pytest.raises(ValueError, match=f"missing fields in a {type(EXAMPLES[kind]).__name__}: {name}"):
             records.from_line(json.dumps({k: v for k, v in whole.items() if k != name}))
     for field in fields(Setting):
         setting = {k: v for k, v in whole["setting"].items() if k != field.name}

@@ -23,14 +23,16 @@ import psutil
 import pytest
 
 from bench import job as job_module
-from bench import records, resume, run
+from bench import limits, records, run, tuned
+from bench import resume as resuming
 from bench.cases import ModelCase
-from bench.compare import tune
-from bench.distributed import ALONE
-from bench.errors import UserError
+from bench.config import OutputConfig, RunConfig
+from bench.distributed import ALONE, exchange
+from bench.errors import Different, UserError
 from bench.job import Job
-from bench.measure import accuracy, adapt, auto_batch
-from bench.measure.accuracy import Predictions
+from bench.measure import accuracy, adapt, auto_batch, estimate, throughput
+from bench.measure import partial_results as partial
+from bench.predictions import Predictions, check_complete, joined
 from models.predict import Network, OutOfMemory
 from pipelines.batch import Failure
 from pipelines.data.dataset import Dataset
@@ -39,9 +41,9 @@ from tests.stress import kills
 Small = Callable[..., Any]  # see conftest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "run.py"
-# Shards of 24 images are of 8, so there are three.
+# Partial results of 24 images are of 8 each, so there are three.
 ARGV = ["--crops", "2", "--no-throughput"]
-LINES = 13  # 4 policies at 3 levels, the ledger
+LINES = 13  # 4 policies at 3 levels, the image accounting
 NOT_TIMED = 1
 
 
@@ -100,8 +102,8 @@ def test_a_case_goes_on_from_its_last_whole_shard(
         stop_at_shard(patch, at, KeyboardInterrupt())
         stopped = small_run(*ARGV)
     assert stopped.status == 130 and stopped.stdout == ""
-    assert {path.name for path in stopped.out.iterdir()} == {"run.json", "shards"}
-    assert len(list(stopped.out.glob("shards/*/*"))) == at
+    assert {path.name for path in stopped.out.iterdir()} == {"run.json", "partial"}
+    assert len(list(stopped.out.glob("partial/*/*"))) == at
     images_scored.clear()
     status, said = resume(stopped.out, "--no-figures")
     assert status == 0
@@ -118,7 +120,7 @@ def test_what_was_tuned_since_is_not_taken(
     with monkeypatch.context() as patch:
         stop_at_shard(patch, 1, KeyboardInterrupt())
         stopped = small_run(*ARGV)
-    tune.store("torchvision", {"prefetch": 5})
+    tuned.store("torchvision", {"prefetch": 5})
     assert resume(stopped.out, "--no-figures")[0] == 0
     assert {record.setting.prefetch for record in stopped.run.records} == {2}
 
@@ -155,16 +157,16 @@ def test_the_timing_of_a_scored_network_is_done_alone(
     argv = ["--data", str(root), "--crops", "1"]
     expected = small_run(*argv, out="whole")
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.throughput, "measure", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(throughput, "measure", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         stopped = small_run(*argv)
     assert stopped.run.accuracies and not stopped.run.throughputs
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_fill", lambda *_: pytest.fail("it is scored already"))
+        patch.setattr(accuracy, "_score_missing", lambda *_: pytest.fail("it is scored already"))
         assert resume(stopped.out)[0] == 0
     assert kills.differences(kills.contents(expected.out), kills.contents(stopped.out)) == []
-    (ledger,) = stopped.run.ledgers
-    assert ledger.expected == ledger.scored + ledger.unreadable_at_scan + ledger.unreadable_when_decoded
-    assert ledger.unreadable_when_decoded > 0
+    (found,) = stopped.run.image_accounts
+    assert found.expected == found.scored + found.unreadable_at_scan + found.unreadable_when_decoded
+    assert found.unreadable_when_decoded > 0
 
 
 @pytest.fixture
@@ -191,20 +193,20 @@ def test_shards_that_outlived_their_network_are_swept_away(
 ) -> None:
     """A kill between the last record and the removal."""
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "tidy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(partial.PartialResults, "remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         stopped = small_run(*ARGV)
-    assert stopped.status == 130 and list(stopped.out.glob("shards/*/*.npz"))
+    assert stopped.status == 130 and list(stopped.out.glob("partial/*/*.npz"))
     assert resume(stopped.out)[0] == 0
-    assert not (stopped.out / "shards").exists()
+    assert not (stopped.out / "partial").exists()
 
 
 def test_an_adaptation_is_the_same_in_each_continuation(make_job: Callable[..., Job]) -> None:
     """Its sums are taken batch by batch; a plan knows how fast the network is, and batches are cut by it elsewhere."""
     first = make_job("--policies", "CC", "--adapt", "gaussian", "--train-size", "48")
-    options = replace(first.options, batch_images=None)
-    settled = plan.Plan("x", 8, 2.0, {}, 1.0, {})
-    jobs = [Job(first.case, first.scan, options, one) for one in (None, settled)]
-    assert len({job.config(1).batch_images for job in jobs}) == 2
+    config = replace(first.config, loading=replace(first.config.loading, batch_images=None))
+    settled = resuming.NetworkPlan("x", 8, 2.0, {}, 1.0, {})
+    jobs = [Job(first.case, first.scan, config, ALONE, one) for one in (None, settled)]
+    assert len({job.load_config(1).batch_images for job in jobs}) == 2
     sums = [adapt.statistics(job).before for job in jobs]
     assert sums[0] is not None and sums[1] is not None
     assert np.array_equal(sums[0].total.numpy(), sums[1].total.numpy())
@@ -221,7 +223,7 @@ def test_the_size_of_an_adaptations_reference_is_not_searched_for(
 
 def test_what_a_killed_writer_left_is_swept_away(small_run: Small, resume: Small) -> None:
     finished = small_run(*ARGV)
-    left = finished.out / "summary.csv.part"
+    left = finished.out / "summary.csv.123.part"
     left.write_text("half of a li")
     assert resume(finished.out)[0] == 0
     assert not left.exists()
@@ -257,16 +259,16 @@ def test_another_folder_is_refused(small_run: Small, resume: Small, tmp_path: Pa
 @pytest.mark.parametrize("now", ["a:demo\n", "a:demo\nb:demo\nc:demo\n"])
 def test_another_list_of_networks_is_refused(now: str, small_run: Small, resume: Small, tmp_path: Path) -> None:
     info = {"networks": ["a:demo", "b:demo"]}
-    with pytest.raises(UserError, match=r"[bc]:demo was .* --model-list"):
-        plan.require_same_networks(now.split(), info)
-    plan.require_same_networks(["b:demo", "a:demo"], info)
+    with pytest.raises(UserError, match=r"[bc]:demo .*belong.* to the run"):
+        resuming.require_same_networks(now.split(), info)
+    resuming.require_same_networks(["b:demo", "a:demo"], info)
     finished = small_run(*ARGV)
     assert finished.run.info["networks"] == ["test_resnet img-size 64"]
     finished.run.info["networks"].append("x")
     stored = finished.run.info | {"networks": ["test_resnet img-size 64", "x"]}
     (finished.out / "run.json").write_text(json.dumps(stored))
     status, said = resume(finished.out)
-    assert status == 2 and "x was one of the run's networks" in said
+    assert status == 2 and "x belonged to the run" in said
 
 
 def test_other_real_labels_are_refused(
@@ -335,7 +337,7 @@ def test_another_version_of_torch_is_refused(stopped: Any, resume: Small) -> Non
         (lambda folder: None, "there is no such folder"),
         (lambda folder: folder.mkdir(), "it has no run.json"),
         (lambda folder: (folder.mkdir(), (folder / "run.json").write_text('{"models": [')), "is damaged"),
-        (lambda folder: (folder.mkdir(), (folder / "run.json").write_text('{"models": []}')), "an earlier version"),
+        (lambda folder: (folder.mkdir(), (folder / "run.json").write_text('{"models": []}')), "another version"),
     ],
 )
 def test_what_is_no_run_is_refused(make: Callable[[Path], object], says: str, resume: Small, tmp_path: Path) -> None:
@@ -348,8 +350,8 @@ def test_two_processes_do_not_write_to_one_run(stopped: Any, resume: Small) -> N
     code = f"""
 import sys
 from pathlib import Path
-from bench import resume
-with plan.locked(Path({str(stopped.out)!r})):
+from bench.files import locked
+with locked(Path({str(stopped.out)!r})):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -506,14 +508,14 @@ def test_a_clock_that_jumps_changes_no_duration(small_run: Small, monkeypatch: p
 
 def fails(K: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """The accuracy pass of the network of this size raises."""
-    real = Job._fill
+    real = accuracy._score_missing
 
-    def fill(job: Job, *arguments: Any) -> None:
+    def score(job: Job, *arguments: Any) -> None:
         if job.classifier.spec.K == K:
             raise error
         real(job, *arguments)
 
-    monkeypatch.setattr(Job, "_fill", fill)
+    monkeypatch.setattr(accuracy, "_score_missing", score)
 
 
 @pytest.mark.parametrize(
@@ -533,7 +535,7 @@ def test_a_network_that_fails_is_recorded_and_the_others_go_on(
         fails(56, error, patch)
         finished = small_run(*argv)
     assert finished.status == 3
-    assert [r.setting.K for r in finished.run.ledgers] == [48, 64]
+    assert [r.setting.K for r in finished.run.image_accounts] == [48, 64]
     (failed,) = finished.run.failed
     assert (failed.label, failed.stage) == ("test_resnet img-size 56", "accuracy") and says in failed.reason
     assert f"FAILED: test_resnet img-size 56 (accuracy): {failed.reason}" in finished.stdout
@@ -544,17 +546,17 @@ def test_a_network_that_fails_is_recorded_and_the_others_go_on(
 
 
 def test_a_network_that_takes_too_long_is_recorded(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Job._fill
+    real = accuracy._score_missing
 
     def slow(job: Job, *arguments: Any) -> None:
         if job.classifier.spec.K == 48:
             time.sleep(60)
         real(job, *arguments)
 
-    monkeypatch.setattr(Job, "_fill", slow)
+    monkeypatch.setattr(accuracy, "_score_missing", slow)
     finished = small_run("--img-size", "48,64", "--crops", "1", "--no-throughput", "--timeout", "12")
     assert finished.status == 3
-    assert [r.setting.K for r in finished.run.ledgers] == [64]
+    assert [r.setting.K for r in finished.run.image_accounts] == [64]
     assert finished.run.failed[0].reason == "it took longer than --timeout 12 s"
 
 
@@ -567,47 +569,53 @@ def test_time_that_is_up_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch
         except Exception as error:
             pytest.fail(f"taken for an image's fault: {error!r}")
 
-    with pytest.raises(TimeoutError, match=r"--timeout 0\.1 s"), plan.time_limit(0.1):
+    with pytest.raises(TimeoutError, match=r"`timeout` 0\.1 s"), limits.time_limit(0.1):
         reads_images()
 
 
 def test_time_that_is_up_waits_for_the_end_of_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that left in the middle of one would take the others' next words for these."""
-    monkeypatch.setattr(plan, "TIME_IS_UP_AGAIN_S", 0.05)
+    monkeypatch.setattr(limits, "RETRY_ALARM_S", 0.05)
     ended = False
-    with pytest.raises(TimeoutError), plan.time_limit(0.05):
-        processes.conversation.underway = True
+    with pytest.raises(TimeoutError), limits.time_limit(0.05):
+        exchange.underway = True
         time.sleep(0.2)
         ended = True
-        processes.conversation.underway = False
+        exchange.underway = False
         time.sleep(5)
     assert ended
 
 
-def test_a_network_that_takes_too_long_to_load_is_left_out(make_job: Callable[..., Job]) -> None:
+def test_a_network_that_takes_too_long_to_load_is_left_out(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job("--crops", "1")
-    job.expected_s = lambda: 1.0  # type: ignore[method-assign]
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 1.0)
     slow, fast = ModelCase("slow"), ModelCase("fast")
 
-    def load(case: ModelCase) -> Job:
+    def load(session: run.Session, case: ModelCase) -> Job:
         if case is slow:
             time.sleep(30)
+        job.case = case
         return job
 
-    made, failed, _ = plan.make_plans([slow, fast], load, timeout=1.0)
-    assert len(made) == 1
+    monkeypatch.setattr(run, "load_job", load)
+    session = run.Session(RunConfig(output=OutputConfig(timeout=1.0)), [], cases=[slow, fast])
+    made, failed = run.make_plans(session)
+    assert list(made) == ["fast"]
     assert [(one.label, one.stage, one.reason) for one in failed] == [
-        ("slow", "load", "it took longer than --timeout 1 s")
+        ("slow", "load", "it took longer than `timeout` 1 s")
     ]
-    with pytest.raises(UserError, match="--timeout 1 s"):
-        plan.make_plans([slow], load, timeout=1.0)
+    session.cases = [slow]
+    with pytest.raises(UserError, match="`timeout` 1 s"):
+        run.make_plans(session)
 
 
 def test_a_network_is_gone_before_the_next_one_is_loaded(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of two may not be there."""
     networks: list[weakref.ref[Network]] = []
     alive: list[int] = []
-    real_load, real_network = Job._load, Job._network
+    real_load, real_network = Job._load, Job.make_network
 
     def load(job: Job) -> Any:
         alive.append(sum(one() is not None for one in networks))
@@ -619,7 +627,7 @@ def test_a_network_is_gone_before_the_next_one_is_loaded(small_run: Small, monke
         return made
 
     monkeypatch.setattr(Job, "_load", load)
-    monkeypatch.setattr(Job, "_network", network)
+    monkeypatch.setattr(Job, "make_network", network)
     gc.disable()  # it may come by at the right moment
     try:
         assert small_run("--img-size", "48,56,64", "--crops", "1", "--no-throughput").status == 0
@@ -676,17 +684,17 @@ def made(rows: list[int], failed: list[int] = []) -> Predictions:  # noqa: B006 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 8, 11, 50])
 def test_shards_are_the_same_whatever_the_batches(batch: int, tmp_path: Path) -> None:
-    """Rows 4 and 17 of 40 cannot be read. Shards 1, 2 and 4 of five are asked for, as by one of several processes."""
-    some = shards.Shards(tmp_path / "s", np.arange(40))
+    """Rows 4 and 17 of 40 cannot be read. Pieces 1, 2 and 4 of five are asked for, as by one of several processes."""
+    some = partial.PartialResults(tmp_path / "s", np.arange(40))
     assert [len(piece) for piece in some.pieces] == [8] * 5
     rows = np.concatenate([some.pieces[n] for n in (1, 2, 4)])
     parts = []
     for start in range(0, len(rows), batch):
         mine = rows[start : start + batch].tolist()
         parts.append(made([r for r in mine if r != 17], [r for r in mine if r == 17]))
-    shards.fill(some, [1, 2, 4], iter(parts))
+    partial.fill(some, [1, 2, 4], iter(parts))
     assert some.missing() == [0, 3]
-    shards.fill(some, [0, 3], [made([0, 1, 2, 3, 5, 6, 7, *range(24, 32)], [4])])
+    partial.fill(some, [0, 3], [made([0, 1, 2, 3, 5, 6, 7, *range(24, 32)], [4])])
     whole = some.whole(made([]))
     assert whole.rows.tolist() == [r for r in range(40) if r not in (4, 17)]
     assert whole.top1[0, 0].tolist() == whole.nll[0, 0].tolist() == whole.rows.tolist()
@@ -695,16 +703,16 @@ def test_shards_are_the_same_whatever_the_batches(batch: int, tmp_path: Path) ->
 
 def test_images_that_nobody_asked_for_are_an_error(tmp_path: Path) -> None:
     """0 came twice, behind the shard that it belongs to; 99 belongs to none."""
-    some = shards.Shards(tmp_path, np.arange(16))
-    with pytest.raises(RuntimeError, match="1 images more than it was asked for"):
-        shards.fill(some, [0, 1], [made(list(range(8))), made([0, *range(8, 16)])])
+    some = partial.PartialResults(tmp_path, np.arange(16))
+    with pytest.raises(RuntimeError, match="1 images more than were requested"):
+        partial.fill(some, [0, 1], [made(list(range(8))), made([0, *range(8, 16)])])
     with pytest.raises(RuntimeError, match="1 images more than"):
-        shards.fill(some, [0, 1], [made(list(range(16))), made([99])])
+        partial.fill(some, [0, 1], [made(list(range(16))), made([99])])
 
 
 def test_a_damaged_shard_is_removed_and_named(tmp_path: Path) -> None:
-    some = shards.Shards(tmp_path, np.arange(16))
-    shards.fill(some, [0, 1], [made(list(range(16)))])
+    some = partial.PartialResults(tmp_path, np.arange(16))
+    partial.fill(some, [0, 1], [made(list(range(16)))])
     data = some.path(1).read_bytes()
     some.path(1).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"000001.npz.*removed"):
@@ -713,20 +721,20 @@ def test_a_damaged_shard_is_removed_and_named(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_ends_early_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="before shard 1 was whole"):
-        shards.fill(shards.Shards(tmp_path, np.arange(16)), [0, 1], [made(list(range(10)))])
+    with pytest.raises(RuntimeError, match="before piece 1 was complete"):
+        partial.fill(partial.PartialResults(tmp_path, np.arange(16)), [0, 1], [made(list(range(10)))])
 
 
 @pytest.mark.parametrize(("images", "length"), [(1, 8), (24, 8), (1000, 16), (50_000, 256), (1_281_167, 256)])
 def test_the_length_of_a_shard_follows_the_number_of_images_alone(images: int, length: int) -> None:
-    pieces = shards.Shards(Path("nowhere"), np.arange(images)).pieces
+    pieces = partial.PartialResults(Path("nowhere"), np.arange(images)).pieces
     assert {len(piece) for piece in pieces[:-1]} <= {length}
     assert np.array_equal(np.concatenate(pieces), np.arange(images))
 
 
 def test_no_image_may_be_scored_twice() -> None:
     with pytest.raises(RuntimeError, match="same images once each"):
-        accuracy.check_ledger(np.arange(3), accuracy.joined([made([0, 1]), made([1, 2])]))
+        check_complete(np.arange(3), joined([made([0, 1]), made([1, 2])]))
 
 
 def test_kills_would_notice_a_difference(tmp_path: Path, small_run: Small) -> None:
@@ -775,14 +783,14 @@ def test_auto_stops_before_a_cpus_memory_is_half_full(monkeypatch: pytest.Monkey
 
 def test_the_setting_of_another_process_may_have_another_device(data: Dataset, make_job: Callable[..., Job]) -> None:
     setting = make_job("--crops", "1").setting()
-    one = plan.Plan("x", 8, None, records.asdict(setting), 1.0, {})
-    plan.require_same_setting(setting, one, ALONE)
+    one = resuming.NetworkPlan("x", 8, None, records.asdict(setting), 1.0, {})
+    resuming.require_same_setting(setting, one, ALONE)
     elsewhere = replace(setting, device="cuda:1")
-    plan.require_same_setting(elsewhere, one, replace(ALONE, rank=1, world=2))
-    with pytest.raises(plan.Different, match="device of x was 'cpu'"):
-        plan.require_same_setting(elsewhere, one, ALONE)
-    with pytest.raises(plan.Different, match=r"data_hash.*in process 1"):
-        plan.require_same_setting(replace(setting, data_hash="00"), one, replace(ALONE, rank=1, world=2))
+    resuming.require_same_setting(elsewhere, one, replace(ALONE, rank=1, world=2))
+    with pytest.raises(Different, match="device of x was 'cpu'"):
+        resuming.require_same_setting(elsewhere, one, ALONE)
+    with pytest.raises(Different, match=r"data_hash.*in process 1"):
+        resuming.require_same_setting(replace(setting, data_hash="00"), one, replace(ALONE, rank=1, world=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forkserver's workers")
@@ -836,7 +844,7 @@ def test_a_chunk_that_was_halved_before_an_interruption_is_recorded(
     assert stopped.status == 130
     assert resume(stopped.out)[0] == 0
     assert {r.fitting_batch_size for r in stopped.run.accuracies} == {2}
-    assert {path.name for path in stopped.out.iterdir()} >= {"run.json"} and not (stopped.out / "shards").exists()
+    assert {path.name for path in stopped.out.iterdir()} >= {"run.json"} and not (stopped.out / "partial").exists()
     whole = small_run(*ARGV, out="whole")
     assert {r.fitting_batch_size for r in whole.run.accuracies} == {None}
 
@@ -846,4 +854,4 @@ def test_a_run_of_another_version_is_refused(stopped: Any, resume: Small) -> Non
     info["models"][0]["setting"]["quantised"] = True
     (stopped.out / "run.json").write_text(json.dumps(info))
     status, said = resume(stopped.out)
-    assert status == 2 and "another version" in said and "quantised" in said
+    assert status == 2 and "unknown fields in a Setting: quantised" in said

@@ -24,7 +24,7 @@ if not __package__:  # run as a script: search the repo root, not bench/
 
 import numpy as np
 
-from bench.cases import int_list
+from bench.values import int_list
 
 BOUND_BYTES = 2 << 30  # stated: twenty crops of 600 pixels stay below it
 GROWTH = 1.25  # sixteen times the images; what is kept for each would show as far more

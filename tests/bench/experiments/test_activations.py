@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench.adapt import at_size, fit, statistics
 
 from analysis.stats import paired_difference
 from bench.experiments import activations
 from bench.job import Job
+from bench.measure.adapt import at_size, fit, statistics
 from models.fixres.activations import ADAPTATIONS, attach
 from pipelines.backends import reference
 from pipelines.crops import cut, parse_policy

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, five_crop
 
-from bench.measure import accuracy
-from bench.measure.accuracy import Counts, Predictions, counts, evaluate
+from bench import predictions as predictions_module
+from bench.measure.scoring import Scoring, evaluate
+from bench.predictions import Predictions, counts
 from models import classifier as classifiers
 from models.classifier import Classifier
 from models.predict import Network
@@ -69,7 +70,7 @@ class Setup:
         rows = np.arange(len(self.data)) if rows is None else rows
         labels = self.data.table["label"].to_numpy(np.int64)
         try:
-            return evaluate(source, self.network, rows, labels, planner.views, parsed, left_out, progress)
+            return evaluate(source, self.network, rows, Scoring(labels, planner.views, parsed, left_out), progress)
         finally:
             source.close()
 
@@ -91,6 +92,14 @@ def resnet(data: Dataset) -> Setup:
 def make_setup(family: str, data: Dataset) -> Setup:
     net = classifiers.load(f"{family}:demo", weights="demo")
     return Setup(net, Network(net, chunk=CHUNK), data)
+
+
+def counted(images: int, top1: int, top5: int, nll_mean: float, newly_correct: int, newly_wrong: int) -> dict[str, Any]:
+    """What ``counts`` gives."""
+    return {
+        "images": images, "top1_correct": top1, "top5_correct": top5, "nll_mean": nll_mean,
+        "newly_correct": newly_correct, "newly_wrong": newly_wrong,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ the slow loop
@@ -248,15 +257,15 @@ def test_counts_are_those_of_a_plain_loop(
             before = [max(range(len(p)), key=p.__getitem__) == label for _, p, label in own]
             found = counts(predictions, level, policy)
             nll = math.fsum(-math.log(p[label]) for p, _, label in own) / len(own)
-            assert found.nll_mean == pytest.approx(nll, abs=1e-5)
-            assert replace(found, nll_mean=None) == Counts(
-                images=len(labels),
-                top1_correct=sum(right),
-                top5_correct=sum(sum(q > p[label] for q in p) < 5 for p, _, label in own),
-                nll_mean=None,
-                newly_correct=sum(r and not b for r, b in zip(right, before, strict=True)),
-                newly_wrong=sum(b and not r for r, b in zip(right, before, strict=True)),
-            )
+            assert found["nll_mean"] == pytest.approx(nll, abs=1e-5)
+            assert {**found, "nll_mean": None} == {
+                "images": len(labels),
+                "top1_correct": sum(right),
+                "top5_correct": sum(sum(q > p[label] for q in p) < 5 for p, _, label in own),
+                "nll_mean": None,
+                "newly_correct": sum(r and not b for r, b in zip(right, before, strict=True)),
+                "newly_wrong": sum(b and not r for r, b in zip(right, before, strict=True)),
+            }
 
 
 # ---------------------------------------------------------------------------------- what an answer must not depend on
@@ -349,7 +358,7 @@ def test_an_unreadable_image_is_in_the_ledger_and_the_others_are_what_they_were(
     assert found.rows.tolist() == [row for row in range(24) if row not in broken]
     assert sum(told) == 24
     assert_same(found, whole[name], FEW)
-    assert counts(found, "softmax", "CC").images == 21
+    assert counts(found, "softmax", "CC")["images"] == 21
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
@@ -426,21 +435,21 @@ def hand_made(**changes: Any) -> Predictions:
 
 
 def test_images_without_a_label_are_not_counted() -> None:
-    assert counts(hand_made(), "softmax", "CC") == Counts(4, 2, 3, 5.75 / 4, 0, 0)
-    assert counts(hand_made(), "softmax", "2RC") == Counts(4, 2, 2, 6.0 / 4, 1, 1)
+    assert counts(hand_made(), "softmax", "CC") == counted(4, 2, 3, 5.75 / 4, 0, 0)
+    assert counts(hand_made(), "softmax", "2RC") == counted(4, 2, 2, 6.0 / 4, 1, 1)
 
 
 def test_a_prediction_that_is_no_number_is_wrong_also_for_images_without_a_class() -> None:
     nothing = hand_made(top1=np.full((1, 2, 5), -1, np.int32), in_top5=np.zeros((1, 2, 5), bool))
     found = counts(nothing, "softmax", "2RC")
-    assert (found.top1_correct, found.top5_correct, found.newly_correct, found.newly_wrong) == (0, 0, 0, 0)
+    assert (found["top1_correct"], found["top5_correct"], found["newly_correct"], found["newly_wrong"]) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_mean_that_is_no_number_is_absent(value: float) -> None:
     wild = hand_made()
     wild.nll[0, 1, 1] = value
-    assert counts(wild, "softmax", "2RC").nll_mean is None
+    assert counts(wild, "softmax", "2RC")["nll_mean"] is None
 
 
 def test_predictions_are_saved_with_their_names_and_read_back(tmp_path: Path) -> None:
@@ -464,4 +473,4 @@ def test_predictions_are_saved_with_their_names_and_read_back(tmp_path: Path) ->
 
 
 def test_the_baseline_is_the_centre_crop() -> None:
-    assert accuracy.BASELINE.name == "CC"
+    assert predictions_module.BASELINE == "CC"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import tqdm
-from bench.clocks import Segment
-from bench.throughput import Bench, Cell, Measured, measure
 from torch import nn
 
 from analysis.ceilings import rate_rows
-from bench import throughput
+from bench.measure import throughput
+from bench.measure.clocks import Segment
+from bench.measure.throughput import Bench, Measurement, Timed, measure
 from bench.records import END_TO_END, LOAD, MODEL, Setting, Throughput
 from models import averaging
 from models.classifier import Classifier
@@ -99,45 +100,54 @@ def make_planner(policy: Policy) -> Planner:
 
 def bench_of(network: Network, backend: Any = Sleeping, rows: np.ndarray = ROWS) -> Bench:
     config = LoadConfig(batch_images=BATCH_IMAGES)
-    return Bench(backend, None, rows, make_planner, lambda n: config, network, CROPS)  # type: ignore[arg-type]
+    job: Any = SimpleNamespace(
+        network=network,
+        crops=CROPS,
+        planner=make_planner,
+        load_config=lambda n: config,
+        make_backend=lambda planner, load_config: backend(None, planner, load_config),
+    )
+    return Bench(job, rows)
 
 
-CELLS = [
-    *(Cell(stage, None) for stage in STAGES),
-    Cell(MODEL, None),
-    *(Cell(stage, n) for n in CROPS for stage in (LOAD, END_TO_END)),
+MEASUREMENTS = [
+    *(Measurement(stage, None) for stage in STAGES),
+    Measurement(MODEL, None),
+    *(Measurement(stage, n) for n in CROPS for stage in (LOAD, END_TO_END)),
 ]
 
 
-def known_rate(cell: Cell) -> float:
+def known_rate(measurement: Measurement) -> float:
     """Per second, from the sleeps alone."""
-    if cell.stage in BATCH_MS:
-        return 1e3 * BATCH_IMAGES / BATCH_MS[cell.stage]
-    if cell.stage == MODEL:
+    if measurement.stage in BATCH_MS:
+        return 1e3 * BATCH_IMAGES / BATCH_MS[measurement.stage]
+    if measurement.stage == MODEL:
         return 1e3 * CHUNK / FORWARD_MS
-    assert cell.crops is not None
-    image_ms = CROP_MS * cell.crops + (FORWARD_MS * cell.crops / CHUNK if cell.stage == END_TO_END else 0)
+    assert measurement.crops is not None
+    image_ms = CROP_MS * measurement.crops + (
+        FORWARD_MS * measurement.crops / CHUNK if measurement.stage == END_TO_END else 0
+    )
     return 1e3 / image_ms
 
 
-def rate(one: Measured) -> float:
+def rate(one: Timed) -> float:
     return float(np.median([s.count / s.duration_s for s in one.segments]))
 
 
 @pytest.fixture(scope="module")
-def measured(network: Network) -> dict[Cell, Measured]:
+def measured(network: Network) -> dict[Measurement, Timed]:
     found = measure(bench_of(network), rounds=3, seconds=0.06, warmup_items=1)
-    return {one.cell: one for one in found}
+    return {one.measurement: one for one in found}
 
 
-def test_every_rate_is_that_of_the_work_done(measured: dict[Cell, Measured]) -> None:
-    assert list(measured) == CELLS
-    for cell, one in measured.items():
+def test_every_rate_is_that_of_the_work_done(measured: dict[Measurement, Timed]) -> None:
+    assert list(measured) == MEASUREMENTS
+    for measurement, one in measured.items():
         # Slower than the sleeps by the machine's load and the real work; faster only where a segment begins with a
         # batch whose chunk was computed in the warm-up.
-        assert 0.3 < rate(one) / known_rate(cell) < 1.25, cell
+        assert 0.3 < rate(one) / known_rate(measurement) < 1.25, measurement
         for segment in one.segments:
-            unit = CHUNK if cell.stage == MODEL else BATCH_IMAGES
+            unit = CHUNK if measurement.stage == MODEL else BATCH_IMAGES
             assert segment.count % unit == 0 and segment.count >= 2 * unit
             assert len(segment.interval_ms) == segment.count / unit
             assert sum(segment.interval_ms) / 1e3 <= segment.duration_s
@@ -146,13 +156,13 @@ def test_every_rate_is_that_of_the_work_done(measured: dict[Cell, Measured]) -> 
         assert one.gpu_used_bytes == 0
 
 
-def test_four_times_the_crops_are_a_quarter_of_the_rate(measured: dict[Cell, Measured]) -> None:
+def test_four_times_the_crops_are_a_quarter_of_the_rate(measured: dict[Measurement, Timed]) -> None:
     for stage in (LOAD, END_TO_END):
-        ratio = rate(measured[Cell(stage, 1)]) / rate(measured[Cell(stage, 4)])
+        ratio = rate(measured[Measurement(stage, 1)]) / rate(measured[Measurement(stage, 4)])
         assert 2.4 < ratio < 6
 
 
-def test_end_to_end_reaches_its_ceiling_and_does_not_pass_it(measured: dict[Cell, Measured]) -> None:
+def test_end_to_end_reaches_its_ceiling_and_does_not_pass_it(measured: dict[Measurement, Timed]) -> None:
     """The backend and the network of this test wait for one another, as on shared cores."""
     rows = rate_rows([record_of(one) for one in measured.values()])
     assert [row["crops"] for row in rows] == CROPS
@@ -160,12 +170,12 @@ def test_end_to_end_reaches_its_ceiling_and_does_not_pass_it(measured: dict[Cell
         assert 0.5 < row["efficiency"] < 1.6
 
 
-def record_of(one: Measured) -> Throughput:
+def record_of(one: Timed) -> Throughput:
     setting: dict[str, Any] = dict.fromkeys(Setting.__dataclass_fields__)
     return Throughput(
         Setting(**{**setting, "device": "cpu"}),
-        one.cell.stage,
-        one.cell.crops,
+        one.measurement.stage,
+        one.measurement.crops,
         BATCH_IMAGES,
         [s.count for s in one.segments],
         [s.duration_s for s in one.segments],
@@ -196,10 +206,10 @@ def seen_segments(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_rounds_alternate_the_cells_and_only_the_first_warms_up_twice_as_long(
     network: Network, seen_segments: list[dict[str, Any]]
 ) -> None:
-    told: list[Cell] = []
+    told: list[Measurement] = []
     measure(bench_of(network), rounds=3, seconds=7.0, warmup_items=5, progress=told.append)
-    assert told == CELLS * 3
-    warm_up = [5 * (2 if round_number == 0 else 1) for round_number in range(3) for _ in CELLS]
+    assert told == MEASUREMENTS * 3
+    warm_up = [5 * (2 if round_number == 0 else 1) for round_number in range(3) for _ in MEASUREMENTS]
     waited = [segment.pop("ready") for segment in seen_segments]
     assert len(waited) == len(warm_up)
     assert seen_segments == [{"seconds": 7.0, "warmup_items": n, "device": "cpu"} for n in warm_up]
@@ -209,13 +219,13 @@ def test_images_are_read_in_the_order_of_the_table_again_and_again(
     network: Network, seen_segments: list[dict[str, Any]]
 ) -> None:
     bench = bench_of(network)
-    for cell in CELLS:
+    for measurement in MEASUREMENTS:
         for backend in bench.backends.values():
             backend.rows_seen.clear()  # type: ignore[attr-defined]
-        stream = bench.stream(cell)
+        stream = bench.stream(measurement)
         total = sum(next(stream) for _ in range(5))
         seen = [row for backend in bench.backends.values() for row in backend.rows_seen]  # type: ignore[attr-defined]
-        if cell.stage == MODEL:
+        if measurement.stage == MODEL:
             assert seen == [] and total == 5 * CHUNK
         else:
             assert total == 5 * BATCH_IMAGES <= len(seen)
@@ -225,7 +235,7 @@ def test_images_are_read_in_the_order_of_the_table_again_and_again(
 def test_each_crop_count_has_a_pipeline_of_its_own_and_all_are_closed(network: Network) -> None:
     bench = bench_of(network)
     assert {n: backend.views for n, backend in bench.backends.items()} == {1: 1, 4: 4}  # type: ignore[attr-defined]
-    assert {n: planner.views.counts for n, planner in bench.resumeners.items()} == {1: {"RC": 1}, 4: {"RC": 4}}
+    assert {n: planner.views.counts for n, planner in bench.planners.items()} == {1: {"RC": 1}, 4: {"RC": 4}}
     bench.close()
     assert all(backend.closed for backend in bench.backends.values())  # type: ignore[attr-defined]
 
@@ -273,14 +283,16 @@ def test_nothing_but_the_work_happens_in_a_timed_segment(network: Network, monke
     for name, (owner, attribute) in FORBIDDEN.items():
         monkeypatch.setattr(owner, attribute, guard(name, getattr(owner, attribute)))
     monkeypatch.setattr(throughput, "segment", segment)
-    with tqdm.tqdm(total=len(CELLS), disable=False) as bar:
+    with tqdm.tqdm(total=len(MEASUREMENTS), disable=False) as bar:
 
-        def progress(cell: Cell) -> None:
+        def progress(measurement: Measurement) -> None:
             bar.update()
 
         measure(bench_of(network), rounds=1, seconds=0.0, warmup_items=1, progress=progress)
     assert broken == []
-    assert calls["progress bar"] == len(CELLS) and calls["memory sampling"] >= len(CELLS)  # the guard works
+    assert calls["progress bar"] == len(MEASUREMENTS) and calls["memory sampling"] >= len(
+        MEASUREMENTS
+    )  # the guard works
 
 
 # ---------------------------------------------------------------------------------------------- what the network sees
@@ -313,7 +325,7 @@ def test_end_to_end_answers_every_image_with_the_average_of_its_crops(
         return real(level, outputs, views, policies, head)
 
     monkeypatch.setattr(throughput, "log_probabilities", log_probabilities)
-    stream = bench.stream(Cell(END_TO_END, 4))
+    stream = bench.stream(Measurement(END_TO_END, 4))
     assert [next(stream) for _ in range(3)] == [BATCH_IMAGES] * 3
     assert asked == [("softmax", ["4RC"], (BATCH_IMAGES, 4, CLASSES))] * 3
 
@@ -323,5 +335,5 @@ def test_unreadable_images_are_not_counted(stage: str, network: Network) -> None
     class Failing(Sleeping):
         unreadable = frozenset({5, 14, 15})
 
-    stream = bench_of(network, Failing).stream(Cell(stage, 4))
+    stream = bench_of(network, Failing).stream(Measurement(stage, 4))
     assert [next(stream) for _ in range(3)] == [3, 1, 2]  # of rows 3 5 9 10, 14 15 3 5, 9 10 14 15
