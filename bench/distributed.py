@@ -30,7 +30,7 @@ class PeerLost(RuntimeError):
 
 @dataclass(slots=True)
 class ExchangeState:
-    """What a signal handler must know (bench.limits.time_limit).
+    """What a signal handler must know (bench.measure.limits.time_limit).
 
     ``underway`` from the start of an exchange to its end. If the exchange ends with an error, it stays set until the
     time limit's block is left: all processes have agreed on that error, and none may raise another.

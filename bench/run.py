@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if not __package__:  # run as `python bench/run.py`: search the repo root, not bench/ (which could shadow stdlib names)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import cases, distributed, limits, logs, resume
+from bench import cases, distributed, logs, resume
 from bench.config import RunConfig, to_plain
 from bench.distributed import ALONE, Processes
 from bench.errors import Different, UserError, one_line, with_flags
 from bench.files import locked, remove_parts, write_whole
+from bench.measure import limits
 from bench.options import CommandLine, flag_names, parse
 from bench.resume import NetworkPlan
 from bench.setup import default_weights, find_images, make_job, resolve

@@ -65,7 +65,7 @@ def resolved_device(asked: str | None, processes: Processes = ALONE) -> str:
 def resolved_loading(loading: LoadingConfig, device: str, processes: Processes = ALONE) -> LoadingConfig:
     """The backend, and its settings: as given, else as tuned on this machine, else the defaults."""
     from bench.machine import usable_cores
-    from bench.tuned import stored
+    from bench.measure.tuned import stored
     from pipelines import backends
     from pipelines.batch import DEFAULT_HW_LOAD, DEFAULT_PREFETCH
 

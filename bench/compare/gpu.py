@@ -337,7 +337,7 @@ def remove(step: Step, out: Path) -> None:
 
 def take_up_tuning(out: Path) -> None:
     """What the step ``tune`` found, where this machine does not know it: it may have been another of the same kind."""
-    from bench.tuned import restore
+    from bench.measure.tuned import restore
 
     if (out / "tune" / "tuned.json").is_file():
         restore(out / "tune")

@@ -172,7 +172,7 @@ def make_comparison(options: LoaderComparison) -> Comparison:
 def tuned(options: LoaderComparison) -> dict[str, dict[str, Any]]:
     """What ``multicrop-bench tune`` stored for our backends and no option says otherwise. Prefetch stays as it is: the
     loaders' cycles depend on it."""
-    from bench.tuned import stored
+    from bench.measure.tuned import stored
 
     given = {"workers": options.workers, "hw_decoder_load": options.hw_load, "cut": None}
     free = [name for name, value in given.items() if value is None]

@@ -7,7 +7,7 @@
 First the number of threads (on a GPU each number with each share of the JPEG engine, because the best share falls as
 threads are added), then the prefetch depth, then on a GPU DALI's operator for the crops. Candidates alternate in
 rounds, and one is kept only where it is faster than the default in every round. The result is stored for this machine
-and backend (bench.tuned); ``run`` and ``compare loaders`` use it where no option is given. No setting changes a
+and backend (bench.measure.tuned); ``run`` and ``compare loaders`` use it where no option is given. No setting changes a
 prediction on one backend (but see ``--hw-load``).
 """
 
@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench import logs, tuned, values
+from bench import logs, values
 from bench.config import DataConfig, LoadingConfig, MeasureConfig, NetworkConfig, option, switch
 from bench.errors import UserError, exit_status
+from bench.measure import tuned
 from bench.options import group_flags, parse_group, shared
 
 if TYPE_CHECKING:

@@ -250,9 +250,9 @@ def test_random_weights_are_timed_and_not_scored(images: Path, tmp_path: Path) -
 def test_a_long_run_asks(
     images: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.job import Job
+    from bench.measure import estimate
 
-    monkeypatch.setattr(Job, "expected_s", lambda self: 7201.0)
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 7201.0)
     assert run.main(command(images, checkpoint, "--out", str(tmp_path / "out"))) == 2
     said = capsys.readouterr().err
     assert "--yes" in said and "--limit" in said and "2.0 h" in said

@@ -23,14 +23,14 @@ import psutil
 import pytest
 
 from bench import job as job_module
-from bench import limits, records, run, tuned
+from bench import records, run
 from bench import resume as resuming
 from bench.cases import ModelCase
 from bench.config import OutputConfig, RunConfig
 from bench.distributed import ALONE, exchange
 from bench.errors import Different, UserError
 from bench.job import Job
-from bench.measure import accuracy, adapt, auto_batch, estimate, throughput
+from bench.measure import accuracy, adapt, auto_batch, estimate, limits, throughput, tuned
 from bench.measure import partial_results as partial
 from bench.predictions import Predictions, check_complete, joined
 from models.predict import Network, OutOfMemory

@@ -24,8 +24,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from bench import records, run
-from bench.job import Job
-from bench.measure import throughput
+from bench.measure import estimate, throughput
 from bench.options import parse
 from pipelines import BACKENDS, unusable
 from pipelines.data.dataset import Dataset
@@ -138,7 +137,7 @@ def test_a_run_writes_its_folder_and_says_where(
     assert found.accuracies[2].top1_correct == by_hand
 
     info = strict((out / "run.json").read_text(encoding="utf-8"))
-    assert info["command"][:2] == ["python", "bench/run.py"] and info["command"][-len(speed) :] == speed
+    assert info["command"][:2] == ["multicrop-bench", "run"] and info["command"][-len(speed) :] == speed
     assert info["policies"] == policies and Path(info["data"]) == data.root
     assert info["models"][0]["label_rule"].startswith("demo data")
     machine = info["environment"]
@@ -232,7 +231,7 @@ def test_accuracy_alone_says_that_nothing_was_timed(small_run: Small) -> None:
     finished = small_run("--crops", "1", "--no-throughput", "--limit", "4")
     assert finished.status == 0
     assert finished.run.throughputs == []
-    assert [(a.what, a.reason) for a in finished.run.absents] == [("throughput", "not asked for (--no-throughput)")]
+    assert [(a.what, a.reason) for a in finished.run.absents] == [("throughput", "not asked for (`throughput`)")]
     assert finished.last["models"][0]["images_per_sec"] is None
 
 
@@ -240,7 +239,7 @@ def test_a_dry_run_prints_the_cases_and_writes_nothing(
     small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "make_options", lambda *args: pytest.fail("nothing is loaded"))
+    monkeypatch.setattr(run, "resolve", lambda *args: pytest.fail("nothing is loaded"))
     finished = small_run("--crops", "1,3", "--policies", "5FC", "--img-size", "64,96", "--dry-run")
     accuracy = "  accuracy, in one pass of 8 views: CC, 1RC, 2RC, CC+1RC, 3RC, CC+2RC, 5FC"
     cases = [f"test_resnet img-size {size}" for size in (64, 96)]
@@ -411,7 +410,7 @@ def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path: Path, monkey
     monkeypatch.setattr(run.time, "strftime", lambda *form: "20261121-120000")
     seen = []
     for _ in range(3):
-        seen.append(run.new_folder(parse(["--family", "nfnet"])))
+        seen.append(run.new_folder(parse(["--family", "nfnet"]).config))
         assert not seen[-1].exists()  # made when the run begins
         seen[-1].mkdir(parents=True)
     stem = Path("runs") / "nfnet-20261121-120000"
@@ -443,7 +442,7 @@ def bad_folders(tmp_path: Path) -> Path:
         (["--checkpoint", "BAD/texts/notes.txt"], ["--checkpoint BAD/texts/notes.txt"]),
         (["--models", "test_vit"], ["does not fit test_vit"]),
         (["--num-classes", "7"], ["has 16 classes, not 7"]),
-        (["--num-classes", "0"], ["--num-classes 0"]),
+        (["--num-classes", "0"], ["argument --num-classes: '0' is not a positive integer"]),
         (["--limit", "0"], ["--limit", "at least 1"]),
         (["--crop-mode", "border"], ["--crop-mode border is not supported", "center"]),
         (["--interpolation", "lanczos"], ["'lanczos'", "bilinear or bicubic"]),
@@ -467,23 +466,23 @@ def test_mistakes_end_with_a_sentence_and_nothing_written(
 
 def suggested(stderr: str) -> list[list[str]]:
     """The arguments of the commands that a refusal names."""
-    commands = [shlex.split(line) for line in stderr.splitlines() if line.startswith("  python bench/run.py ")]
+    commands = [shlex.split(line) for line in stderr.splitlines() if line.startswith("  multicrop-bench run ")]
     return [command[2:] for command in commands]
 
 
 def test_a_run_of_more_than_half_an_hour_asks_and_names_commands_that_fit(
     small_run: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Job, "expected_s", lambda job: 7200.0)
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 7200.0)
     finished = small_run("--crops", "1,2", "--seed", "5")
     assert (finished.status, finished.stdout) == (2, "")
     assert "2.0 h" in finished.stderr and "Add --yes" in finished.stderr
     assert not finished.out.exists()
-    accuracy, speed = (parse(argv) for argv in suggested(finished.stderr))
-    assert accuracy.no_throughput and accuracy.limit == 24 * 1800 * 0.8 // 7200
-    assert speed.no_accuracy and speed.rounds == 1
-    for args in (accuracy, speed):
-        assert (args.crops, args.seed, args.out) == ([1, 2], 5, finished.out)
+    accuracy, speed = (parse(argv).config for argv in suggested(finished.stderr))
+    assert not accuracy.measure.throughput and accuracy.data.limit == 24 * 1800 * 0.8 // 7200
+    assert not speed.measure.accuracy and speed.measure.rounds == 1
+    for config in (accuracy, speed):
+        assert (config.measure.crops, config.data.seed, config.output.out) == ([1, 2], 5, finished.out)
 
 
 @pytest.mark.parametrize(
@@ -496,19 +495,19 @@ def test_a_run_of_more_than_half_an_hour_asks_and_names_commands_that_fit(
     ],
 )
 def test_the_commands_named_can_be_given(argv: list[str], small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "expected_s", lambda job: 7200.0)
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 7200.0)
     commands = suggested(small_run("--crops", "1", *argv).stderr)
     assert commands
     try:
-        parsed = [parse(command) for command in commands]
+        parsed = [parse(command).config for command in commands]
     except SystemExit:
         pytest.fail("a suggestion is refused")
-    limits = [args.limit for args in parsed if args.no_throughput]
-    assert all(1 <= limit < 20 for limit in limits)
+    limits = [config.data.limit for config in parsed if not config.measure.throughput]
+    assert all(limit is not None and 1 <= limit < 20 for limit in limits)
 
 
 def test_yes_goes_on(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Job, "expected_s", lambda job: 7200.0)
+    monkeypatch.setattr(estimate, "expected_s", lambda job: 7200.0)
     finished = small_run("--crops", "1", "--no-throughput", "--limit", "2", "--yes")
     assert finished.status == 0
     assert strict((finished.out / "run.json").read_text())["expected_s"] == 7200.0

@@ -13,7 +13,6 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from bench import tuned  # noqa: E402
 from bench.compare import loader_process, loaders  # noqa: E402
 from bench.compare import loader_records as records  # noqa: E402
 from bench.compare.loader_check import check_crops  # noqa: E402
@@ -28,6 +27,7 @@ from bench.compare.loader_process import (  # noqa: E402
 )
 from bench.compare.loader_records import NotTimed, Timed, Workload  # noqa: E402
 from bench.compare.loader_table import LOADERS, OURS, chosen  # noqa: E402
+from bench.measure import tuned  # noqa: E402
 from bench.options import parse_group  # noqa: E402
 from pipelines.backends import reference  # noqa: E402
 from pipelines.baselines import BASELINES, Files  # noqa: E402

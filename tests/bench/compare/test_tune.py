@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import setup, tuned
+from bench import setup
 from bench.compare import tune
+from bench.measure import tuned
 from bench.options import parse
 from pipelines.batch import LoadConfig
 
