@@ -18,8 +18,9 @@ from analysis.text import name_text
 from bench.predictions import Predictions, read_named
 from bench.records import ORIGINAL, SPEED_FIELDS, Incomparable, Run, Setting, read_run, require_comparable
 from pipelines.crops import parse_policy, resized_sizes
-from pipelines.data.dataset import DatasetError, Scan, scan
+from pipelines.data.dataset import DatasetError, Scan
 from pipelines.data.decode import decode
+from pipelines.data.scanning import scan
 from pipelines.data.spans import Span
 from pipelines.inputspec import InputSpec
 

@@ -377,11 +377,11 @@ def unreadable_text(failed: Sequence[Sequence[str]]) -> str:
 
 def dry_run(session: Session) -> int:
     """Print the cases and stop. Raises DatasetError for data that are not there."""
-    from pipelines.data import dataset
+    from pipelines.data import scanning
 
     config = session.config
     if config.data.data is not None:
-        dataset.require(config.data.data)
+        scanning.require(config.data.data)
     wanted = cases.policies(config.measure)
     for case in session.cases:
         print(case.label)

@@ -109,10 +109,10 @@ def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
 
 def find_images(config: RunConfig) -> Scan:
     """Scan `data`, or make the demo images and scan those."""
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
 
     root = config.data.data if config.data.data is not None else demo.ensure("val")
-    scan = dataset.scan(root, workers=config.loading.workers or 1)
+    scan = scanning.scan(root, workers=config.loading.workers or 1)
     if len(scan.unreadable):
         log.warning(
             "%d files cannot be read as images and are left out; unreadable.csv lists them", len(scan.unreadable)

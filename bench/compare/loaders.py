@@ -144,10 +144,10 @@ def make_comparison(options: LoaderComparison) -> Comparison:
     from bench.job import default_batch_size
     from bench.machine import usable_cores
     from bench.setup import resolved_device
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
 
     workers = options.workers or usable_cores()
-    scan = dataset.scan(options.data if options.data is not None else demo.ensure("val"), workers=workers)
+    scan = scanning.scan(options.data if options.data is not None else demo.ensure("val"), workers=workers)
     if "tar" in scan.table:
         raise UserError(f"`data` {options.data}: the other loaders read files, so unpack these tars, name their folder")
     device = resolved_device(options.device)

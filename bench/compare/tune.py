@@ -71,7 +71,7 @@ def tune(options: TuneConfig) -> int:
     from bench.setup import resolved_device
     from pipelines.backends import BACKENDS, choose
     from pipelines.batch import LoadConfig
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
     from pipelines.data.labels import unlabelled
 
     if options.out and options.out.exists():
@@ -82,7 +82,7 @@ def tune(options: TuneConfig) -> int:
         raise UserError(str(error)) from error
     print(why)
     cores, gpu = usable_cores(), BACKENDS[name].on_gpu
-    data = unlabelled(dataset.scan(options.data or demo.ensure("val"), workers=cores), "not needed")
+    data = unlabelled(scanning.scan(options.data or demo.ensure("val"), workers=cores), "not needed")
     cuts = right_cuts() if gpu else [None]
     best = LoadConfig(workers=cores, cut=cuts[0])
     measured: list[dict[str, Any]] = []

@@ -136,7 +136,7 @@ def statistics_of(job: Job, line: CommandLine) -> Statistics:
     """Of the images of ``--fit-data``; of the demo's training set; else of ``--data`` itself (no labels are used)."""
     from bench.job import Job
     from bench.measure.adapt import statistics
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
 
     log.info("activations at %d pixels ...", job.classifier.spec.K)
     fit_data, images = line.own["fit_data"], line.own["fit_images"]
@@ -146,7 +146,7 @@ def statistics_of(job: Job, line: CommandLine) -> Statistics:
     config: RunConfig = job.config
     data = DataConfig(data=root, limit=images, seed=config.data.seed)
     fitted = replace(config, data=data, measure=replace(config.measure, accuracy=False, throughput=True))
-    scan = dataset.scan(root, workers=config.loading.workers or 1)
+    scan = scanning.scan(root, workers=config.loading.workers or 1)
     return statistics(Job(job.case, scan, fitted), images)
 
 

@@ -222,7 +222,7 @@ def run(command: Command) -> int:
 
 def load(command: Command) -> Job:
     """The network at the new size, the training images with labels, the machine's settings."""
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
 
     own, asked = command.own, command.run
     assert own.img_size is not None
@@ -232,7 +232,7 @@ def load(command: Command) -> Job:
     if len(found) != 1:
         raise UserError(f"one network at a time is fine-tuned, not {len(found)}: {', '.join(c.label for c in found)}")
     root = config.data.data if config.data.data is not None else demo.ensure("train")
-    scan = dataset.scan(root, workers=config.loading.workers or 1)
+    scan = scanning.scan(root, workers=config.loading.workers or 1)
     if len(scan.unreadable):
         log.warning("%d files cannot be read as images and are left out; %s lists them", len(scan.unreadable), NOTE)
     return make_job(found[0], scan, config)

@@ -227,8 +227,8 @@ class Sets:
 
 
 def _labelled(root: Path, images: int, args: argparse.Namespace, classes: int) -> Dataset:
-    from pipelines.data.dataset import scan
     from pipelines.data.labels import label
+    from pipelines.data.scanning import scan
 
     return label(scan(root, workers=args.workers), num_classes=classes).subset(images, args.seed)
 

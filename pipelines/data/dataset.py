@@ -144,23 +144,9 @@ def _name_hash(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"subset/{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
-def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress: bool = True) -> Scan:
-    """Find the images below ``root`` and read their headers. ``root`` may name tar shards: see ``pipelines.data.tars``.
-
-    ``workers`` threads read headers. ``cache`` is the cache folder (default: ``cache_folder()``); ``progress`` shows
-    bars on stderr. Links to files and folders are followed, links that lead back up are not. What cannot be read is in
-    ``Scan.unreadable`` with its reason.
-
-    Raises DatasetError when ``root`` is no folder, holds no image or none that can be read, or when its ``demo.csv``
-    does not fit the files.
-    """
-    from pipelines.data import tars  # here, because it imports this module
-
-    if workers < 1:
-        raise DatasetError(f"workers={workers}: reading headers takes at least one")
-    if tars.is_pattern(root):
-        return tars.scan(root, workers=workers, cache=cache, progress=progress)
-    folder = _checked_folder(root)
+def scan_folder(root: Path | str, *, workers: int, cache: Path | None = None, progress: bool = True) -> Scan:
+    """The images of a folder; arguments, result and errors as those of ``pipelines.data.scanning.scan``."""
+    folder = checked_folder(root)
     folders: list[str] = []
     other_files: Counter[str] = Counter()
     found = _find(folder, folders, other_files, progress)
@@ -176,16 +162,6 @@ def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress:
     if demo is not None:
         table = with_demo_columns(table, demo, folder)
     return Scan(folder, table, unreadable, tuple(sorted(folders)), dict(sorted(other_files.items())), demo is not None)
-
-
-def require(root: Path | str) -> None:
-    """Raises DatasetError where there is no such folder, or no such tars; reads nothing."""
-    from pipelines.data import tars
-
-    if tars.is_pattern(root):
-        tars.shards(root)
-    else:
-        _checked_folder(root)
 
 
 def none_readable(root: Path, unreadable: pd.DataFrame) -> DatasetError:
@@ -205,7 +181,8 @@ def cache_folder() -> Path:
 # ------------------------------------------------------------------------------------------------------- find the files
 
 
-def _checked_folder(root: Path | str) -> Path:
+def checked_folder(root: Path | str) -> Path:
+    """The folder, resolved. Raises DatasetError where there is none."""
     folder = Path(root).expanduser()
     if not folder.exists():
         raise DatasetError(f"there is no folder {folder}: check the path given as --data")

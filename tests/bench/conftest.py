@@ -25,8 +25,9 @@ from pipelines.backends.torchvision import Torchvision
 from pipelines.batch import LoadConfig, Source
 from pipelines.crops import Planner
 from pipelines.data import demo
-from pipelines.data.dataset import Dataset, Scan, scan
+from pipelines.data.dataset import Dataset, Scan
 from pipelines.data.labels import label
+from pipelines.data.scanning import scan
 
 IMAGES = 24
 CLASSES = len(demo.CLASSES)

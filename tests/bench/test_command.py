@@ -26,8 +26,8 @@ from pipelines import BACKENDS, backend, unusable
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, cut, parse_policy, union
 from pipelines.data import demo
-from pipelines.data.dataset import scan
 from pipelines.data.labels import label
+from pipelines.data.scanning import scan
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 20

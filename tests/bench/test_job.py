@@ -23,8 +23,9 @@ from bench.records import Absent, Accuracy, ImageAccounting, Throughput
 from pipelines.backends import BACKENDS, reference
 from pipelines.batch import CropBatch, Failure, default_batch_images
 from pipelines.crops import parse_policy
-from pipelines.data.dataset import Dataset, DatasetError, scan
+from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.labels import label
+from pipelines.data.scanning import scan
 from tests.bench.conftest import change, run_job
 
 

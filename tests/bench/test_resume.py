@@ -802,12 +802,12 @@ sys.path[0] = {str(ROOT)!r}
 import numpy as np
 import psutil
 from pipelines import backend
-from pipelines.data import dataset, labels
+from pipelines.data import dataset, labels, scanning
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.inputspec import InputSpec
 if __name__ == "__main__":
-    data = labels.unlabelled(dataset.scan({str(demo_root)!r}, workers=1, progress=False), "not needed")
+    data = labels.unlabelled(scanning.scan({str(demo_root)!r}, workers=1, progress=False), "not needed")
     planner = Planner(InputSpec(S=64, K=48), union([parse_policy("2RC")]))
     batches = backend("torchvision")(data, planner, LoadConfig(batch_images=2, workers=2)).batches(np.arange(24))
     next(batches)

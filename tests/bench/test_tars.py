@@ -13,8 +13,8 @@ import pytest
 
 from bench import records
 from pipelines.data import demo
-from pipelines.data.dataset import scan
 from pipelines.data.labels import label
+from pipelines.data.scanning import scan
 
 SHARDS = 3
 BAD = "disc-bad/bad.jpg"

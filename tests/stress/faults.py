@@ -47,9 +47,10 @@ from bench import cases
 from bench.config import LoadingConfig, MeasureConfig, NetworkConfig, RunConfig
 from bench.setup import make_job, resolve
 from pipelines import BACKENDS, unusable
-from pipelines.data.dataset import Scan, scan
+from pipelines.data.dataset import Scan
 from pipelines.data.decode import READS, complaint
 from pipelines.data.demo import CLASSES
+from pipelines.data.scanning import scan
 
 if TYPE_CHECKING:
     from bench.job import Job

@@ -82,10 +82,10 @@ def peak_bytes(name: str, root: str, images: int, crops: int, K: int, workers: i
     from pipelines import backend
     from pipelines.batch import LoadConfig, default_batch_images
     from pipelines.crops import Planner, parse_policy, union
-    from pipelines.data import dataset, labels
+    from pipelines.data import labels, scanning
     from pipelines.inputspec import InputSpec
 
-    data = labels.unlabelled(dataset.scan(root, workers=workers, progress=False), "not needed")
+    data = labels.unlabelled(scanning.scan(root, workers=workers, progress=False), "not needed")
     planner = Planner(InputSpec(S=int(K / CROP_PCT), K=K), union([parse_policy(f"{crops}RC")]))
     config = LoadConfig(batch_images=default_batch_images(crops, K, gpu=name == "dali-gpu"), workers=workers)
     source = backend(name)(data, planner, config)

@@ -175,7 +175,7 @@ def measure_start(folder: Path, entries: int, workers: int) -> dict[str, Any]:
 
 def scan_alone(root: str, cache: str, files: int, workers: int) -> dict[str, float]:
     """Scan, and see that nothing is missing and every size is right."""
-    from pipelines.data.dataset import scan
+    from pipelines.data.scanning import scan
 
     start = time.perf_counter()
     found = scan(root, workers=workers, cache=Path(cache), progress=False)
@@ -196,7 +196,7 @@ def start_alone(root: str, cache: str, entries: int, workers: int) -> dict[str, 
     from bench.job import data_hash
     from pipelines.batch import LoadConfig
     from pipelines.crops import Planner, parse_policy, union
-    from pipelines.data import dataset
+    from pipelines.data import scanning
     from pipelines.data.labels import label
     from pipelines.inputspec import InputSpec
 
@@ -207,7 +207,7 @@ def start_alone(root: str, cache: str, entries: int, workers: int) -> dict[str, 
     def mark(part: str) -> None:
         marks.append((part, time.perf_counter()))
 
-    scanned = dataset.scan(root, workers=workers, cache=Path(cache), progress=False)
+    scanned = scanning.scan(root, workers=workers, cache=Path(cache), progress=False)
     mark("scan_s")
     data = label(scanned, num_classes=FOLDERS)
     mark("labels_s")

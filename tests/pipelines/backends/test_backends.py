@@ -29,8 +29,8 @@ import pipelines
 from pipelines.backends import reference
 from pipelines.batch import STAGES, CropBatch, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import GroupPlan, Plan, Planner, cut, parse_policy, union
-from pipelines.data.dataset import scan
 from pipelines.data.labels import unlabelled
+from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
 
 ALL_STREAMS = "CC+5FC+5MFC+3RC+2MRC"

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipelines.data import dataset
-from pipelines.data.dataset import Dataset, DatasetError, Scan, cache_folder, read_header, scan
+from pipelines.data.dataset import Dataset, DatasetError, Scan, cache_folder, read_header
 from pipelines.data.labels import unlabelled
+from pipelines.data.scanning import scan
 
 Look = Callable[..., Scan]  # scans ``root``, with other options where given
 

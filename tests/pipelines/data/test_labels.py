@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data import labels as labels_module
-from pipelines.data.dataset import Dataset, DatasetError, Scan, scan
+from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import (
     SYNSET_LISTS,
     kind_of,
@@ -26,6 +26,7 @@ from pipelines.data.labels import (
     synset_index,
     unlabelled,
 )
+from pipelines.data.scanning import scan
 
 _buffer = io.BytesIO()
 Image.new("RGB", (6, 4)).save(_buffer, "JPEG")

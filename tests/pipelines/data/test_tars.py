@@ -28,9 +28,10 @@ from pipelines.backends import reference
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.data import demo, spans, tars
-from pipelines.data.dataset import Dataset, DatasetError, Scan, scan
+from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.decode import complaint, decode
 from pipelines.data.labels import label, unlabelled
+from pipelines.data.scanning import scan
 from pipelines.data.spans import Span
 from pipelines.inputspec import InputSpec
 
