@@ -28,9 +28,9 @@ check: lint test
 gpu-test:
 	$(PYTHON) -m pytest -q -m gpu
 
-# The same machine: everything that only a GPU can show, in calls of nine minutes; again until it says that all is done.
+# The same machine: everything that only a GPU can show, for 25 minutes; a second call goes on.
 gpu:
-	$(PYTHON) bench/compare/gpu.py
+	$(PYTHON) -m bench compare gpu
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

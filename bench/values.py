@@ -60,6 +60,7 @@ def number_between(low: float, high: float, what: str) -> Callable[[str], float]
 
 
 seconds = number_between(1e-3, 3600.0, "a number of seconds, at most an hour")
+minutes = number_between(0.01, 1e5, "a number of minutes")
 long_seconds = number_between(1e-3, 1e7, "a number of seconds")
 ratio = number_between(1e-3, 1.0, "a ratio above 0 and at most 1")
 share = number_between(0.0, 1.0, "a share from 0 to 1")

@@ -1,21 +1,24 @@
-"""bench/compare/gpu.py: steps are done once, a call stops in time, a fault costs its own step only. No GPU is needed."""
+"""compare gpu: steps in order of value, done once, ended in time; a fault costs its own step only. No GPU is needed."""
 
 from __future__ import annotations
 
-import ast
 import json
-import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 
-from bench.compare import gpu, tune
-from bench.compare.gpu import Step
+from bench.measure import tuned
+from bench.compare import gpu, gpu_steps, tune
+from bench.compare.gpu_steps import GpuConfig, Step
 from models.families import FAMILIES
+
+LARGEST = gpu_steps.BATCH_SIZES[0]
+NETWORK_ALONE = {f"network-{model}-{LARGEST}" for model in gpu_steps.NETWORKS}
+END_TO_END = {f"run-{model}" for model in gpu_steps.NETWORKS}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +26,7 @@ from models.families import FAMILIES
     [([], 0), ([(0, 2), (1, 3)], 3), ([(5, 6), (0, 1)], 2), ([(0, 10), (2, 3), (9, 12)], 12), ([(1, 1)], 0)],
 )
 def test_time_in_kernels_is_counted_once(spans: list[tuple[float, float]], length: float) -> None:
-    assert gpu.covered(spans) == length
+    assert gpu_steps.covered(spans) == length
 
 
 TRACE = {
@@ -41,9 +44,9 @@ TRACE = {
 
 
 def test_kernels_are_active_where_any_of_them_runs_and_copies_are_none() -> None:
-    spans = gpu.kernel_spans(TRACE)
+    spans = gpu_steps.kernel_spans(TRACE)
     assert spans == [(100, 130), (120, 140), (160, 170)]
-    assert gpu.covered(spans) / 200 == 0.25  # 40 and 10 of 200 us
+    assert gpu_steps.covered(spans) / 200 == 0.25  # 40 and 10 of 200 us
 
 
 def test_a_trace_of_this_torch_is_read() -> None:
@@ -51,201 +54,186 @@ def test_a_trace_of_this_torch_is_read() -> None:
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
         torch.ones(3).sum()
-    found = gpu.exported(trace)
+    found = gpu_steps.exported(trace)
     assert any(event.get("cat") == "cpu_op" for event in found["traceEvents"])  # the format that kernel_spans reads
-    assert gpu.kernel_spans(found) == []
+    assert gpu_steps.kernel_spans(found) == []
 
 
-def test_every_architecture_is_there_and_what_is_asked_for_first_comes_first(tmp_path: Path) -> None:
-    steps = gpu.steps(gpu.parse([]), tmp_path)
-    names = [step.name for step in steps]
-    first = ["tune", "tests", "parity-0", "parity-1", "rivals-1", "rivals-20", "run-resnet:50", "network-resnet:50-256"]
-    assert names[:8] == first
+class FakeMachine:
+    """A clock and steps that take what is expected of them, or ``slower`` times as long."""
+
+    def __init__(self, slower: float = 1.0) -> None:
+        self.now, self.slower = 0.0, slower
+        self.ended_at: dict[str, float] = {}
+
+    def clock(self) -> float:
+        return self.now
+
+    def attempt(self, step: Step, out: Path, config: GpuConfig, left_s: float) -> str:
+        took = step.expected_s * self.slower
+        self.now += min(took, left_s)
+        if took > left_s:
+            return gpu.CUT_OFF
+        self.ended_at[step.name] = self.now
+        return gpu.OK
+
+    def call(self, out: Path, config: GpuConfig) -> int:
+        return gpu.work(out, config, gpu_steps.steps(config), gpu.finished(out), self.attempt, self.clock)
+
+    def done_after(self, minutes: float) -> set[str]:
+        return {name for name, ended in self.ended_at.items() if ended <= 60 * minutes}
+
+
+@pytest.fixture
+def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "importable", lambda name: True)
+
+
+@pytest.mark.usefixtures("everything_installed")
+def test_after_9_18_and_25_minutes_the_most_wanted_results_exist(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    assert machine.call(tmp_path, GpuConfig(minutes=25)) == gpu.UNFINISHED
+    assert machine.now <= 25 * 60
+    assert machine.done_after(9) >= {"images"} | NETWORK_ALONE
+    more = {"sanitizer", "tests", "tune", "parity-0", "parity-1"}
+    assert machine.done_after(18) >= machine.done_after(9) | more | {f"run-{gpu_steps.HEADLINE}"}
+    assert machine.done_after(25) >= machine.done_after(18) | END_TO_END | {"kernels", "loaders-1"}
+
+
+@pytest.mark.usefixtures("everything_installed")
+def test_calls_of_nine_minutes_continue_each_other_and_end(tmp_path: Path) -> None:
+    machine, names = FakeMachine(), [step.name for step in gpu_steps.steps(GpuConfig())]
+    statuses = [machine.call(tmp_path, GpuConfig(minutes=9))]
+    while statuses[-1] == gpu.UNFINISHED:
+        statuses.append(machine.call(tmp_path, GpuConfig(minutes=9)))
+    assert statuses[-1] == gpu.ALL_DONE
+    assert list(machine.ended_at) == list(gpu.finished(tmp_path))  # each once
+    assert set(machine.ended_at) == set(names)
+
+
+@pytest.mark.usefixtures("everything_installed")
+def test_a_slower_machine_is_cut_off_in_time_and_goes_on(tmp_path: Path) -> None:
+    machine = FakeMachine(slower=1.7)
+    assert machine.call(tmp_path, GpuConfig(minutes=9)) == gpu.UNFINISHED
+    assert machine.now <= 9 * 60
+    first = dict(machine.ended_at)
+    machine.now = 0.0
+    machine.call(tmp_path, GpuConfig(minutes=9))
+    assert list(machine.ended_at)[: len(first)] == list(first) and len(machine.ended_at) > len(first)
+
+
+def test_the_network_alone_needs_no_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "importable", lambda name: name != "nvidia.dali")
+    machine = FakeMachine()
+    assert machine.call(tmp_path, GpuConfig(minutes=9999)) == gpu.UNFINISHED
+    assert set(machine.ended_at) == {
+        "images", *(f"network-{model}-{n}" for model in gpu_steps.NETWORKS for n in gpu_steps.BATCH_SIZES)
+    }  # fmt: skip
+
+
+def test_every_architecture_is_there_once() -> None:
+    found = gpu_steps.steps(GpuConfig())
+    names = [step.name for step in found]
     assert len(set(names)) == len(names)
-    assert {"run-nfnet:f6", "run-efficientnet:ap:b8", "run-efficientnet:ns:l2", "kernels", "figures"} <= set(names)
-    for name in gpu.FIRST:
-        assert names.count(f"run-{name}") == 1  # each is a member of its family, under this name
     timed = {name.removeprefix("run-") for name in names if name.startswith("run-")}
     members = {m.key: m for family in FAMILIES.values() for m in family.members}
     kinds = [(members[key].model_id.partition(".")[0], members[key].K) for key in timed]
     assert sorted(kinds) == sorted({(m.model_id.partition(".")[0], m.K) for m in members.values()})
-    largest = next(step for step in steps if step.name == "run-efficientnet:ns:l2")
-    assert largest.command[largest.command.index("-b") + 1] == "auto"
-    assert all(gpu.LEAST_SECONDS < step.expected_s < 540 for step in steps)  # each fits into a call
+    assert all(gpu.MIN_SECONDS < step.expected_s < 540 for step in found)  # each fits into nine minutes
+    assert [step.name for step in gpu_steps.steps(GpuConfig(only="tune,par"))] == ["tune", "parity-0", "parity-1"]
 
 
-def test_commands_are_understood_by_their_programs(tmp_path: Path) -> None:
-    from bench.compare import loaders as rivals
-    from bench.compare import network, tune
-    from bench.options import parse
-
-    known: dict[str, Callable[[list[str]], object]] = {
-        "bench/run.py": parse, "bench/compare/parity.py": parse, "bench/compare/loaders.py": rivals.parse, "bench/compare/tune.py": tune.parse,
-        "bench/compare/network.py": network.parse, "bench/compare/gpu.py": gpu.parse,
-    }  # fmt: skip
-    for quick in ([], ["--quick"]):
-        for step in gpu.steps(gpu.parse(["--device", "cuda", *quick]), tmp_path):
-            _, program, *given = step.command
-            if program == "-m":
-                assert given[0] == "pytest"
-                continue
-            args: Any = known[program](given)
-            assert args.device == "cuda"
-            assert getattr(args, "step", None) in (None, step.name)
-            if program != "bench/compare/gpu.py":
-                assert args.out == tmp_path / step.writes
+# Functions of steps: a child finds them by name.
 
 
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", code)
+def works(out: Path, config: GpuConfig) -> int:
+    with (out / "times").open("a") as file:
+        file.write("x")
+    return 0
 
 
-def test_a_second_call_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "results"
-    out.mkdir()
-    mark = f"open({str(tmp_path / 'times')!r}, 'a').write('x')"
-    steps = [
-        Step("first", python(mark)),
-        Step("fails", python("raise SystemExit('broken')")),
-        Step("faulty", python("1 / 0")),
-        Step("long", python("import time; time.sleep(60)"), writes="half"),
-        Step("last", python(mark)),
-    ]
-    args = gpu.parse(["--minutes", "0.02"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "LEAST_SECONDS", 0.1)
-        status = [gpu.go_on(out, steps, gpu.finished(out), args)]
-        while gpu.finished(out).keys() < {"first", "fails", "faulty"}:  # a slow machine takes several calls
-            status.append(gpu.go_on(out, steps, gpu.finished(out), args))
-    assert set(status) == {3}
-    assert "call it again" in capsys.readouterr().out
-    assert "long" not in gpu.finished(out)
-    (out / "half").mkdir()
-    check = f"import pathlib; assert not pathlib.Path({str(out / 'half')!r}).exists()"
-    steps[3] = Step("long", python(check), writes="half")
-    assert gpu.go_on(out, steps, gpu.finished(out), gpu.parse([])) == 1
-    ends = {"first": "ok", "fails": "failed", "faulty": "failed", "long": "ok", "last": "ok"}
-    assert {name: line["end"] for name, line in gpu.finished(out).items()} == ends
-    reasons = {name: line.get("reason") for name, line in gpu.finished(out).items()}
-    assert (reasons["fails"], reasons["faulty"]) == ("broken", "ZeroDivisionError: division by zero")
-    assert reasons["first"] is None
-    assert (tmp_path / "times").read_text() == "xx"  # each once
-    assert gpu.go_on(out, steps, gpu.finished(out), gpu.parse([])) == 1  # nothing is left; what failed is still said
-    assert "broken" in (out / "logs/fails.txt").read_text()
-    assert "ZeroDivisionError" in (out / "logs/faulty.txt").read_text()
-    assert (tmp_path / "results.tar.gz").is_file()
-    assert all(json.loads(line)["took_s"] >= 0 for line in (out / "steps.jsonl").read_text().splitlines())
+def returns_one(out: Path, config: GpuConfig) -> int:
+    print("broken")
+    return 1
 
 
-def test_what_a_whole_call_is_too_short_for_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, mark = tmp_path / "results", tmp_path / "worker"
-    out.mkdir()
-    worker = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
-    long = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
-    steps = [Step("long", python(long)), Step("last", python(""))]
-    args = gpu.parse(["--minutes", "0.02"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "LEAST_SECONDS", 0.1)
-        assert gpu.go_on(out, steps, {}, args) == 3
-    assert gpu.go_on(out, steps, gpu.finished(out), gpu.parse([])) == 1
-    assert {name: line["end"] for name, line in gpu.finished(out).items()} == {"long": "too long", "last": "ok"}
-    said = capsys.readouterr().out
-    assert "failed: long" in said and "long: too long: not done after" in said
-    time.sleep(3)
-    assert not mark.exists()  # what it had started was ended with it
+def raises(out: Path, config: GpuConfig) -> int:
+    raise ZeroDivisionError("division by zero")
 
 
-def test_a_step_is_not_begun_that_would_not_end_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "results"
-    out.mkdir()
-    steps = [
-        Step("first", python(""), expected_s=9999),
-        Step("long", python(""), expected_s=9999),
-        Step("short", python("")),
-        Step("last", python(""), is_last=True),
-    ]
-    assert gpu.go_on(out, steps, gpu.finished(out), gpu.parse([])) == 3  # a call's first one is begun all the same
-    assert list(gpu.finished(out)) == ["first", "short"]
-    assert "time is up; call it again: 2 steps are left, long first" in capsys.readouterr().out
-    assert gpu.go_on(out, steps, gpu.finished(out), gpu.parse([])) == 0
-    assert list(gpu.finished(out)) == ["first", "short", "long", "last"]
-    assert gpu.calls(steps, 540) == 3  # if the long ones take as long as they say
+def starts_another(out: Path, config: GpuConfig, *, mark: Path) -> int:
+    code = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
-@pytest.mark.parametrize(
-    ("expected_s", "number"),
-    [([], 0), ([100], 1), ([300, 240], 1), ([300, 241], 2), ([530, 5], 2), ([700, 30], 2), ([200, 400, 100, 140], 2)],
-)
-def test_calls_are_counted_as_they_will_be_made(expected_s: list[float], number: int) -> None:
-    steps = [Step(f"{i}", (), expected_s=seconds) for i, seconds in enumerate(expected_s)]
-    assert gpu.calls(steps, 540) == number
+def test_a_fault_costs_its_own_step_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    todo = [Step("first", works, "", 0), Step("fails", returns_one, "none", 0), Step("faulty", raises, "none", 0)]
+    assert gpu.work(tmp_path, GpuConfig(), todo, gpu.finished(tmp_path)) == gpu.FAILED
+    assert "failed: fails, faulty" in capsys.readouterr().out
+    ends = gpu.finished(tmp_path)
+    assert {name: line["end"] for name, line in ends.items()} == {"first": "ok", "fails": "failed", "faulty": "failed"}
+    assert (ends["fails"]["reason"], ends["faulty"]["reason"]) == ("broken", "ZeroDivisionError: division by zero")
+    assert "ZeroDivisionError" in (tmp_path / "logs/faulty.txt").read_text()
+    assert gpu.work(tmp_path, GpuConfig(), todo, gpu.finished(tmp_path)) == gpu.FAILED  # nothing is left
+    assert (tmp_path / "times").read_text() == "x"
+
+
+def test_a_step_that_a_whole_call_is_too_short_for_is_given_up_with_all_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    todo = [Step("long", starts_another, "half", 0, {"mark": mark})]
+    assert gpu.work(tmp_path, GpuConfig(minutes=0.05), todo, {}) == gpu.FAILED
+    (line,) = gpu.finished(tmp_path).values()
+    assert line["end"] == gpu.TOO_LONG and line["reason"].startswith("not done after")
+    time.sleep(4)
+    assert not mark.exists()
+
+
+def test_what_a_cut_off_step_wrote_is_removed(tmp_path: Path) -> None:
+    def attempt(step: Step, out: Path, config: GpuConfig, left_s: float) -> str:
+        (out / step.writes).mkdir()
+        return gpu.CUT_OFF if step.name == "long" else gpu.OK
+
+    todo = [Step("short", works, "a", 0), Step("long", works, "b", 0), Step("never", works, "c", 0)]
+    ends: gpu.Ends = {}
+    assert gpu.work(tmp_path, GpuConfig(), todo, ends, attempt) == gpu.UNFINISHED
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "steps.jsonl"]
+    assert list(ends) == ["short"]
 
 
 def test_the_steps_are_printed_where_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
     assert gpu.main(["--dry-run", "--out", str(out)]) == 0
-    steps = gpu.steps(gpu.parse([]), tmp_path)
-    said = capsys.readouterr().out
-    assert said.count("to do") == len(steps)
-    assert "  360 s? to do    tune: " in said
-    number = gpu.calls(steps, 540)
-    assert f"{len(steps)} of {len(steps)} steps are left" in said and f"{number} calls of 9 minutes" in said
-    assert not out.exists()
+    printed = capsys.readouterr().out
+    assert printed.count("to do") == len(gpu_steps.steps(GpuConfig())) and not out.exists()
     out.mkdir()
-    (out / "steps.jsonl").write_text('{"step": "tune", "end": "ok", "took_s": 123.4}\n')
+    (out / "steps.jsonl").write_text(json.dumps({"step": "tune", "end": "ok", "took_s": 123.4}) + "\n")
     assert gpu.main(["--dry-run", "--out", str(out)]) == 0
-    assert "  123 s  ok       tune: " in capsys.readouterr().out
+    assert "   123 s  ok        tune" in capsys.readouterr().out
+    assert gpu.main(["--minutes", "1", "--out", str(out)]) == 2
+    assert "--device cuda" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named_with_how_to_bring_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu, "NEEDED", {"json": "json", "no_such_package": "no-such-package==1", "nor.this": "nor"})
-    assert gpu.main([]) == 2
-    said = capsys.readouterr().err
-    assert "not installed here: no_such_package, nor.this." in said
-    assert "pip download --dest wheels" in said and "'no-such-package==1' 'nor'" in said
-    assert "pip install --no-index --find-links wheels" in said
-    assert "://" not in said
-
-
-def test_nothing_is_imported_on_the_way_but_what_is_asked_for() -> None:
-    """Every import of another project's module in the rooms' files, but for files that no step loads."""
-    rooms = {"pipelines", "models", "bench", "analysis"}
-    apart = {"analysis/report.py", "pipelines/rivals/spdl_loader.py"}  # the HTML report; an optional rival
-    needed = {name.partition(".")[0] for name in gpu.NEEDED} | set(sys.stdlib_module_names) | rooms
-    for path in (path for room in rooms for path in (gpu.ROOT / room).rglob("*.py")):
-        where = path.relative_to(gpu.ROOT).as_posix()
-        if where not in apart:
-            assert {name.partition(".")[0] for name in imported(path)} - {"huggingface_hub"} <= needed, where
-    for room in sorted(rooms):
-        loads = [path for path in (gpu.ROOT / room).rglob("*.py") if "analysis.report" in imported(path)]
-        assert loads == [] or loads == [gpu.ROOT / "analysis/make_report.py"]
-
-
-def imported(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-
-
-def test_what_was_tuned_is_taken_up_on_the_next_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "results"
-    tune.write(out / "tune", [{"workers": 3}], {tune.key("dali-gpu"): {"workers": 3, "hw_decoder_load": 0.25}})
+def test_what_was_tuned_is_used_where_the_cache_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune.write(tmp_path / "tune", [{"workers": 3}], {tuned.key("dali-gpu"): {"workers": 3, "hw_decoder_load": 0.25}})
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "empty"))
-    gpu.take_up_tuning(tmp_path)  # nothing was tuned
-    assert tune.stored("dali-gpu") == {}
-    gpu.take_up_tuning(out)
-    assert tune.stored("dali-gpu") == {"workers": 3, "hw_decoder_load": 0.25}
+    gpu.restore_tuning(tmp_path / "none")
+    assert tuned.stored("dali-gpu") == {}
+    gpu.restore_tuning(tmp_path)
+    assert tuned.stored("dali-gpu") == {"workers": 3, "hw_decoder_load": 0.25}
 
 
-def test_an_archive_that_is_too_large_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.dali
+def test_the_records_of_a_step_are_read_by_the_targets(
+    tmp_path: Path, fast_backend: object, demo_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "results"
-    out.mkdir()
-    assert gpu.go_on(out, [], {}, gpu.parse([])) == 0
-    (out / "large.bin").write_bytes(os.urandom(2 << 20))
-    monkeypatch.setattr(gpu, "MOST_ARCHIVE_BYTES", 1 << 20)
-    assert gpu.go_on(out, [], {}, gpu.parse([])) == 1
-    assert "more than 1 MiB; the largest files, MiB: large.bin 2.0" in capsys.readouterr().out
+    """Two steps in miniature on a CPU, in this process, then the table."""
+    from pipelines.data import demo
+
+    monkeypatch.setattr(demo, "ensure", lambda split: demo_root)
+    config = GpuConfig(device="cpu", quick=True)
+    assert gpu_steps.network(tmp_path, config, model=gpu_steps.HEADLINE, batch_size=2) == 0
+    assert gpu_steps.end_to_end(tmp_path, config, model=gpu_steps.HEADLINE) == 0
+    gpu.report(tmp_path, {})
+    table = pd.read_csv(tmp_path / "targets.csv").set_index("what")
+    assert table.loc[f"end to end over its ceiling, {gpu_steps.HEADLINE}, 1 crops", "measured"] > 0
+    assert {"no compiled variant was timed", "parity-0 is still to do"} <= set(table["note"])

@@ -1,4 +1,4 @@
-"""bench/compare/targets.py on folders made here from literal numbers: what passes, what misses, what is absent and why."""
+"""analysis.gpu_targets on folders made here from literal numbers: what passes, what misses, what is absent and why."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from analysis import gpu_targets
+from analysis.gpu_targets import Target
 from bench import records
-from bench.compare import loader_records as rival_records
-from bench.compare import targets as bars
-from bench.compare.gpu import HEADLINE, NETWORKS
-from bench.compare.loader_records import Cell, NotTimed, Timed
+from bench.compare import loader_records
+from bench.compare.gpu_steps import HEADLINE, NETWORKS
+from bench.compare.loader_records import NotTimed, Timed, Workload
 from bench.compare.network import COMPILED, PLAIN, TIMM
-from bench.compare.targets import Bar
 from bench.records import Setting, Throughput
 
 SETTING = Setting(
@@ -27,8 +27,12 @@ SETTING = Setting(
 )  # fmt: skip
 
 
-def found(folder: Path, prefix: str) -> list[Bar]:
-    return [bar for bar in bars.bars(folder, lambda step: f"because of {step}") if bar.what.startswith(prefix)]
+def found(folder: Path, prefix: str) -> list[Target]:
+    return [
+        target
+        for target in gpu_targets.targets(folder, lambda step: f"because of {step}")
+        if target.what.startswith(prefix)
+    ]
 
 
 def table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -40,14 +44,14 @@ def table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_measured_is_said_of_every_bar(tmp_path: Path) -> None:
-    found = bars.bars(tmp_path, lambda step: f"because of {step}")
-    assert {bar.verdict for bar in found} == {"absent"}
-    assert [(bar.wanted, bar.note) for bar in found] == [
-        (0.95, "because of run-resnet:50"), (5, "because of rivals-1"), (20, "because of rivals-20"),
+    found = gpu_targets.targets(tmp_path, lambda step: f"because of {step}")
+    assert {target.verdict for target in found} == {"absent"}
+    assert [(target.wanted, target.note) for target in found] == [
+        (0.95, "because of run-resnet:50"), (5, "because of loaders-1"), (20, "because of loaders-20"),
         *((1, f"because of network-{model}") for model in NETWORKS), (0.95, "because of kernels"),
         (0.99, "because of parity-0"), (0.99, "because of parity-1"),
     ]  # fmt: skip
-    assert [line.split()[-4:-3] for line in bars.text(found)[1:3]] == [["absent"], ["absent"]]
+    assert [line.split()[-4:-3] for line in gpu_targets.text(found)[1:3]] == [["absent"], ["absent"]]
 
 
 def rates(stage: str, crops: int | None, rate: float) -> Throughput:
@@ -74,38 +78,40 @@ def test_end_to_end_is_held_against_the_smaller_ceiling_more_strictly_where_they
 
 
 def test_the_fastest_of_ours_is_held_against_the_pil_loader_in_floats(tmp_path: Path) -> None:
-    def line(side: str, output: str, crops: int, number: int, rate: float) -> Timed:
-        return Timed(side, Cell(output, crops), number, int(1000 * rate * crops), 1000.0, 64, 1, 0.1)
+    def line(loader: str, output: str, crops: int, number: int, rate: float) -> Timed:
+        return Timed(loader, Workload(output, crops), number, int(1000 * rate * crops), 1000.0, 64, 1, 0.1)
 
-    one, twenty = tmp_path / "rivals" / "1", tmp_path / "rivals" / "20"
+    one, twenty = tmp_path / "loaders" / "1", tmp_path / "loaders" / "20"
     one.mkdir(parents=True)
     twenty.mkdir()
     for number, slow in enumerate((1.0, 0.5, 1.0)):
-        sides = {"dali-cpu": 300.0, "dali-gpu": 480.0, "pil": 100.0}
-        for side, rate in sides.items():
-            rival_records.append(one, line(side, "float16", 1, number, slow * rate))
-            rival_records.append(one, line(side, "uint8", 1, number, (9 if "dali" in side else 1) * rate))
-    rival_records.append(twenty, line("dali-gpu", "float16", 20, 0, 400.0))
-    rival_records.append(twenty, NotTimed("pil", None, "no worker came up"))
+        loaders = {"dali-cpu": 300.0, "dali-gpu": 480.0, "pil": 100.0}
+        for loader, rate in loaders.items():
+            loader_records.append(one, line(loader, "float16", 1, number, slow * rate))
+            loader_records.append(one, line(loader, "uint8", 1, number, (9 if "dali" in loader else 1) * rate))
+    loader_records.append(twenty, line("dali-gpu", "float16", 20, 0, 400.0))
+    loader_records.append(twenty, NotTimed("pil", None, "no worker came up"))
     first, second = found(tmp_path, "pipeline over")
     assert (first.wanted, first.measured, first.verdict) == (5, pytest.approx(4.8), "miss")
     assert first.note == "dali-gpu, 4.80 .. 4.80, 3 rounds"
     assert (second.wanted, second.verdict, second.note) == (20, "absent", "pil: no worker came up")
 
 
-def test_networks_meet_at_their_best_chunks(tmp_path: Path) -> None:
-    def rows(chunk: int, timm: float, ours: float) -> list[dict[str, Any]]:
-        sides = {PLAIN: 1.0, TIMM: timm, "float16, channels-last, fold": 9e9, f"float16, {COMPILED}": ours}
-        return [{"chunk": chunk, "way": way, "crops_per_sec": rate} for way, rate in sides.items()]
+def test_networks_are_compared_at_their_best_batch_sizes(tmp_path: Path) -> None:
+    def rows(batch_size: int, timm: float, ours: float) -> list[dict[str, Any]]:
+        loaders = {PLAIN: 1.0, TIMM: timm, "float16, channels-last, fold": 9e9, f"float16, {COMPILED}": ours}
+        return [
+            {"batch_size": batch_size, "variant": variant, "crops_per_sec": rate} for variant, rate in loaders.items()
+        ]
 
     table(tmp_path / "network" / "resnet-50-256" / "network.csv", rows(256, timm=8000, ours=9000))
     table(tmp_path / "network" / "resnet-50-64" / "network.csv", rows(64, timm=10_000, ours=9500))
     table(tmp_path / "network" / "nfnet-f0-256" / "network.csv", rows(256, timm=800, ours=801)[:2])
     first, *others = found(tmp_path, "network alone")
     assert (first.measured, first.verdict) == (0.95, "miss")
-    assert first.note == "ours 9500 crops/s at 64, timm 10000 crops/s at 64, of chunks 64, 256"
-    assert [bar.note for bar in others if bar.what.endswith("nfnet:f0")] == ["no compiled side was timed"]
-    assert {bar.verdict for bar in others} == {"absent"}
+    assert first.note == "ours 9500 crops/s at 64, timm 10000 crops/s at 64, of batch sizes 64, 256"
+    assert [target.note for target in others if target.what.endswith("nfnet:f0")] == ["no compiled variant was timed"]
+    assert {target.verdict for target in others} == {"absent"}
 
 
 def test_kernels_are_asked_of_five_crops_and_more(tmp_path: Path) -> None:
@@ -114,7 +120,7 @@ def test_kernels_are_asked_of_five_crops_and_more(tmp_path: Path) -> None:
         tmp_path / "here" / "kernels.csv",
         [{"model": HEADLINE, "crops": n, "kernel_share": share} for n, share in shares.items()],
     )
-    verdicts = [(bar.what.split(", ")[-1], bar.verdict) for bar in found(tmp_path / "here", "kernels")]
+    verdicts = [(target.what.split(", ")[-1], target.verdict) for target in found(tmp_path / "here", "kernels")]
     assert verdicts == [("5 crops", "pass"), ("10 crops", "miss"), ("20 crops", "absent")]
 
 
@@ -129,32 +135,36 @@ def test_answers_of_the_gpu_are_held_against_each_other_backends(tmp_path: Path)
     (folder / "parity.json").write_text(json.dumps({"images": 9, "top1_agreement": agreement, "frames": frames}))
     absent, *compared = found(tmp_path, "same answer")
     assert (absent.verdict, absent.note) == ("absent", "because of parity-0")
-    assert [(bar.measured, bar.verdict) for bar in compared] == [(0.98, "miss"), (0.99, "pass")]
+    assert [(target.measured, target.verdict) for target in compared] == [(0.98, "miss"), (0.99, "pass")]
     assert compared[0].note == "at 10RC, 9 images; frames differ by 0.500 grey levels"
     (folder / "parity.json").write_text(json.dumps({"images": 9, "top1_agreement": {}}))
-    assert [bar.note for bar in found(tmp_path, "same answer")][1] == "dali-gpu was not compared"
+    assert [target.note for target in found(tmp_path, "same answer")][1] == "dali-gpu was not compared"
 
 
 def test_what_is_damaged_hides_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "rivals" / "1").mkdir(parents=True)
-    (tmp_path / "rivals" / "1" / "rivals.jsonl").write_text('{"schema": 1, "ki')
-    (bar,) = found(tmp_path, "over pil")
-    assert (bar.wanted, bar.verdict) == (None, "absent")
-    assert bar.note.startswith("ValueError: ") and "rivals.jsonl, line 1" in bar.note
+    (tmp_path / "loaders" / "1").mkdir(parents=True)
+    (tmp_path / "loaders" / "1" / "loaders.jsonl").write_text('{"schema": 2, "ki')
+    (target,) = found(tmp_path, "over pil")
+    assert (target.wanted, target.verdict) == (None, "absent")
+    assert target.note.startswith("ValueError: ") and "loaders.jsonl, line 1" in target.note
     assert len(found(tmp_path, "network alone")) == len(NETWORKS)
-    assert bars.text([bar])[1].startswith("over pil       -         -  absent  ValueError")
+    assert gpu_targets.text([target])[1].startswith("over pil       -         -  absent  ValueError")
 
 
 def test_the_table_is_written_and_printed(tmp_path: Path) -> None:
-    rows = [Bar("one thing", 0.95, 0.97), Bar("another", 5, 4.8, "by so much"), Bar("third", 1, None, "it failed")]
-    assert bars.text(rows) == [
+    rows = [
+        Target("one thing", 0.95, 0.97),
+        Target("another", 5, 4.8, "by so much"),
+        Target("third", 1, None, "it failed"),
+    ]
+    assert gpu_targets.text(rows) == [
         "           wanted  measured",
         "one thing    0.95     0.970  pass",
         "another      5.00     4.800  miss    by so much",
         "third        1.00         -  absent  it failed",
     ]
-    bars.write(tmp_path / "bars.csv", rows)
-    with (tmp_path / "bars.csv").open() as file:
+    gpu_targets.write(tmp_path / "gpu_targets.csv", rows)
+    with (tmp_path / "gpu_targets.csv").open() as file:
         assert [(row["measured"], row["verdict"]) for row in csv.DictReader(file)] == [
             ("0.97", "pass"), ("4.8", "miss"), ("", "absent"),
         ]  # fmt: skip
