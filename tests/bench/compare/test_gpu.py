@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.measure import tuned
 from bench.compare import gpu, gpu_steps, tune
 from bench.compare.gpu_steps import GpuConfig, Step
+from bench.measure import tuned
 from models.families import FAMILIES
 
 LARGEST = gpu_steps.BATCH_SIZES[0]
