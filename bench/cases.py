@@ -22,7 +22,7 @@ POLICY_SETS: dict[str, str] = {
 class ModelCase:
     """One network at one size. ``img_size`` and ``crop_pct`` are None for the network's own."""
 
-    name: str  # as `models.classifier.load` takes it
+    name: str  # as `models.loading.load` takes it
     family: str | None = None
     variant: str | None = None
     img_size: int | None = None

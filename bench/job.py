@@ -17,9 +17,9 @@ from bench.distributed import ALONE, Processes
 from bench.measure import auto_batch
 from bench.measure.scoring import Scoring
 from bench.resume import NetworkPlan
-from models import classifier as classifiers
 from models import families
 from models.classifier import Classifier
+from models.loading import load
 from models.predict import Network
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images, split
@@ -72,7 +72,7 @@ class Job:
 
     def _load(self) -> Classifier:
         network = self.config.network
-        loaded = classifiers.load(
+        loaded = load(
             self.case.name,
             weights=network.weights or "pretrained",
             checkpoint=network.checkpoint,

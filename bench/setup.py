@@ -131,7 +131,7 @@ def make_job(
     what was settled when the run began. Raises UserError for weights that cannot be had."""
     from bench.job import Job
     from bench.measure.adapt import adapt
-    from models.classifier import WeightsError
+    from models.checkpoints import WeightsError
 
     try:
         job = Job(case, scan, config, processes, plan)

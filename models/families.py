@@ -42,7 +42,7 @@ class Member:
     """One column of one of MID's tables."""
 
     family: str
-    variant: str  # as in --variants, written in full: "18", "v3-small", "ap:b0", "f0"
+    variant: str  # as in `variants`, written in full: "18", "v3-small", "ap:b0", "f0"
     model_id: str  # timm name with its tag, or torchvision:NAME.WEIGHTS
     S: int  # "Image Resized To": short side, pixels
     K: int  # "Input Crop Size", pixels
@@ -240,7 +240,7 @@ _S_OF_B3 = "printed 332 in MID Tables III, V, VII: 300 / 0.904 = 331.9 rounded, 
 _S_OF_B6 = "printed 562 in MID Tables III, V, VII: 528 / 0.94 = 561.7 rounded, where timm's ratio is 0.942"
 _S_OF_F3 = "printed 443 in MID Table IV: 416 / 0.94 = 442.6 rounded, where timm takes the floor"
 _SQUASH = (
-    "MID resizes with the aspect ratio kept (DESIGN rule 12); --crop-mode squash does as timm, whose results with it "
+    "MID resizes with the aspect ratio kept (DESIGN rule 12); `crop_mode` squash does as timm, whose results with it "
     "are higher (F0 83.49 for MID's 83.34, F1 84.70 for 84.60)"
 )
 
@@ -255,7 +255,7 @@ DIFFERENCES: tuple[Difference, ...] = (
 def family_named(name: str) -> Family:
     """Raises ValueError, listing the known families."""
     if name not in FAMILIES:
-        raise ValueError(f"--family {name!r} is unknown; known: {', '.join(FAMILIES)}; other networks: --models NAME")
+        raise ValueError(f"`family` {name!r} is unknown; known: {', '.join(FAMILIES)}; other networks: --models NAME")
     return FAMILIES[name]
 
 
@@ -272,7 +272,7 @@ def members(family: str, variants: str = "all") -> list[Member]:
     known = family_named(family)
     names = [name.strip() for name in variants.split(",") if name.strip()]
     if not names:
-        raise ValueError(f"--variants {variants!r} names nothing; known for {family}: {_variants_text(known)}")
+        raise ValueError(f"`variants` {variants!r} names nothing; known for {family}: {_variants_text(known)}")
     found = {member.variant: member for name in names for member in _matching(known, name)}
     return list(found.values())
 
@@ -325,7 +325,7 @@ def _matching(family: Family, name: str) -> list[Member]:
         group = group or family.default_group
         wanted = [m for m in family.members if m.variant == (f"{group}:{variant}" if group else variant)]
     if not wanted:
-        raise ValueError(f"--variants {name!r} is unknown; known for {family.name}: {_variants_text(family)}, all")
+        raise ValueError(f"`variants` {name!r} is unknown; known for {family.name}: {_variants_text(family)}, all")
     return wanted
 
 

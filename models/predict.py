@@ -58,7 +58,7 @@ class Network:
         compiled: bool = False,
     ) -> None:
         if chunk < 1:
-            raise ValueError(f"--batch-size {chunk}: the number of crops per forward must be at least 1")
+            raise ValueError(f"`batch_size` {chunk}: the number of crops per forward must be at least 1")
         dtype = AMP_DTYPES[amp_dtype]
         self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
         self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
@@ -109,7 +109,7 @@ class Network:
         if self.rows == 1:
             raise OutOfMemory(
                 f"{self.classifier.name} runs out of memory on {self.device} with a single crop of {K} pixels: "
-                "use --amp-dtype bfloat16, a smaller --img-size, or a machine with more memory"
+                "use `amp_dtype` bfloat16, a smaller `img_size`, or a machine with more memory"
             )
         self.rows = -(-self.rows // 2)
         if self.device.type == "cuda":

@@ -30,7 +30,7 @@ class InputSpec:
             raise ValueError(f"S and K are whole numbers of pixels, not S={self.S!r}, K={self.K!r}")
         if self.K < 1 or self.S < self.K:
             raise ValueError(
-                f"a crop of K={self.K} does not fit into a short side of S={self.S}: lower --img-size or --crop-pct"
+                f"a crop of K={self.K} does not fit into a short side of S={self.S}: lower `img_size` or `crop_pct`"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")

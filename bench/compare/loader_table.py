@@ -32,7 +32,7 @@ class Ours:
     kept: dict[int, Backend] = field(default_factory=dict)
 
     def __call__(self, request: Request) -> Iterator[Tensor]:
-        """Tensors [m, 3, K, K]: normalised by models.classifier.Normalize, or uint8."""
+        """Tensors [m, 3, K, K]: normalised by models.normalization.Normalize, or uint8."""
         import torch
 
         pieces = self._crops(request)
@@ -54,7 +54,7 @@ class Ours:
     def _normalized(self, pieces: Iterator[Tensor], request: Request, dtype: Any) -> Iterator[Tensor]:
         import torch
 
-        from models.classifier import Normalize
+        from models.normalization import Normalize
 
         # As models.predict does it: a batch is filled, and normalised into memory that stays.
         on_cpu = request.device == "cpu"

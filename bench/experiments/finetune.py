@@ -420,11 +420,11 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
 
 def read_back(job: Job, path: Path) -> str:
     """The hash of the weights as ``bench/run.py --checkpoint`` will see them."""
-    from models import classifier
+    from models.loading import load
 
     spec = job.classifier.spec
     network = job.config.network
-    loaded = classifier.load(
+    loaded = load(
         job.case.name,
         checkpoint=path,
         img_size=spec.K,

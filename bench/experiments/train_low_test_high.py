@@ -298,9 +298,9 @@ def train(args: argparse.Namespace, trained: Trained, data: Dataset, make: MakeB
     from torch.optim.lr_scheduler import OneCycleLR
 
     from bench.files import write_whole
-    from models.classifier import Normalize
     from models.demo import train as demo_train
     from models.fixres import finetune
+    from models.normalization import Normalize
 
     K, epochs, batch_size = trained.train_res, args.epochs, demo_train.BATCH
     if len(data) < batch_size:
@@ -420,7 +420,8 @@ def centre_crops(data: Dataset, K: int, seed: int, make: MakeBackend) -> torch.T
 
 def load(args: argparse.Namespace, trained: Trained, K: int) -> Any:
     """The trained network, fed at K."""
-    from models.classifier import Classifier, read_checkpoint
+    from models.checkpoints import read_checkpoint
+    from models.classifier import Classifier
 
     net = fresh(args)
     net.load_state_dict(read_checkpoint(weights_path(args.out, trained))[0])

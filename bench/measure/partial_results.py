@@ -68,7 +68,7 @@ class PartialResults:
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"{self.path(missing[0])} is not there, though a process has written it: all processes of a run "
-                    "must see the same run folder; name one on a shared file system as --out"
+                    "must see the same run folder; name one on a shared file system as `out`"
                 )
             time.sleep(0.5)
         predictions = joined([empty, *(self._read(number) for number in range(len(self.pieces)))])
@@ -81,7 +81,7 @@ class PartialResults:
             return Predictions.load(path)
         except ValueError as error:
             path.unlink()
-            raise ValueError(f"{error}; it was removed, and --resume scores its images again") from error
+            raise ValueError(f"{error}; it was removed, and `resume` scores its images again") from error
 
     def remove(self) -> None:
         """Called when the results are in the run's files."""

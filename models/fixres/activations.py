@@ -625,7 +625,7 @@ ADAPTATIONS: dict[str, type[FrechetAdaptation] | type[GaussianAdaptation]] = {
 def require_adaptable(classifier: Classifier, adaptation: str) -> LastActivation:
     """Raise NotAdaptable, with the reason, where the network cannot have it; before anything is measured."""
     if adaptation not in ADAPTATIONS:
-        raise ValueError(f"--adapt {adaptation!r} is not one of {', '.join(ADAPTATIONS)}")
+        raise ValueError(f"`adapt` {adaptation!r} is not one of {', '.join(ADAPTATIONS)}")
     found = last_activation(classifier)
     if adaptation == "frechet" and not found.kind.rectifier:
         why = NOT_RECTIFIED.format(name=found.name, what=found.kind.what)
@@ -651,12 +651,12 @@ def attach(classifier: Classifier, adaptation: FrechetAdaptation | GaussianAdapt
 
 
 def _attach_behind_pooling(classifier: Classifier, adaptation: Adaptation, at: LastActivation) -> Callable[[], None]:
-    cut = classifier._cut
+    cut = classifier._split
     assert cut is not None  # it has a feature level: last_activation saw to it
-    classifier._cut = replace(cut, trunk=lambda x: adaptation.apply(cut.trunk(x)))
+    classifier._split = replace(cut, trunk=lambda x: adaptation.apply(cut.trunk(x)))
 
     def detach() -> None:
-        classifier._cut = cut
+        classifier._split = cut
 
     return detach
 

@@ -6,7 +6,7 @@
     tuning = FineTuning(classifier, crops, labels, recipe)
     for epoch in tuning.run():                                     # one Epoch each: learning rate, loss, top-1
         tuning.save_state(path, log)                               # a killed run goes on from here, bit for bit
-    save_weights(classifier.net, "model.safetensors")              # models.classifier.load(..., checkpoint=...)
+    save_weights(classifier.net, "model.safetensors")              # models.loading.load(..., checkpoint=...)
 
 Touvron, Vedaldi, Douze, Jegou: Fixing the train-test resolution discrepancy (NeurIPS 2019), Sections 4.2 and 5, and
 FixEfficientNet (2020), Section 3.1. Written from these texts. What they print is followed; where they are silent, the
@@ -85,24 +85,24 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.tune not in TUNES:
-            raise ValueError(f"--tune {self.tune!r} is not one of {', '.join(TUNES)}")
+            raise ValueError(f"`tune` {self.tune!r} is not one of {', '.join(TUNES)}")
         if self.augmentation not in AUGMENTATIONS:
-            raise ValueError(f"--augmentation {self.augmentation!r} is not one of {', '.join(AUGMENTATIONS)}")
+            raise ValueError(f"`augmentation` {self.augmentation!r} is not one of {', '.join(AUGMENTATIONS)}")
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"--epochs {self.epochs} and --batch-size {self.batch_size} must be 1 or more")
+            raise ValueError(f"`epochs` {self.epochs} and `batch_size` {self.batch_size} must be 1 or more")
         if self.tune == "classifier+bn" and self.batch_size < 2:
-            raise ValueError("--batch-size 1: a BatchNorm in training mode needs 2 or more; --tune classifier takes 1")
+            raise ValueError("`batch_size` 1: a BatchNorm in training mode needs 2 or more; `tune` classifier takes 1")
         if not (0 < self.lr < math.inf and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise ValueError(
-                f"--lr {self.lr} must be above 0, --momentum {self.momentum} from 0 to below 1, "
-                f"--weight-decay {self.weight_decay} 0 or more"
+                f"`lr` {self.lr} must be above 0, `momentum` {self.momentum} from 0 to below 1, "
+                f"`weight_decay` {self.weight_decay} 0 or more"
             )
         if not (0 <= self.label_smoothing < 1 and 0 <= self.jitter < 1):
             raise ValueError(
-                f"--label-smoothing {self.label_smoothing} and --jitter {self.jitter} must be from 0 to below 1"
+                f"`label_smoothing` {self.label_smoothing} and `jitter` {self.jitter} must be from 0 to below 1"
             )
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"--min-area {self.min_area} is a share of the image: above 0 and at most 1")
+            raise ValueError(f"`min_area` {self.min_area} is a share of the image: above 0 and at most 1")
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0: a tenth from the half on (the paper: every 30 of 60 epochs)."""
@@ -577,8 +577,8 @@ class FineTuning:
         name = last_batch_norm(self.classifier, x)
         if name is None:
             raise ValueError(
-                f"--tune classifier+bn: {self.classifier.name} has no BatchNorm before its pooling; "
-                "use --tune classifier"
+                f"`tune` classifier+bn: {self.classifier.name} has no BatchNorm before its pooling; "
+                "use `tune` classifier"
             )
         module = self.classifier.net.get_submodule(name)
         if not getattr(module, "track_running_stats", True):
@@ -625,11 +625,11 @@ class FineTuning:
         if not losses:
             raise ValueError(
                 f"only {self.crops.images - len(self.crops.failed)} images can be read, fewer than one batch: lower "
-                f"--batch-size {recipe.batch_size}"
+                f"`batch_size` {recipe.batch_size}"
             )
         loss_mean = torch.stack(losses).double().mean().item()
         if not math.isfinite(loss_mean):
-            raise RuntimeError(f"the loss of epoch {epoch} is {loss_mean}: lower --lr {recipe.lr:g}")
+            raise RuntimeError(f"the loss of epoch {epoch} is {loss_mean}: lower `lr` {recipe.lr:g}")
         images = len(losses) * recipe.batch_size
         top1 = 100 * int(torch.stack(right).sum()) / images
         return Epoch(epoch, recipe.rate(epoch), len(losses), images, loss_mean, top1)
@@ -687,7 +687,7 @@ class FineTuning:
         if needed > self.keep_bytes:
             self.notes.append(
                 f"activations are computed anew in every epoch: keeping them takes {needed / 2**30:.1f} GiB, allowed "
-                f"are {self.keep_bytes / 2**30:.1f} (--keep-gib)"
+                f"are {self.keep_bytes / 2**30:.1f} (`keep_gib`)"
             )
             return None
         kept = _Kept(tuple(t.new_empty((images, *t.shape[1:]), device="cpu") for t in shapes), np.zeros(images, bool))
@@ -732,12 +732,12 @@ class FineTuning:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{path} is no saved state of a fine-tuning ({error}): start anew in a new --out"
+                f"{path} is no saved state of a fine-tuning ({error}): start anew in a new `out`"
             ) from error
         own = self.tuned_state()
         if about["recipe"] != asdict(self.recipe) or not set(own) <= set(tensors):
             raise ValueError(
-                f"{path} belongs to a fine-tuning with another recipe or network: start anew in a new --out"
+                f"{path} belongs to a fine-tuning with another recipe or network: start anew in a new `out`"
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -753,7 +753,7 @@ def _check_data(crops: TrainingCrops, labels: np.ndarray, recipe: Recipe, num_cl
     if len(labels) != crops.images:
         raise ValueError(f"{len(labels)} labels for {crops.images} images")
     if crops.images < recipe.batch_size:
-        raise ValueError(f"--batch-size {recipe.batch_size} is more than the {crops.images} images: lower it")
+        raise ValueError(f"`batch_size` {recipe.batch_size} is more than the {crops.images} images: lower it")
     if not ((labels >= 0) & (labels < num_classes)).all():
         raise ValueError(
             f"fine-tuning needs a label from 0 to {num_classes - 1} for every image: {int((labels < 0).sum())} have "
@@ -789,7 +789,7 @@ def regroup(
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
-    """The whole state dict as safetensors, written whole or not at all; ``models.classifier.load`` reads it back."""
+    """The whole state dict as safetensors, written whole or not at all; ``models.loading.load`` reads it back."""
     _save(path, dict(net.state_dict()), None)
 
 

@@ -124,7 +124,7 @@ class Dataset:
         Raises DatasetError when ``limit`` is below one.
         """
         if limit < 1:
-            raise DatasetError(f"a subset of {limit} images is empty: give --limit a number of at least 1")
+            raise DatasetError(f"a subset of {limit} images is empty: give `limit` a number of at least 1")
         if limit >= len(self):
             return self
         keys = np.fromiter((_name_hash(seed, name) for name in self.table["name"]), np.uint64, len(self))
@@ -185,9 +185,9 @@ def checked_folder(root: Path | str) -> Path:
     """The folder, resolved. Raises DatasetError where there is none."""
     folder = Path(root).expanduser()
     if not folder.exists():
-        raise DatasetError(f"there is no folder {folder}: check the path given as --data")
+        raise DatasetError(f"there is no folder {folder}: check the path given as `data`")
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is a file, not a folder: give the folder that holds the images as --data")
+        raise DatasetError(f"{folder} is a file, not a folder: give the folder that holds the images as `data`")
     return folder.resolve()
 
 
@@ -198,7 +198,7 @@ def no_images(root: Path, other_files: Counter[str]) -> str:
     tars = f", or '{root}/*.tar' for the tars in it" if other_files[".tar"] else ""
     return (
         f"no images in {root}: there are {there} in it and the folders below it, and images are taken by their "
-        f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as --data{tars}"
+        f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as `data`{tars}"
     )
 
 

@@ -50,9 +50,9 @@ DEVKIT_LISTS = ("meta.mat", "meta.txt", "synsets.txt", "synset_words.txt")  # lo
 KINDS = {"wnid": re.compile(r"n\d{8}", re.ASCII), "number": re.compile(r"\d+", re.ASCII)}  # anything else is a "name"
 DEVKIT_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.ASCII)
 
-MAP_REMEDY = "give --class-map FILE, a text file with the model's class names in its order, one a line"
+MAP_REMEDY = "give `class_map` FILE, a text file with the model's class names in its order, one a line"
 MOST_FILE_BYTES = 1_000_000_000  # of labels: those of 14 million images take half of it
-SPEED_ONLY = "to measure speed only, leave accuracy out (--no-accuracy)"
+SPEED_ONLY = "to measure speed only, leave accuracy out (`accuracy`)"
 
 Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
 
@@ -74,7 +74,7 @@ def label(
     Raises DatasetError, with the reason and the remedy, for all that is ambiguous or does not fit.
     """
     if num_classes < 1:
-        raise DatasetError(f"num_classes={num_classes}: a model without classes gives no labels; see --num-classes")
+        raise DatasetError(f"num_classes={num_classes}: a model without classes gives no labels; see `num_classes`")
     mapping = read_class_map(class_map, num_classes, scan.root) if class_map else None
     source = labels_file or _labels_file_in(scan)
     if source:
@@ -177,7 +177,7 @@ def _by_number(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list
         hint = "; they seem to be counted from 1, and must be from 0" if counted_from_1 else ""
         raise DatasetError(
             f"{len(outside)} of {len(tokens)} {what} are numbers beyond a model of {num_classes} classes "
-            f"({_some(outside)}){hint}: check that model and data belong together, or give --class-map FILE with "
+            f"({_some(outside)}){hint}: check that model and data belong together, or give `class_map` FILE with "
             "'name index' lines"
         )
     return labels, "their numbers"
@@ -207,15 +207,15 @@ def _labels_from_folders(scan: Scan, num_classes: int, mapping: dict[str, int] |
     if parents == [""]:
         if mapping is not None:
             raise DatasetError(
-                f"{scan.root} has no class folders for the class map to name: give --labels-file too, or leave out "
-                "--class-map"
+                f"{scan.root} has no class folders for the class map to name: give `labels_file` too, or leave out "
+                "`class_map`"
             )
         return _no_labels(len(code)), "no labels: the images lie in one folder and no labels file was given"
     if "" in parents:
         loose = int((code == parents.index("")).sum())
         raise DatasetError(
             f"{scan.root} has {loose} images of its own and {len(code) - loose} in folders below it: move the loose "
-            f"ones into class folders or away, or give --labels-file; {SPEED_ONLY}"
+            f"ones into class folders or away, or give `labels_file`; {SPEED_ONLY}"
         )
     if scan.is_demo and mapping is None:
         return _demo_labels(scan, num_classes)
@@ -242,8 +242,8 @@ def _matched_folders(scan: Scan, parents: list[str], num_classes: int) -> tuple[
     if deeper and (kinds == {"name"} or any(kind_of(part) == "wnid" for p in deeper for part in p.split("/")[1:])):
         raise DatasetError(
             f"images lie more than one folder below {scan.root} ({_some(deeper)}), so which folder is the class is "
-            f"unclear: give the folder that holds the class folders as --data (perhaps {scan.root / top[0]}), or "
-            f"--class-map FILE; {SPEED_ONLY}"
+            f"unclear: give the folder that holds the class folders as `data` (perhaps {scan.root / top[0]}), or "
+            f"`class_map` FILE; {SPEED_ONLY}"
         )
     if kinds == {"name"}:
         labels, rule = _by_rank(scan, classes, num_classes, what)
@@ -271,7 +271,7 @@ def _by_rank(scan: Scan, classes: list[str], num_classes: int, what: str) -> tup
         unreadable = {name.split("/")[0] for name in scan.unreadable["name"]}
         folders = sorted({*classes, *(unreadable & set(scan.folders))})
     if len(folders) != num_classes:
-        one_level_up = f"; if {classes[0]!r} is no class, give {scan.root / classes[0]} as --data"
+        one_level_up = f"; if {classes[0]!r} is no class, give {scan.root / classes[0]} as `data`"
         raise DatasetError(
             f"{len(folders)} {what} ({_some(folders)}) cannot be matched by rank with a model of {num_classes} "
             f"classes: {MAP_REMEDY}{one_level_up if len(folders) == 1 else ''}; {SPEED_ONLY}"
@@ -317,7 +317,7 @@ def _demo_labels(scan: Scan, num_classes: int) -> Labels:
     if num_classes != len(scan.folders):
         raise DatasetError(
             f"the demo data in {scan.root} has {len(scan.folders)} classes and the model {num_classes}: use a demo "
-            f"checkpoint (--weights demo) or --num-classes {len(scan.folders)}; {SPEED_ONLY}"
+            f"checkpoint (`weights` demo) or `num_classes` {len(scan.folders)}; {SPEED_ONLY}"
         )
     labels = scan.table["demo_label"].to_numpy(np.int64)
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -337,7 +337,7 @@ def _labels_in_tars(scan: Scan, num_classes: int, mapping: dict[str, int] | None
         without = scan.table["name"][numbers < 0].tolist()
         raise DatasetError(
             f"{len(without)} of the {len(numbers)} images in {scan.root} have no label beside them ({_some(without)}), "
-            f"and the others have: pack a .cls or a .json with each, or give --labels-file; {SPEED_ONLY}"
+            f"and the others have: pack a .cls or a .json with each, or give `labels_file`; {SPEED_ONLY}"
         )
     distinct, code = np.unique(numbers, return_inverse=True)
     tokens = [str(number) for number in distinct.tolist()]
@@ -355,7 +355,7 @@ def _labels_file_in(scan: Scan) -> Path | None:
         return None
     if len(present) > 1:
         names = [path.name for path in present]
-        raise DatasetError(f"{scan.root} holds several labels files ({_some(names)}): name one with --labels-file")
+        raise DatasetError(f"{scan.root} holds several labels files ({_some(names)}): name one with `labels_file`")
     return present[0]
 
 
@@ -401,7 +401,7 @@ def _read_lines(path: Path, flag: str) -> list[str]:
 
 def _read_text_file(path: Path) -> dict[str, str] | list[str]:
     """name -> label for ``name label`` lines; a list of labels where every line is one word."""
-    lines = _read_lines(path, "--labels-file")
+    lines = _read_lines(path, "`labels_file`")
     pairs = [line.rsplit(None, 1) for line in lines]  # names may hold blanks, labels may not
     widths = {len(pair) for pair in pairs}
     if widths == {1}:
@@ -417,7 +417,7 @@ def _read_text_file(path: Path) -> dict[str, str] | list[str]:
 
 def _read_table_file(path: Path) -> dict[str, str]:
     """name -> label from CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
-    lines = _read_lines(path, "--labels-file")
+    lines = _read_lines(path, "`labels_file`")
     rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     header = [column.strip().lower() for column in next(rows)]
     name_column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
@@ -542,7 +542,7 @@ def _devkit_wnids(path: Path, ids: list[str], synsets_file: Path | None) -> tupl
         raise DatasetError(
             f"{path} has one number a line: an ILSVRC2012_ID, which follows the devkit's own order of the classes and "
             "not that of the wnids. Put the devkit's meta.mat beside it (or a text list of the wnids in that order, as "
-            f"one of {', '.join(DEVKIT_LISTS[1:])}), or name it with --synsets-file"
+            f"one of {', '.join(DEVKIT_LISTS[1:])}), or name it with `synsets_file`"
         )
     wnids = read_devkit_synsets(source)
     outside = [number for number in ids if not 1 <= int(number) <= DEVKIT_CLASSES]
@@ -564,7 +564,7 @@ def read_devkit_synsets(path: Path) -> list[str]:
     by_id = _read_meta_mat(path) if path.suffix.lower() == ".mat" else _read_id_lines(path)
     wnids = [by_id.get(number, "") for number in range(1, DEVKIT_CLASSES + 1)]
     known = sorted(synset_index(DEVKIT_CLASSES))
-    remedy = "give the devkit's own meta.mat, or a list in its order, as --synsets-file"
+    remedy = "give the devkit's own meta.mat, or a list in its order, as `synsets_file`"
     if sorted(wnids) != known:
         strange = sorted(set(wnids) - set(known) - {""})
         raise DatasetError(
@@ -588,12 +588,12 @@ def _read_meta_mat(path: Path) -> dict[int, str]:
         ids, wnids = (synsets[field] for field in synsets.dtype.names[:2])
         return {int(number): str(wnid) for number, wnid in zip(ids, wnids, strict=True)}
     except Exception as error:  # on files of another kind loadmat raises nearly anything
-        raise DatasetError(f"{path} is not the devkit's meta.mat ({error!r}): give that as --synsets-file") from error
+        raise DatasetError(f"{path} is not the devkit's meta.mat ({error!r}): give that as `synsets_file`") from error
 
 
 def _read_id_lines(path: Path) -> dict[int, str]:
     wnids = {}
-    for line, text in enumerate(_read_lines(path, "--synsets-file"), start=1):
+    for line, text in enumerate(_read_lines(path, "`synsets_file`"), start=1):
         words = text.split()
         if len(words) > 1 and kind_of(words[0]) == "number" and kind_of(words[1]) == "wnid":
             wnids[int(words[0])] = words[1]
@@ -620,7 +620,7 @@ def read_class_map(path: Path, num_classes: int, root: Path | None = None) -> di
     path = path if path.exists() or root is None else root / path
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise DatasetError(f"{path} is a pickle, which can run code when read: write its names as text, one a line")
-    lines = [line.strip() for line in _read_lines(path, "--class-map")]
+    lines = [line.strip() for line in _read_lines(path, "`class_map`")]
     if "" in lines:
         raise DatasetError(f"{path}, line {lines.index('') + 1}, is blank, and its number would be a class: remove it")
     pairs = [line.rsplit(None, 1) for line in lines]

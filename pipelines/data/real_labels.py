@@ -39,25 +39,25 @@ def read(path: Path, data: Dataset, num_classes: int) -> RealLabels:
     Raises DatasetError, naming file, place and remedy, for a file of another form, a class that the model does not
     have, and an image that the file does not know.
     """
-    refuse_absurd(path, "--real-labels")
+    refuse_absurd(path, "`real_labels`")
     try:
         stored = path.read_bytes()
         entries = json.loads(stored, object_pairs_hook=_without_repeats)
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}): check --real-labels") from error
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): check `real_labels`") from error
     except ValueError as error:
-        raise DatasetError(f"{path} is not what --real-labels takes ({error}): give JSON, {FORMS}") from error
+        raise DatasetError(f"{path} is not what `real_labels` takes ({error}): give JSON, {FORMS}") from error
     names = data.table["name"].tolist()
     if isinstance(entries, list):
         chosen, spare = _by_number(path, entries, names, num_classes)
     elif isinstance(entries, dict):
         chosen, spare = _by_name(path, entries, data, names)
     else:
-        raise DatasetError(f"{path} holds {entries!r:.40}: --real-labels takes {FORMS}")
+        raise DatasetError(f"{path} holds {entries!r:.40}: `real_labels` takes {FORMS}")
     sets = [_classes(path, name, labels, num_classes) for name, labels in zip(names, chosen, strict=True)]
     known = sum(map(bool, sets))
     if not known:
-        raise DatasetError(f"{path} has no label for any of the {len(names)} images: leave --real-labels out")
+        raise DatasetError(f"{path} has no label for any of the {len(names)} images: leave `real_labels` out")
     unused = f"; {spare} of its entries are of no readable image here" if spare else ""
     each = sum(map(len, sets)) / known
     rule = f"{path.name}: {known} of {len(names)} images have labels, {each:.2f} each on average{unused}"

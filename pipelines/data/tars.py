@@ -101,7 +101,7 @@ def shards(pattern: Path | str) -> list[str]:
     text = os.path.abspath(Path(pattern).expanduser())  # noqa: PTH100 - links stay: a store may hide names behind them
     named = [text] if Path(text).exists() else list(islice(_expanded(text, text), MOST_SHARDS + 1))
     if len(named) > MOST_SHARDS:
-        raise DatasetError(f"{text} names more than {MOST_SHARDS:,} tars: give a smaller range as --data")
+        raise DatasetError(f"{text} names more than {MOST_SHARDS:,} tars: give a smaller range as `data`")
     found = [path for name in named for path in _globbed(name)]
     for path in found:
         if not path.isascii() and path != os.fsencode(path).decode(errors="replace"):
@@ -109,11 +109,11 @@ def shards(pattern: Path | str) -> list[str]:
         if path.lower().endswith(COMPRESSED):
             raise DatasetError(f"{path} is compressed: {REPACK}")
         if not path.lower().endswith(".tar"):
-            raise DatasetError(f"{path}, of {text}, is no .tar: give a folder of images, or tars only, as --data")
+            raise DatasetError(f"{path}, of {text}, is no .tar: give a folder of images, or tars only, as `data`")
     missing = [path for path in found if not Path(path).exists()]
     if missing:
         others = f"; {len(missing)} of the {len(found)} tars of {text} are missing" if len(found) > 1 else ""
-        raise DatasetError(f"there is no tar {missing[0]}{others}: check the path given as --data")
+        raise DatasetError(f"there is no tar {missing[0]}{others}: check the path given as `data`")
     return found
 
 
@@ -150,7 +150,7 @@ def _globbed(path: str) -> list[str]:
         return [path]
     found = sorted(glob.glob(path))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not found:
-        raise DatasetError(f"no file fits {path}: check the pattern given as --data")
+        raise DatasetError(f"no file fits {path}: check the pattern given as `data`")
     return found
 
 
@@ -266,7 +266,7 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
     try:
         info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):  # a named pipe would block for ever
-            raise DatasetError(f"{path} is not a regular file: take it out of the tars given as --data")
+            raise DatasetError(f"{path} is not a regular file: take it out of the tars given as `data`")
         mark = {b"tar": os.fsencode(path), b"bytes": b"%d" % info.st_size, b"mtime_ns": b"%d" % info.st_mtime_ns}
         file = cache_file(cache, Path(path))
         known = read_cache(file, mark, INDEX)
@@ -275,7 +275,7 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
         with Path(path).open("rb") as opened:
             shard, is_sure = _Reader(path, opened, done).read()
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}): see to it, or leave it out of --data") from error
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): see to it, or leave it out of `data`") from error
     if is_sure:
         write_cache(file, {**mark, **shard.facts()}, shard.images)
     return shard

@@ -102,9 +102,9 @@ def test_the_answers_are_those_of_a_slow_loop(images: Path, checkpoint: Path, tm
     said = predictions(out)
     data = label(scan(images, workers=1, progress=False), num_classes=len(demo.CLASSES))
     net = timm.create_model("test_resnet", num_classes=len(demo.CLASSES), checkpoint_path=str(checkpoint)).eval()
-    from models import classifier
+    from models import loading
 
-    spec = classifier.load("test_resnet", checkpoint=checkpoint, img_size=64, crop_pct=0.8).spec
+    spec = loading.load("test_resnet", checkpoint=checkpoint, img_size=64, crop_pct=0.8).spec
     policies = [parse_policy(p) for p in named]
     views = union(policies)
     planner = Planner(spec, views, seed=0)

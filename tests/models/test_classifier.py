@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +22,13 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from models import classifier as classifier_module
-from models import families
-from models.classifier import (
-    TORCHVISION_CUTS,
-    Classifier,
-    Cut,
-    NoFeatureLevel,
-    Normalize,
-    WeightsError,
-    load,
-    read_checkpoint,
-    weight_hash,
-)
+from models import families, libraries, loading, splitting
+from models.checkpoints import WeightsError, read_checkpoint
+from models.classifier import Classifier, weight_hash
 from models.families import FAMILIES
+from models.loading import load
+from models.normalization import Normalize
+from models.splitting import TORCHVISION_SPLITS, NoFeatureLevel, Split
 from pipelines.inputspec import InputSpec
 
 SPEC = InputSpec(36, 32)
@@ -152,7 +146,7 @@ def test_every_cut_of_torchvision_is_tried():
     models = [getattr(families.find(model), "model_id", model) for model, *_ in CASES]
     archs = [m.removeprefix("torchvision:").split(".")[0] for m in models if m.startswith("torchvision:")]
     tried = {type(torchvision.models.get_model(arch, weights=None)).__name__ for arch in archs}
-    assert tried == {name for name, entry in TORCHVISION_CUTS.items() if not isinstance(entry, str)}
+    assert tried == {name for name, entry in TORCHVISION_SPLITS.items() if not isinstance(entry, str)}
 
 
 @pytest.mark.parametrize(
@@ -161,14 +155,14 @@ def test_every_cut_of_torchvision_is_tried():
         ("squeezenet1_1", "pools no feature"),
         ("alexnet", "AlexNet flattens"),
         ("vgg11", "VGG flattens"),
-        ("vit_b_32", "add it to TORCHVISION_CUTS"),
+        ("vit_b_32", "add it to TORCHVISION_SPLITS"),
     ],
 )
 def test_torchvision_networks_without_the_level_say_why(arch, reason):
     with torch.device("meta"):
         net = torchvision.models.get_model(arch, weights=None)
     with pytest.raises(NoFeatureLevel, match=reason):
-        classifier_module._torchvision_cut(net)
+        splitting.torchvision_split(net)
 
 
 ABSENT = [
@@ -203,7 +197,7 @@ class Net(nn.Module):
 
 
 def wrap(net: nn.Module, trunk, head) -> Classifier:
-    return Classifier(net, SPEC, name="net", weights="random", cut=lambda _: Cut(trunk, head))
+    return Classifier(net, SPEC, name="net", weights="random", split=lambda _: Split(trunk, head))
 
 
 def test_a_cut_that_gives_other_logits_is_refused():
@@ -255,12 +249,12 @@ def test_a_network_that_is_no_classifier_is_refused():
 def test_a_network_that_does_not_take_the_size_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 4))
     assert Classifier(net, InputSpec(40, 40), name="net", weights="random").num_classes == 4
-    with pytest.raises(ValueError, match=r"does not take crops of 32 x 32.*--img-size"):
+    with pytest.raises(ValueError, match=r"does not take crops of 32 x 32.*`img_size`"):
         Classifier(net, SPEC, name="net", weights="random")
 
 
 def test_a_network_that_takes_only_its_own_large_size_is_probed_there():
-    side = classifier_module.PROBE_SIDE + 8
+    side = splitting.PROBE_SIDE + 8
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, 4))
     assert Classifier(net, InputSpec(side, side), name="net", weights="random").num_classes == 4
 
@@ -463,7 +457,7 @@ def test_an_unreachable_hub_is_an_error_that_names_the_ways_out(model, monkeypat
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(WeightsError) as caught:
         load(model)
-    words = ["cannot be downloaded", "Name or service not known", "--checkpoint FILE", "--weights random", "speed only"]
+    words = ["cannot be downloaded", "Name or service not known", "`checkpoint` FILE", "`weights` random", "speed only"]
     assert all(word in str(caught.value) for word in words)
 
 
@@ -503,7 +497,7 @@ def test_the_hub_is_asked_for_the_second_file_when_there_is_no_first(monkeypatch
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(classifier_module, "_require_reachable", lambda url, model: None)
+    monkeypatch.setattr(libraries, "_require_reachable", lambda url, model: None)
     assert load("test_resnet").weight_hash == saved.weight_hash
 
 
@@ -514,8 +508,8 @@ def test_a_download_that_breaks_off_names_the_ways_out(error, monkeypatch, tmp_p
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(classifier_module, "_require_reachable", lambda url, model: None)
-    with pytest.raises(WeightsError, match=rf"{error.args[0]}.*--checkpoint FILE"):
+    monkeypatch.setattr(libraries, "_require_reachable", lambda url, model: None)
+    with pytest.raises(WeightsError, match=rf"{error.args[0]}.*`checkpoint` FILE"):
         load("test_resnet")
 
 
@@ -536,7 +530,7 @@ def test_cached_torchvision_weights_are_used_without_the_network(monkeypatch, tm
 
 @pytest.mark.parametrize("member", [m for family in FAMILIES.values() for m in family.members], ids=lambda m: m.key)
 def test_a_row_is_fed_as_the_paper_did_however_it_is_named(member, monkeypatch):
-    monkeypatch.setattr(classifier_module, "_build", lambda *_: Net(nn.Linear(3, 1000)))
+    monkeypatch.setattr(loading, "_build", lambda *_: Net(nn.Linear(3, 1000)))
     for model in (member.key, member.model_id):
         found = random_net(model)
         assert (found.name, found.spec) == (member.model_id, member.spec)
@@ -545,13 +539,13 @@ def test_a_row_is_fed_as_the_paper_did_however_it_is_named(member, monkeypatch):
 
 
 def test_the_papers_odd_size_survives_unless_the_size_is_changed():
-    described = classifier_module._describe("tf_efficientnet_b3.ap_in1k")
+    described = libraries.describe("tf_efficientnet_b3.ap_in1k")
     assert described.spec.S == 331  # timm's
-    base = classifier_module.replace(described, spec=families.find("efficientnet:ap:b3").spec, crop_pct=None)
-    assert classifier_module._with_overrides(base, None, None, None, None).S == 332
-    assert classifier_module._with_overrides(base, 300, None, None, None).S == 332
-    assert classifier_module._with_overrides(base, 150, None, None, None).S == 166
-    assert classifier_module._with_overrides(base, None, 0.904, None, None).S == 331
+    base = replace(described, spec=families.find("efficientnet:ap:b3").spec, crop_pct=None)
+    assert loading._with_overrides(base, loading.LoadRequest("x", img_size=None, crop_pct=None)).S == 332
+    assert loading._with_overrides(base, loading.LoadRequest("x", img_size=300, crop_pct=None)).S == 332
+    assert loading._with_overrides(base, loading.LoadRequest("x", img_size=150, crop_pct=None)).S == 166
+    assert loading._with_overrides(base, loading.LoadRequest("x", img_size=None, crop_pct=0.904)).S == 331
 
 
 def test_timm_networks_are_fed_at_their_test_size():
@@ -563,12 +557,12 @@ def test_timm_networks_are_fed_at_their_test_size():
 
 
 def test_torchvision_names():
-    described = classifier_module._describe("torchvision:resnet50")
+    described = libraries.describe("torchvision:resnet50")
     assert (described.name, described.spec.S) == ("torchvision:resnet50.IMAGENET1K_V1", 256)
     assert any("IMAGENET1K_V2" in note for note in described.notes)
-    newer = classifier_module._describe("torchvision:resnet50.IMAGENET1K_V2")
+    newer = libraries.describe("torchvision:resnet50.IMAGENET1K_V2")
     assert (newer.spec.S, newer.spec.K, newer.notes) == (232, 224, [])
-    assert classifier_module._describe("torchvision:mobilenet_v2").name == families.find("mobilenet:v2").model_id
+    assert libraries.describe("torchvision:mobilenet_v2").name == families.find("mobilenet:v2").model_id
 
 
 @pytest.mark.parametrize(
@@ -590,7 +584,7 @@ def test_interpolation_and_crop_mode(monkeypatch):
     assert random_net("test_resnet", interpolation="bicubic").spec.interpolation == "bicubic"
     cfg = timm.get_pretrained_cfg("test_resnet")
     cfg.crop_mode = "squash"  # as timm says for NFNet
-    monkeypatch.setattr(classifier_module.timm, "get_pretrained_cfg", lambda name: cfg)
+    monkeypatch.setattr(libraries.timm, "get_pretrained_cfg", lambda name: cfg)
     kept = random_net("test_resnet")
     assert kept.spec.crop_mode == "center" and any("crop_mode=squash" in note for note in kept.notes)
     squashed = random_net("test_resnet", crop_mode="squash")
@@ -601,8 +595,8 @@ def test_interpolation_and_crop_mode(monkeypatch):
 def test_an_unknown_interpolation_of_timm_is_replaced_with_a_note(monkeypatch):
     cfg = timm.get_pretrained_cfg("test_resnet")
     cfg.interpolation = "lanczos"
-    monkeypatch.setattr(classifier_module.timm, "get_pretrained_cfg", lambda name: cfg)
-    described = classifier_module._describe("test_resnet")
+    monkeypatch.setattr(libraries.timm, "get_pretrained_cfg", lambda name: cfg)
+    described = libraries.describe("test_resnet")
     assert described.spec.interpolation == "bicubic"
     assert "timm resizes with lanczos; bicubic is used" in described.notes
 
@@ -622,20 +616,20 @@ def test_transformers_are_built_for_the_size_asked():
         ({"model": "resnet"}, ["is a family", "resnet:18"]),
         ({"model": "resnet:99"}, ["'99'", "152"]),
         ({"model": "test_resnet", "weights": "imagenet"}, ["'imagenet'", "pretrained, random, demo"]),
-        ({"model": "test_resnet", "weights": "demo"}, ["test_resnet", "resnet:demo", "--weights pretrained"]),
+        ({"model": "test_resnet", "weights": "demo"}, ["test_resnet", "resnet:demo", "`weights` pretrained"]),
         ({"model": "resnet:18", "weights": "demo"}, ["resnet:18", "resnet:demo"]),
         ({"model": "foo:demo", "weights": "random"}, ["foo:demo", "resnet:demo"]),
-        ({"model": "resnet:demo"}, ["no pretrained weights", "--weights demo"]),
-        ({"model": "resnet:18", "num_classes": 10}, ["1000 classes", "untrained", "--checkpoint"]),
+        ({"model": "resnet:demo"}, ["no pretrained weights", "`weights` demo"]),
+        ({"model": "resnet:18", "num_classes": 10}, ["1000 classes", "untrained", "`checkpoint`"]),
         ({"model": "resnet:18", "weights": "random", "checkpoint": Path("x.pth")}, ["x.pth", "contradict"]),
         ({"model": "test_resnet", "weights": "random", "crop_mode": "border"}, ["border", "pads", "center"]),
         ({"model": "test_resnet", "weights": "random", "crop_mode": "fill"}, ["fill", "squash"]),
         ({"model": "test_resnet", "weights": "random", "interpolation": "lanczos"}, ["lanczos", "bicubic"]),
-        ({"model": "test_resnet", "weights": "random", "crop_pct": 1.2}, ["--crop-pct 1.2"]),
-        ({"model": "test_resnet", "weights": "random", "crop_pct": 0.0}, ["--crop-pct 0.0"]),
-        ({"model": "test_resnet", "weights": "random", "img_size": 0}, ["--img-size 0"]),
-        ({"model": "test_resnet", "weights": "random", "num_classes": 0}, ["--num-classes 0"]),
-        ({"model": "test_resnet", "weights": "random", "model_kwargs": {"wings": 2}}, ["wings", "--model-kwargs"]),
+        ({"model": "test_resnet", "weights": "random", "crop_pct": 1.2}, ["`crop_pct` 1.2"]),
+        ({"model": "test_resnet", "weights": "random", "crop_pct": 0.0}, ["`crop_pct` 0.0"]),
+        ({"model": "test_resnet", "weights": "random", "img_size": 0}, ["`img_size` 0"]),
+        ({"model": "test_resnet", "weights": "random", "num_classes": 0}, ["`num_classes` 0"]),
+        ({"model": "test_resnet", "weights": "random", "model_kwargs": {"wings": 2}}, ["wings", "`model_kwargs`"]),
         ({"model": "torchvision:resnet18", "weights": "random", "model_kwargs": {"wings": 2}}, ["wings"]),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import nn
 
-from models import classifier, folding
+from models import classifier, folding, loading
 from pipelines.inputspec import InputSpec
 
 NETWORKS = {  # name -> BatchNorms, standardised convolutions
@@ -58,7 +58,7 @@ def test_weight_standardisation_is_bit_equal():
 
 @pytest.mark.parametrize("family", ["resnet", "mobilenet", "efficientnet", "nfnet"])
 def test_demo_checkpoints(family):
-    plain, folded = (classifier.load(f"{family}:demo", weights="demo") for _ in range(2))
+    plain, folded = (loading.load(f"{family}:demo", weights="demo") for _ in range(2))
     hash_before = folded.weight_hash
     folded.fold()
     assert any(note.startswith("folded: ") for note in folded.notes)

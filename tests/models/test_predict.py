@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifier import load
+from models.loading import load
 from models.predict import Network, OutOfMemory, Predicted, predict
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views, parse_policy, union
@@ -319,7 +319,7 @@ def test_chunks_fill_across_batches() -> None:
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_an_empty_chunk_is_refused(chunk: int) -> None:
-    with pytest.raises(ValueError, match=f"--batch-size {chunk}"):
+    with pytest.raises(ValueError, match=f"`batch_size` {chunk}"):
         network_of("test_resnet", chunk=chunk)
 
 
@@ -430,7 +430,7 @@ def test_only_a_lack_of_memory_halves_the_chunk(error: Exception, is_memory: boo
 def test_without_room_for_one_crop_the_error_names_the_network_and_the_remedy() -> None:
     network = network_of("test_resnet")
     crowded(network, 0, MemoryError())
-    with pytest.raises(OutOfMemory, match=f"test_resnet.*single crop of {K} pixels.*--img-size"):
+    with pytest.raises(OutOfMemory, match=f"test_resnet.*single crop of {K} pixels.*`img_size`"):
         network.forward()
 
 

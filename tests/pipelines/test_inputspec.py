@@ -23,7 +23,7 @@ def test_slack_is_that_of_the_papers_tables(S: int, K: int, percent: float) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"S": 223, "K": 224}, ["K=224", "S=223", "--crop-pct"]),
+        ({"S": 223, "K": 224}, ["K=224", "S=223", "`crop_pct`"]),
         ({"S": 256, "K": 0}, ["K=0"]),
         ({"S": -1, "K": -1}, ["K=-1"]),
         ({"S": 256.0, "K": 224}, ["256.0", "whole numbers"]),

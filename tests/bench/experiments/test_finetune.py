@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bench.experiments import finetune
-from models.classifier import load
 from models.fixres.finetune import FineTuning
+from models.loading import load
 
 CLASSES, PER_CLASS = 3, 6
 

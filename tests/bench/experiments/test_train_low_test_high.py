@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from analysis.figures import train_low_test_high as figure
 from bench.experiments import train_low_test_high as experiment
 from bench.experiments.train_low_test_high import CROPS, Held, Row, peaks, table
-from models.classifier import load
+from models.loading import load
 from pipelines.data import demo
 
 IMAGES = 40

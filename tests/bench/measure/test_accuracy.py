@@ -23,7 +23,7 @@ from torchvision.transforms.functional import center_crop, five_crop
 from bench import predictions as predictions_module
 from bench.measure.scoring import Scoring, evaluate
 from bench.predictions import Predictions, counts
-from models import classifier as classifiers
+from models import loading
 from models.classifier import Classifier
 from models.predict import Network
 from pipelines import BACKENDS, backend, unusable
@@ -90,7 +90,7 @@ def resnet(data: Dataset) -> Setup:
 
 
 def make_setup(family: str, data: Dataset) -> Setup:
-    net = classifiers.load(f"{family}:demo", weights="demo")
+    net = loading.load(f"{family}:demo", weights="demo")
     return Setup(net, Network(net, chunk=CHUNK), data)
 
 

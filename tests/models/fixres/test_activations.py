@@ -17,7 +17,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from models.classifier import Classifier, load
+from models.classifier import Classifier
 from models.fixres import activations
 from models.fixres.activations import (
     ADAPTATIONS,
@@ -39,6 +39,7 @@ from models.fixres.activations import (
     measure,
     require_adaptable,
 )
+from models.loading import load
 from models.predict import Network
 from pipelines.batch import CropBatch, Group
 
@@ -333,7 +334,7 @@ def test_networks_that_do_not_end_so_are_refused_with_the_reason(model, why):
 
 
 def test_an_unknown_adaptation_lists_the_known():
-    with pytest.raises(ValueError, match="--adapt 'weibull' is not one of frechet, gaussian"):
+    with pytest.raises(ValueError, match="`adapt` 'weibull' is not one of frechet, gaussian"):
         require_adaptable(classifier_of("test_resnet"), "weibull")
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvF
 
-from models.classifier import Classifier, load, weight_hash
+from models.classifier import Classifier, weight_hash
 from models.fixres import finetune
 from models.fixres.finetune import (
     AUGMENTATIONS,
@@ -42,6 +42,7 @@ from models.fixres.finetune import (
     split_at_module,
     split_nowhere,
 )
+from models.loading import load
 from pipelines.backends.torchvision import Torchvision
 from pipelines.batch import LoadConfig
 from pipelines.crops import Planner
@@ -409,7 +410,7 @@ def test_an_unreadable_image_costs_itself(folder: Path, listing: Callable[[Path]
 
 
 def test_errors_name_the_remedy(images: Any) -> None:
-    with pytest.raises(ValueError, match=r"test_nfnet.* has no BatchNorm .* use --tune classifier"):
+    with pytest.raises(ValueError, match=r"test_nfnet.* has no BatchNorm .* use `tune` classifier"):
         tuning_of(images, name="test_nfnet")
     with pytest.raises(ValueError, match="more than the 24 images: lower it"):
         tuning_of(images, replace(QUICK, batch_size=25))
@@ -423,7 +424,7 @@ def test_errors_name_the_remedy(images: Any) -> None:
 
 
 def test_a_loss_that_is_no_number_stops(images: Any) -> None:
-    with pytest.raises(RuntimeError, match="lower --lr"):
+    with pytest.raises(RuntimeError, match="lower `lr`"):
         list(tuning_of(images, replace(QUICK, lr=1e30, epochs=5)).run())
 
 
@@ -436,7 +437,7 @@ def test_a_loss_that_is_no_number_stops(images: Any) -> None:
     ],
 )  # fmt: skip
 def test_recipes_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="--"):
+    with pytest.raises(ValueError, match="`"):
         Recipe(**wrong)
 
 

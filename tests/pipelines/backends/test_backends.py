@@ -827,7 +827,7 @@ def test_a_named_backend_is_taken_or_refused_never_replaced(monkeypatch: pytest.
     fake_unusable(monkeypatch, {"dali-cpu": "no DALI"})
     assert pipelines.choose("torchvision") == ("torchvision", "data backend torchvision (asked for)")
     assert pipelines.choose("dali-gpu", device="cpu")[0] == "dali-gpu"
-    with pytest.raises(RuntimeError, match=r"dali-cpu .*no DALI.*--data-backend auto"):
+    with pytest.raises(RuntimeError, match=r"dali-cpu .*no DALI.*`data_backend` auto"):
         pipelines.choose("dali-cpu")
 
 

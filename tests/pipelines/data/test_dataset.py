@@ -552,5 +552,5 @@ def test_a_subset_is_frozen(hundred: Dataset) -> None:
 
 def test_limits_at_the_edges(hundred: Dataset) -> None:
     assert len(hundred.subset(100, seed=0)) == 100 and len(hundred.subset(10**9, seed=0)) == 100
-    with pytest.raises(DatasetError, match="--limit"):
+    with pytest.raises(DatasetError, match="`limit`"):
         hundred.subset(0, seed=0)

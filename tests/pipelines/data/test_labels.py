@@ -107,7 +107,7 @@ def test_a_model_of_21843_classes_has_its_own_indices(fill: Fill) -> None:
 @pytest.mark.parametrize("num_classes", [2, 10, 200])
 def test_wnids_are_never_matched_by_rank(num_classes: int, fill: Fill) -> None:
     found = fill("n01440764/x.jpg", "n02123045/x.jpg")
-    with pytest.raises(DatasetError, match=rf"model of {num_classes} classes .*--class-map FILE.* sorted wnids"):
+    with pytest.raises(DatasetError, match=rf"model of {num_classes} classes .*`class_map` FILE.* sorted wnids"):
         label(found, num_classes=num_classes)
 
 
@@ -192,7 +192,7 @@ def test_other_folders_go_by_rank_as_in_torchvision_and_timm(fill: Fill, root: P
 def test_a_rank_needs_as_many_classes_as_folders(num_classes: int, fill: Fill) -> None:
     found = fill("dog/a.jpg", "cat/b.jpg", "emu/c.jpg")
     with pytest.raises(
-        DatasetError, match=rf"3 class folders .*'cat', 'dog', 'emu'.* {num_classes} classes: give --class-map"
+        DatasetError, match=rf"3 class folders .*'cat', 'dog', 'emu'.* {num_classes} classes: give `class_map`"
     ):
         label(found, num_classes=num_classes)
 
@@ -219,7 +219,7 @@ def test_a_folder_without_images_beside_all_classes_is_no_class(fill: Fill, root
 
 @pytest.mark.parametrize("folders", [("a10", "a2"), ("Zebra", "ape")])
 def test_names_that_torchvision_and_timm_rank_differently_are_refused(folders: tuple[str, str], fill: Fill) -> None:
-    with pytest.raises(DatasetError, match=r"rank differently in torchvision .* and in timm .*--class-map"):
+    with pytest.raises(DatasetError, match=r"rank differently in torchvision .* and in timm .*`class_map`"):
         label(fill(*(f"{folder}/x.jpg" for folder in folders)), num_classes=2)
 
 
@@ -239,7 +239,7 @@ def test_our_order_of_folders_is_timms() -> None:
         (("cat/x.jpg", "loose.jpg"), "1 images of its own and 1 in folders below it: move"),
         (("val/cat/x.jpg", "val/dog/x.jpg"), r"more than one folder below .*perhaps .*val\)"),
         (("val/n01440764/x.jpg", "train/n01440764/x.jpg"), r"more than one folder below .*perhaps .*train\)"),
-        (("all/x.jpg", "all/y.jpg"), r"if 'all' is no class, give .*images/all as --data"),
+        (("all/x.jpg", "all/y.jpg"), r"if 'all' is no class, give .*images/all as `data`"),
     ],
 )
 def test_ambiguous_folders_are_refused_with_a_remedy(names: tuple[str, ...], message: str, fill: Fill) -> None:
@@ -312,10 +312,10 @@ def test_a_pickled_or_missing_or_binary_class_map_is_refused(fill: Fill, tmp_pat
     found = fill("cat/a.jpg")
     with pytest.raises(DatasetError, match="pickle, which can run code"):
         label(found, num_classes=3, class_map=tmp_path / "map.pkl")
-    with pytest.raises(DatasetError, match=r"cannot be read .*--class-map"):
+    with pytest.raises(DatasetError, match=r"cannot be read .*`class_map`"):
         label(found, num_classes=3, class_map=tmp_path / "missing.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00c")
-    with pytest.raises(DatasetError, match=r"no UTF-8 text .*--class-map"):
+    with pytest.raises(DatasetError, match=r"no UTF-8 text .*`class_map`"):
         label(found, num_classes=3, class_map=tmp_path / "binary.txt")
     with pytest.raises(DatasetError, match="no class folders for the class map"):
         label(flat_scan(tmp_path), num_classes=1, class_map=text(tmp_path / "m.txt", "cat"))
@@ -338,9 +338,9 @@ def test_a_flat_folder_has_no_labels(fill: Fill) -> None:
 
 
 def test_unlabelled_ignores_folders(fill: Fill) -> None:
-    data = unlabelled(fill("cat/a.jpg", "loose.jpg"), "--no-accuracy")
+    data = unlabelled(fill("cat/a.jpg", "loose.jpg"), "`accuracy`")
     assert set(by_name(data).values()) == {-1}
-    assert not data.has_labels and data.label_rule == "no labels: --no-accuracy"
+    assert not data.has_labels and data.label_rule == "no labels: `accuracy`"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_a_labels_file_in_a_flat_folder_is_found(name: str, fill: Fill, root: Pa
     text(root / name, *(["name,label", "a.jpg,5"] if name.endswith("csv") else ["a.jpg 5"]))
     assert by_name(label(fill("a.jpg"), num_classes=10)) == {"a.jpg": 5}
     (root / ("labels.csv" if name == "labels.txt" else "labels.txt")).write_text("a.jpg 5\n")
-    with pytest.raises(DatasetError, match=r"several labels files .*--labels-file"):
+    with pytest.raises(DatasetError, match=r"several labels files .*`labels_file`"):
         label(fill("a.jpg"), num_classes=10)
 
 
@@ -394,7 +394,7 @@ def test_labels_may_be_names_with_a_class_map(fill: Fill, tmp_path: Path) -> Non
     path, names = text(tmp_path / "l.txt", "a.jpg cat", "b.jpg emu"), text(tmp_path / "m.txt", "emu", "cat")
     found = fill("a.jpg", "b.jpg")
     assert by_name(label(found, num_classes=2, labels_file=path, class_map=names)) == {"a.jpg": 1, "b.jpg": 0}
-    with pytest.raises(DatasetError, match=r"neither wnids nor numbers \('cat', 'emu'\): give --class-map"):
+    with pytest.raises(DatasetError, match=r"neither wnids nor numbers \('cat', 'emu'\): give `class_map`"):
         label(found, num_classes=2, labels_file=path)
 
 
@@ -424,7 +424,7 @@ def test_lines_for_unreadable_images_are_expected_and_others_counted(fill: Fill,
         ("l.csv", ["a.jpg,0", "b.jpg,1"], "has the columns a.jpg, 0: its first line must name"),
         ("l.csv", ["name,label", "a.jpg,0,1"], "line 2, has 3 fields and not 2"),
         ("l.csv", ["name,label", "a.jpg,0", "b.jpg,"], "different kinds"),
-        ("none.txt", None, "cannot be read .*--labels-file"),
+        ("none.txt", None, "cannot be read .*`labels_file`"),
     ],
 )
 def test_bad_labels_files_are_refused(
@@ -605,5 +605,5 @@ def test_a_file_that_is_far_too_large_for_labels_is_refused_unread(flag: str, fi
     with path.open("wb") as file:
         file.truncate(3 << 40)  # with holes: it takes no room
     scan = fill("a/1.jpg", "b/2.jpg")
-    with pytest.raises(DatasetError, match=r"labels.txt has 3298.5 GB.*--"):
+    with pytest.raises(DatasetError, match=r"labels.txt has 3298.5 GB.*`"):
         label(scan, num_classes=2, **{flag: path})

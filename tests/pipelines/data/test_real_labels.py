@@ -57,9 +57,9 @@ def test_the_hash_tells_files_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "names", "num_classes", "says"),
     [
-        ("{", ["x.jpg"], 3, "is not what --real-labels takes .*give JSON, a list of lists"),
+        ("{", ["x.jpg"], 3, "is not what `real_labels` takes .*give JSON, a list of lists"),
         ('{"x.jpg": [1], "x.jpg": [2]}', ["x.jpg"], 3, "'x.jpg' comes twice"),
-        (5, ["x.jpg"], 3, "holds 5: --real-labels takes"),
+        (5, ["x.jpg"], 3, "holds 5: `real_labels` takes"),
         ({"x.jpg": [1]}, ["x.jpg", "y.jpg"], 3, r"does not name 1 of 2 images, such as 'y.jpg' .* with \[\]"),
         ({}, ["x.jpg"], 3, "does not name 1 of 1 images"),
         ({"x.jpg": 1}, ["x.jpg"], 3, "has 1 for 'x.jpg': give a list"),
@@ -84,5 +84,5 @@ def test_what_cannot_be_meant_is_refused(
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"nowhere\.json cannot be read .*--real-labels"):
+    with pytest.raises(DatasetError, match=r"nowhere\.json cannot be read .*`real_labels`"):
         read(tmp_path / "nowhere.json", data_of("x.jpg"), 3)

@@ -1,0 +1,247 @@
+"""The libraries of networks, timm and torchvision: how each describes, builds and downloads a network."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models import families
+from models.checkpoints import WeightsError
+from models.splitting import Split, timm_split, torchvision_split
+from pipelines.inputspec import INTERPOLATIONS, InputSpec
+
+REACHABLE_SECONDS = 5.0  # the hub's own client tries for most of a minute before it says that there is no network
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One model as its library describes it, before the paper's row and the user's flags are applied."""
+
+    library: Library
+    name: str  # with its tag
+    config: Any  # timm's PretrainedCfg, torchvision's Weights entry
+    spec: InputSpec
+    crop_pct: float | None  # the ratio that S comes from; None: take it from spec
+    num_classes: int
+    notes: list[str] = field(default_factory=list)
+
+
+class Library(Protocol):
+    """What ``load`` needs of a library of networks."""
+
+    def split(self, net: nn.Module) -> Split: ...
+
+    def describe(self, model: str) -> Shipped: ...
+
+    def build(self, shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module: ...
+
+    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+        """The tensor of a state dict whose first axis is the classes; None where there is none."""
+        ...
+
+
+# timm names interpolations that the pipelines do not have: what is used in place of them is noted in the record.
+_SUBSTITUTES = {
+    "random": "bicubic",
+    "lanczos": "bicubic",
+    "nearest": "bilinear",
+    "box": "bilinear",
+    "hamming": "bilinear",
+}
+
+
+class TimmLibrary:
+    def split(self, net: nn.Module) -> Split:
+        return timm_split(net)
+
+    def describe(self, model: str) -> Shipped:
+        arch, _, tag = model.partition(".")
+        if not timm.is_model(arch):
+            near = difflib.get_close_matches(arch, timm.list_models(), n=5) or ["none alike"]
+            raise ValueError(
+                f"model {model!r} is unknown to timm {timm.__version__}; names like it: {', '.join(near)}; others are "
+                f"torchvision:NAME and FAMILY:VARIANT such as resnet:18 (families: {', '.join(families.FAMILIES)})"
+            )
+        try:
+            cfg = timm.get_pretrained_cfg(model)
+        except RuntimeError as error:
+            known = ", ".join(timm.list_pretrained(f"{arch}.*")) or "none"
+            raise ValueError(f"timm has no weights {tag!r} for {arch}; known: {known}") from error
+        assert cfg is not None  # the name is registered
+        channels, height, width = cfg.test_input_size or cfg.input_size
+        if channels != 3 or height != width:
+            raise ValueError(
+                f"model {model!r} takes {channels} x {height} x {width}; only square RGB crops are supported"
+            )
+        notes = []
+        name = model
+        if not tag and cfg.tag:
+            name = f"{arch}.{cfg.tag}"
+            notes.append(f"the bare name {arch} means {name} in timm {timm.__version__}")
+        interpolation = cfg.interpolation
+        if interpolation not in INTERPOLATIONS:
+            if interpolation not in _SUBSTITUTES:
+                raise ValueError(
+                    f"timm resizes for {name} with {interpolation!r}, which is unknown: give `interpolation`"
+                )
+            interpolation = _SUBSTITUTES[interpolation]
+            notes.append(f"timm resizes with {cfg.interpolation}; {interpolation} is used")
+        if cfg.crop_mode != "center":
+            notes.append(f"timm's configuration says crop_mode={cfg.crop_mode}; the aspect ratio is kept (center)")
+        crop_pct = (cfg.test_crop_pct or cfg.crop_pct) if cfg.test_input_size else cfg.crop_pct
+        spec = InputSpec(
+            math.floor(width / crop_pct), width, interpolation, "center", _triple(cfg.mean), _triple(cfg.std)
+        )
+        return Shipped(self, name, cfg, spec, crop_pct, cfg.num_classes, notes)
+
+    def build(self, shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
+        if not pretrained:
+            return timm.create_model(shipped.name, pretrained=False, **kwargs)
+        cfg = shipped.config
+        if not cfg.has_weights:
+            raise WeightsError(f"timm has no pretrained weights for {shipped.name}")
+        # custom_load "hf": a few configurations whose file only timm's own loader understands.
+        if cfg.hf_hub_id and cfg.custom_load != "hf":
+            overlay = {"file": _hub_file(cfg, shipped.name), "custom_load": False}
+            return timm.create_model(shipped.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        _require_reachable(cfg.url, shipped.name)
+        try:
+            return timm.create_model(shipped.name, pretrained=True, **kwargs)
+        except OSError as error:
+            raise _unreachable(shipped.name, str(error)) from error
+
+    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+        names = shipped.config.classifier
+        return state.get(f"{names if isinstance(names, str) else (names or ('head',))[0]}.weight")
+
+
+class TorchvisionLibrary:
+    prefix = "torchvision:"
+
+    def split(self, net: nn.Module) -> Split:
+        return torchvision_split(net)
+
+    def describe(self, model: str) -> Shipped:
+        arch, _, weights_name = model.removeprefix(self.prefix).partition(".")
+        known = torchvision.models.list_models(module=torchvision.models)
+        if arch not in known:
+            near = difflib.get_close_matches(arch, known, n=5) or known
+            raise ValueError(
+                f"model {model!r}: torchvision has no classifier {arch!r}; names like it: {', '.join(near)}"
+            )
+        choices = {entry.name: entry for entry in torchvision.models.get_model_weights(arch)}
+        notes = []
+        if not weights_name:
+            # Not DEFAULT, which moves: the first weights are those that papers mean.
+            weights_name = "IMAGENET1K_V1" if "IMAGENET1K_V1" in choices else next(iter(choices))
+            if len(choices) > 1:
+                notes.append(
+                    f"{model} means {weights_name}; torchvision also has {', '.join(set(choices) - {weights_name})}"
+                )
+        if weights_name not in choices:
+            raise ValueError(f"torchvision has no weights {weights_name!r} for {arch}; known: {', '.join(choices)}")
+        entry = choices[weights_name]
+        transforms = entry.transforms()
+        S, K = transforms.resize_size[0], transforms.crop_size[0]
+        spec = InputSpec(
+            S, K, transforms.interpolation.value, "center", _triple(transforms.mean), _triple(transforms.std)
+        )
+        classes = len(entry.meta["categories"])
+        return Shipped(self, f"{self.prefix}{arch}.{weights_name}", entry, spec, None, classes, notes)
+
+    def build(self, shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
+        arch = shipped.name.removeprefix(self.prefix).partition(".")[0]
+        if not pretrained:
+            return torchvision.models.get_model(arch, weights=None, **kwargs)
+        url = shipped.config.url
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file():
+            _require_reachable(url, shipped.name)
+        kwargs = {key: value for key, value in kwargs.items() if key != "num_classes"}  # torchvision sets it
+        try:
+            return torchvision.models.get_model(arch, weights=shipped.config, **kwargs)
+        except OSError as error:
+            raise _unreachable(shipped.name, str(error)) from error
+
+    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+        # By name: some of its networks cannot be built without memory (on "meta"), to be asked.
+        layers = [
+            name.split(".")[:-1] for name, tensor in state.items() if name.endswith(".weight") and tensor.ndim > 1
+        ]
+        heads = [layer for layer in layers if layer[0] in _TORCHVISION_HEADS]
+        if not heads:
+            return None
+        last = max(heads, key=lambda layer: [int(part) if part.isdigit() else -1 for part in layer])
+        return state[".".join([*last, "weight"])]
+
+
+_TORCHVISION_HEADS = {"fc", "classifier", "head", "heads"}
+
+
+def describe(model: str) -> Shipped:
+    library = TorchvisionLibrary() if model.startswith(TorchvisionLibrary.prefix) else TimmLibrary()
+    return library.describe(model)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _hub_file(cfg: Any, model: str) -> str:
+    """The weights' file in the hub's cache, downloaded when it is not there.
+
+    Done here, not by timm, for two reasons: the hub's client asks the network first even when the cache has everything,
+    and its errors then mean the download and nothing else. Raises WeightsError.
+    """
+    import huggingface_hub
+
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
+        if isinstance(cached, str):
+            return cached
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise _unreachable(model, "HF_HUB_OFFLINE is set and they are not in its cache")
+    _require_reachable(huggingface_hub.constants.ENDPOINT, model)
+    for name in names:
+        try:
+            return huggingface_hub.hf_hub_download(repository, name, revision=revision or None)
+        except huggingface_hub.errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError, but means "no answer"
+            raise _unreachable(model, str(error)) from error
+        except huggingface_hub.errors.EntryNotFoundError:
+            continue
+        except Exception as error:  # whichever HTTP library the client uses has errors of its own
+            raise _unreachable(model, f"{type(error).__name__}: {error}") from error
+    raise WeightsError(f"the hub's repository {repository} has none of {', '.join(names)}: give `checkpoint` FILE")
+
+
+def _require_reachable(url: str, model: str) -> None:
+    """Raises WeightsError within seconds when nothing answers at ``url``. Any answer will do, a refusal too."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACHABLE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        # The hub's client brings its own certificates: a certificate that this probe does not know decides nothing.
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return
+        raise _unreachable(model, f"{url}: {error}") from error
+
+
+def _unreachable(model: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"the pretrained weights of {model} cannot be downloaded ({reason}); give a file with `checkpoint` FILE, or "
+        "measure speed only with `weights` random"
+    )

@@ -1,0 +1,188 @@
+"""From a model's name to a Classifier with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import families
+from models.checkpoints import WeightsError, load_weights, read_checkpoint
+from models.classifier import Classifier, resized_spec
+from models.libraries import Shipped, describe
+from pipelines.inputspec import INTERPOLATIONS, InputSpec
+
+WEIGHTS = ("pretrained", "random", "demo")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What is to be loaded; see ``load``. Raises ValueError for an argument that cannot be meant."""
+
+    model: str
+    weights: str = "pretrained"  # one of WEIGHTS
+    checkpoint: Path | None = None  # a file of weights, instead of pretrained ones
+    num_classes: int | None = None
+    model_kwargs: dict[str, Any] | None = None  # for the library's own constructor
+    img_size: int | None = None  # K, pixels
+    crop_pct: float | None = None  # K/S
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    seed: int = 0  # of random weights
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise ValueError(
+                f"`weights` {self.weights!r} is not one of {', '.join(WEIGHTS)}; a file is given with `checkpoint` FILE"
+            )
+        if self.checkpoint and self.weights != "pretrained":
+            raise ValueError(
+                f"`checkpoint` {self.checkpoint} and `weights` {self.weights} contradict each other: give one of them"
+            )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"`num_classes` {self.num_classes} must be 1 or more")
+        if self.img_size is not None and self.img_size < 1:
+            raise ValueError(f"`img_size` {self.img_size} must be 1 or more pixels")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"`crop_pct` {self.crop_pct} must lie above 0 and not above 1: it is K/S")
+        if self.crop_mode == "border":
+            raise ValueError(
+                "`crop_mode` border is not supported: it fits the long side and pads, so random windows would hold it; "
+                "use center (the default) or squash"
+            )
+        if self.crop_mode not in (None, "center", "squash"):
+            raise ValueError(f"`crop_mode` {self.crop_mode!r} is not one of center, squash")
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"`interpolation` {self.interpolation!r} is not one that every backend has: use {' or '.join(INTERPOLATIONS)}"
+            )
+        if self.model in families.FAMILIES and self.weights != "demo":
+            raise ValueError(
+                f"{self.model!r} is a family: name a member such as {families.smallest(self.model).key}, or use `family` {self.model}"
+            )
+
+
+def load(model: str, **keywords: Any) -> Classifier:
+    """Build a network on the CPU, with its weights.
+
+    ``model`` is ``FAMILY:VARIANT`` (``resnet:18``), a timm name, ``torchvision:NAME`` or ``torchvision:NAME.WEIGHTS``;
+    or, with ``weights="demo"``, a family or ``FAMILY:demo``. Its InputSpec is the paper's row where there is one, else
+    what its library ships at test size; the other arguments (the fields of ``LoadRequest``) are timm's flags of those names and win over both.
+    ``img_size`` alone keeps the ratio K/S. A ``checkpoint`` takes the place of pretrained weights; without
+    ``num_classes`` it decides their number.
+
+    Raises ValueError for an unknown name or an argument that does not fit, WeightsError for weights that cannot be had
+    or do not fit, FileNotFoundError where the demo files are missing. The global random state is left as it was.
+    """
+    asked = LoadRequest(model, **keywords)
+    weights, checkpoint = asked.weights, asked.checkpoint
+    member, demo = families.find(model), _demo_of(model, weights, checkpoint)
+    shipped = describe(demo.model_id if demo else member.model_id if member else model)
+    kwargs = {**(demo.model_kwargs if demo else {}), **(asked.model_kwargs or {})}
+    name, base, notes = shipped.name, shipped, list(shipped.notes)
+    member = member or families.find(shipped.name)
+    if demo:
+        member = None
+        name, base = demo.key, replace(shipped, spec=demo.spec, crop_pct=None, num_classes=demo.num_classes)
+    elif member:
+        base = replace(shipped, spec=member.spec, crop_pct=None)
+    spec = _with_overrides(base, asked)
+    if spec.crop_mode == "squash":
+        notes = [note for note in notes if "crop_mode" not in note] + [
+            "the aspect ratio is not kept (`crop_mode` squash)"
+        ]
+
+    file = demo.checkpoint if demo and weights == "demo" else checkpoint
+    state, file_notes = read_checkpoint(file) if file else (None, [])
+    notes += file_notes
+    pretrained = weights == "pretrained" and file is None
+    classes = _class_count(base, asked.num_classes, state, file, pretrained)
+    kwargs = {**_size_arguments(shipped, spec), "num_classes": classes, **kwargs}
+    # Kept apart from the caller's random numbers, and on the CPU: torch.manual_seed would reseed every device.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(asked.seed)
+        net = _build(shipped, kwargs, pretrained)
+    if state is not None and file is not None:
+        load_weights(net, state, file, name)
+    if weights == "random":
+        notes.append("random weights: speed only, accuracy means nothing")
+    return Classifier(
+        net,
+        spec,
+        name=name,
+        weights=str(checkpoint) if checkpoint else weights,
+        split=shipped.library.split,
+        member=member if pretrained else None,
+        notes=notes,
+        crop_pct=asked.crop_pct or base.crop_pct,
+    )
+
+
+def _demo_of(model: str, weights: str, checkpoint: Path | None) -> families.Demo | None:
+    named = model.endswith(":demo")
+    if weights != "demo" and not named:
+        return None
+    family = model.removesuffix(":demo")
+    if family not in families.FAMILIES:
+        raise ValueError(
+            f"{model!r} is no demo network: those are {', '.join(f'{name}:demo' for name in families.FAMILIES)}; "
+            "name one of them, or use `weights` pretrained or `weights` random"
+        )
+    if weights == "pretrained" and checkpoint is None:
+        raise ValueError(f"{model!r} has no pretrained weights: use `weights` demo, or `weights` random (speed only)")
+    return families.demo(family)
+
+
+def _with_overrides(base: Shipped, asked: LoadRequest) -> InputSpec:
+    spec = replace(
+        base.spec,
+        crop_mode=asked.crop_mode or base.spec.crop_mode,
+        interpolation=asked.interpolation or base.spec.interpolation,
+    )
+    K = asked.img_size or spec.K
+    if asked.crop_pct is None and K == spec.K:
+        return spec
+    return resized_spec(spec, K, asked.crop_pct or base.crop_pct)
+
+
+def _class_count(
+    base: Shipped,
+    num_classes: int | None,
+    state: dict[str, Tensor] | None,
+    file: Path | None,
+    pretrained: bool,
+) -> int:
+    """Raises ValueError or WeightsError where the number asked for is not the number that the weights have."""
+    if state is not None:
+        head = base.library.head_weight(base, state)
+        held = base.num_classes if head is None else head.shape[0]
+        if num_classes not in (None, held):
+            raise WeightsError(f"`checkpoint` {file} has {held} classes, not {num_classes}: leave `num_classes` out")
+        return held
+    if pretrained and num_classes not in (None, base.num_classes):
+        raise ValueError(
+            f"the pretrained weights of {base.name} have {base.num_classes} classes; with `num_classes` {num_classes} "
+            "the head would be untrained: give `checkpoint` FILE, or `weights` random (speed only)"
+        )
+    classes = num_classes or base.num_classes
+    if classes < 1:
+        raise ValueError(
+            f"{base.name} is shipped without a classifier: give `num_classes` with `checkpoint` or `weights` random"
+        )
+    return classes
+
+
+def _size_arguments(shipped: Shipped, spec: InputSpec) -> dict[str, Any]:
+    """timm's networks of fixed input size (most transformers) are built for another size by ``img_size``."""
+    fixed = getattr(shipped.config, "fixed_input_size", False)
+    return {"img_size": spec.K} if fixed and shipped.config.input_size[-1] != spec.K else {}
+
+
+def _build(shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
+    try:
+        return shipped.library.build(shipped, kwargs, pretrained)
+    except TypeError as error:
+        raise ValueError(f"`model_kwargs` {kwargs} do not fit {shipped.name}: {error}") from error

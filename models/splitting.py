@@ -1,0 +1,186 @@
+"""Where a network is split into trunk and head: x -> pooled features -> logits.
+
+Known for timm's ``forward_features`` / ``forward_head`` networks and for the torchvision classes in
+``TORCHVISION_SPLITS``. Every split is tried on a small random batch: where the two parts do not give what the whole network
+gives, the feature level is absent with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SPLIT_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order, no more
+PROBE_SIDE = 96  # pixels; the split does not depend on the size, and L2 at 800 would take a minute
+
+
+@dataclass(frozen=True)
+class Split:
+    """``trunk``: x [n, 3, K, K] -> features [n, f]; ``head``: features [n, f] -> logits [n, classes]."""
+
+    trunk: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+class NoFeatureLevel(Exception):
+    """A network has no pooled features, or none that are known here; the message says why."""
+
+
+def _as_map(features: Tensor) -> Tensor:
+    """[n, f] -> [n, f, 1, 1]: pooling such a map gives it back, so a head that pools first can be used as it is."""
+    return features[:, :, None, None]
+
+
+def _pooled(feature_map: Any, pool: Callable[[Tensor], Tensor], name: str) -> Tensor:
+    """[n, c, h, w] -> [n, c]. Raises NoFeatureLevel for any other shape."""
+    if not isinstance(feature_map, Tensor) or feature_map.ndim != 4:
+        raise NoFeatureLevel(f"the trunk of {name} gives no feature map [n, c, h, w] to pool")
+    pooled = pool(feature_map).flatten(1)
+    if pooled.shape[1] != feature_map.shape[1]:
+        raise NoFeatureLevel(f"the pooling of {name} does not keep one number for each channel of [n, c, h, w]")
+    return pooled
+
+
+def timm_split(net: nn.Module) -> Split:
+    # forward_head(x, pre_logits=True) is not used: for MobileNetV3 it includes the first of the head's two layers.
+    name = type(net).__name__
+    pool = getattr(net, "global_pool", None)
+    if not isinstance(pool, nn.Module):
+        pool = getattr(getattr(net, "head", None), "global_pool", None)
+    if not isinstance(pool, nn.Module) or not (hasattr(net, "forward_features") and hasattr(net, "forward_head")):
+        raise NoFeatureLevel(
+            f"{name} does not pool a convolutional feature map before its head, as far as is known here"
+        )
+    module: Any = net
+    return Split(
+        trunk=lambda x: _pooled(module.forward_features(x), pool, name),
+        head=lambda features: module.forward_head(_as_map(features)),
+    )
+
+
+def _features_module(net: Any, x: Tensor) -> Tensor:
+    return net.features(x)
+
+
+def _resnet_trunk(net: Any, x: Tensor) -> Tensor:
+    x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+    return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+
+def _shufflenet_trunk(net: Any, x: Tensor) -> Tensor:
+    return net.conv5(net.stage4(net.stage3(net.stage2(net.maxpool(net.conv1(x))))))
+
+
+_FLATTENS = "{} flattens a map of several places into its classifier: no feature is pooled"
+
+# torchvision class -> (trunk, name of the head module), or the reason why there is no feature level.
+TORCHVISION_SPLITS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str] | str] = {
+    "ResNet": (_resnet_trunk, "fc"),  # ResNeXt and wide ResNet too
+    "MobileNetV2": (_features_module, "classifier"),
+    "MobileNetV3": (_features_module, "classifier"),
+    "EfficientNet": (_features_module, "classifier"),
+    "ConvNeXt": (_features_module, "classifier"),
+    "DenseNet": (lambda net, x: functional.relu(net.features(x)), "classifier"),
+    "RegNet": (lambda net, x: net.trunk_output(net.stem(x)), "fc"),
+    "MNASNet": (lambda net, x: net.layers(x), "classifier"),
+    "ShuffleNetV2": (_shufflenet_trunk, "fc"),
+    "SqueezeNet": "SqueezeNet classifies every place of its map, then pools the class scores: it pools no feature",
+    "AlexNet": _FLATTENS.format("AlexNet"),
+    "VGG": _FLATTENS.format("VGG"),
+}
+
+_TAKES_A_MAP = {"ConvNeXt"}  # its classifier starts with a normalisation over [n, c, h, w]
+
+
+def torchvision_split(net: nn.Module) -> Split:
+    name = type(net).__name__
+    entry = TORCHVISION_SPLITS.get(name, f"no split is written for torchvision's {name}: add it to TORCHVISION_SPLITS")
+    if isinstance(entry, str):
+        raise NoFeatureLevel(entry)
+    trunk, head_name = entry
+    head: Any = getattr(net, head_name)
+
+    def pool(feature_map: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(feature_map, 1)
+
+    return Split(
+        trunk=lambda x: _pooled(trunk(net, x), pool, name),
+        head=(lambda features: head(_as_map(features))) if name in _TAKES_A_MAP else head,
+    )
+
+
+def probe(net: nn.Module, K: int) -> tuple[Tensor, Tensor]:
+    """A small random batch and the whole network's logits. Raises ValueError when the network takes no K x K input."""
+    generator = torch.Generator().manual_seed(0)
+    for side in (min(K, PROBE_SIDE), K):  # some networks take only the size that they were built for
+        x = torch.randn(2, 3, side, side, generator=generator)
+        try:
+            return x, net(x)
+        except Exception as error:
+            if side == K:
+                raise ValueError(
+                    f"the network does not take crops of {K} x {K}: {error}; choose another `img_size`"
+                ) from error
+    raise AssertionError("unreachable")
+
+
+def verified_features(split: Split, x: Tensor, logits: Tensor) -> Tensor:
+    """The features of ``x``, when ``head(trunk(x))`` equals ``logits``. Raises NoFeatureLevel where it does not."""
+    try:
+        features = split.trunk(x)
+        again = split.head(features)
+    except NoFeatureLevel:
+        raise
+    except Exception as error:
+        raise NoFeatureLevel(f"the network cannot be run in two parts: {type(error).__name__}: {error}") from error
+    if again.shape != logits.shape:
+        raise NoFeatureLevel(f"the head gives {list(again.shape)} where the network gives {list(logits.shape)}")
+    difference = (again - logits).abs().max().item()
+    # Written so that a NaN is a failure.
+    if not difference <= SPLIT_TOLERANCE * logits.abs().max().item():
+        raise NoFeatureLevel(
+            f"head(features(x)) differs from the network's own logits by {difference:.2g} on a random batch"
+        )
+    return features
+
+
+_AFFINE = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.Identity,
+    nn.Dropout,
+    nn.Flatten,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,  # of a 1 x 1 map
+)
+
+
+def is_linear(net: nn.Module, head: Callable[[Tensor], Tensor], features: Tensor) -> bool:
+    """Whether the head of the mean is the mean of the heads, for all features.
+
+    Two signs are needed, because each alone can be fooled: only affine modules run in the head (a hook does not see a
+    function such as ``F.relu``), and midpoints map to midpoints (near zero, hard-swish is almost linear).
+    """
+    ran: list[nn.Module] = []
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(lambda module, *_: ran.append(module)) for leaf in leaves]
+    try:
+        head(features)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(isinstance(module, _AFFINE) for module in ran):
+        return False
+    for scale in (1.0, -30.0):
+        points = scale * features[:2]
+        ends, middle = head(points), head(points.mean(0, keepdim=True))
+        if not (ends.mean(0) - middle[0]).abs().max() <= SPLIT_TOLERANCE * ends.abs().max():
+            return False
+    return True
