@@ -131,19 +131,23 @@ def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
-def parse(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> CommandLine:
-    """Read and check a command line. Exits with status 2 and a message on a bad one."""
+def parse(
+    argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None, own: type | None = None
+) -> CommandLine:
+    """Read and check a command line. Exits with status 2 and a message on a bad one. ``own``: the program's own group,
+    whose fields may have the names of RunConfig's; the parser has its options (``add_options``)."""
     parser = parser or build_parser()
     found = vars(parser.parse_args(argv))
-    names = {name for _, name, _ in options_of(RunConfig)}
+    own_flags = group_flags(own) if own else {}
+    names = {name for _, name, _ in options_of(RunConfig)} - own_flags.keys()
     given = {name: value for name, value in found.items() if name in names}
-    own = {name: value for name, value in found.items() if name not in names}
+    rest = {name: value for name, value in found.items() if name not in names}
     if "model_kwargs" in given:
         given["model_kwargs"] = dict(given["model_kwargs"])
     try:
-        return CommandLine(settled(with_values(RunConfig(), given)), given, own)
+        return CommandLine(settled(with_values(RunConfig(), given)), given, rest)
     except (ValueError, OSError) as error:
-        parser.error(with_flags(str(error), flag_names()))
+        parser.error(with_flags(str(error), {**flag_names(), **own_flags}))
 
 
 def with_values(config: RunConfig, given: dict[str, Any]) -> RunConfig:

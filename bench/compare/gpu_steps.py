@@ -181,11 +181,11 @@ def make_crops(K: int) -> None:
     from pipelines.backends import backend
     from pipelines.batch import LoadConfig
     from pipelines.crops import Planner, parse_policy, union
-    from pipelines.data import dataset, demo
+    from pipelines.data import demo, scanning
     from pipelines.data.labels import unlabelled
     from pipelines.inputspec import InputSpec
 
-    data = unlabelled(dataset.scan(demo.ensure("val"), workers=1, progress=False), "not needed")
+    data = unlabelled(scanning.scan(demo.ensure("val"), workers=1, progress=False), "not needed")
     planner = Planner(InputSpec(S=K + 20, K=K), union([parse_policy("5RC")]))
     source = backend("dali-gpu")(data, planner, LoadConfig(batch_images=8, workers=2))
     for batch in source.batches(np.arange(8)):

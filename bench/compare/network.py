@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     parser = build_parser("multicrop-bench compare network", __doc__, epilog=None, leave_out=NOT_HERE)
     add_options(parser, NetworkComparison)
-    line = parse_options(argv, parser)
+    line = parse_options(argv, parser, NetworkComparison)
     logs.set_up(line.config.output.verbose, line.config.output.quiet)
     command = ["multicrop-bench", "compare", "network", *(sys.argv[1:] if argv is None else argv)]
     return exit_status(

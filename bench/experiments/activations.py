@@ -6,12 +6,11 @@
 Statistics are of the centre crops of ``--fit-data`` (the paper: training images; the demo: its training set), accuracy
 is of ``--data``: as it is, and with both parametric adaptations to the resolution of training. Writes
 ``activations.csv`` (a row for each size: shares, fits, accuracies and their paired differences), ``activations.json``
-(distributions, environment) and a figure. Flags beside those below are bench/run.py's.
+(distributions, environment) and a figure. The other options are those of ``run``.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
@@ -19,17 +18,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bench import cases, logs
-from bench.config import DataConfig, RunConfig
-from bench.errors import UserError, with_flags
-from bench.options import CommandLine, build_parser, flag_names
-from bench.options import parse as parse_options
+from bench import cases, logs, values
+from bench.config import DataConfig, RunConfig, option
+from bench.errors import UserError, exit_status
+from bench.options import add_options, build_parser, flag_names, group_flags, parse
 from bench.setup import find_images, make_job, resolve
-from bench.values import positive
 
 if TYPE_CHECKING:
     from bench.job import Job
@@ -61,37 +58,39 @@ class Scored:
     nll: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class ActivationsConfig:
+    """The options of this experiment beside those of a run."""
+
+    title: ClassVar[str] = "statistics"
+    fit_data: Path | None = option(
+        "--fit-data", metavar="DIR", parse=values.path, help="images of the statistics (default: see above)"
+    )
+    fit_images: int = option(
+        "--fit-images", default=2000, metavar="N", parse=values.positive, help="at most so many (default: 2000)"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    line = parse(argv)
-    logs.set_up(line.config.output.verbose, line.config.output.quiet)
-    try:
-        return run(line, list(sys.argv[1:] if argv is None else argv))
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {with_flags(str(error), flag_names())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return 130
-
-
-def parse(argv: Sequence[str] | None) -> CommandLine:
-    """The run's options, and those of the fit."""
     parser = build_parser("multicrop-bench activations", __doc__, epilog=None, leave_out=NOT_HERE)
-    parser.add_argument("--fit-data", type=Path, metavar="DIR", help="images of the statistics (default: see above)")
-    parser.add_argument(
-        "--fit-images", type=positive, default=2000, metavar="N", help="at most so many (default: 2000)"
-    )
-    line = parse_options(argv, parser)
-    if not line.config.network.img_size:
-        parser.error("--img-size LIST is needed: the test resolutions, such as 48:160:16")
-    return line
+    add_options(parser, ActivationsConfig)
+    line = parse(argv, parser, ActivationsConfig)
+    logs.set_up(line.config.output.verbose, line.config.output.quiet)
+    command = ["multicrop-bench", "activations", *(sys.argv[1:] if argv is None else argv)]
+    flags = {**flag_names(), **group_flags(ActivationsConfig)}
+    interrupted = "interrupted; nothing was written"
+    return exit_status(lambda: run(line.config, ActivationsConfig(**line.own), command), flags, interrupted)
 
 
-def run(line: CommandLine, argv: list[str]) -> int:
-    """Statistics at every size, the fits, the accuracies; then the files, the table and the figure."""
+def run(asked: RunConfig, own: ActivationsConfig, command: Sequence[str] = ()) -> int:
+    """Statistics at every size, the fits, the accuracies; then the files, the table and the figure.
+
+    Raises UserError for a folder that exists, several networks, or no sizes.
+    """
     started = time.monotonic()
-    asked = line.config
+    if not asked.network.img_size:
+        raise UserError("`img_size` is needed: the test resolutions, such as 48:160:16")
     out = asked.output.out or Path("runs") / time.strftime("activations-%Y%m%d-%H%M%S")
     if out.exists():
         raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
@@ -102,14 +101,14 @@ def run(line: CommandLine, argv: list[str]) -> int:
     if len(found) != 1:
         raise UserError(f"one network at a time, not {len(found)}: {', '.join(case.label for case in found)}")
     scan = find_images(config)
-    own = make_job(found[0], scan, config)
-    train_K = trained_at(own)
-    sizes = sorted({*(asked.network.img_size or []), train_K})
+    job = make_job(found[0], scan, config)
+    train_K = trained_at(job)
+    sizes = sorted({*asked.network.img_size, train_K})
     jobs = {K: make_job(replace(found[0], img_size=K), scan, config) for K in sizes}
-    measured = {K: statistics_of(job, line) for K, job in jobs.items()}
-    rows = [row(job, measured[K], measured[train_K], scan_name(line)) for K, job in jobs.items()]
+    measured = {K: statistics_of(job, own) for K, job in jobs.items()}
+    rows = [row(job, measured[K], measured[train_K], fitted_on(job, own)) for K, job in jobs.items()]
     out.mkdir(parents=True)
-    write(out, argv, own, train_K, measured, rows)
+    write(out, command, job, train_K, measured, rows)
     print(table(rows, train_K))
     figures = draw(out) if asked.output.figures else []
     print("\nwritten:", *(f"  {path.resolve()}" for path in [*sorted(out.iterdir()), *figures]), sep="\n")
@@ -127,20 +126,21 @@ def trained_at(job: Job) -> int:
     return K
 
 
-def scan_name(line: CommandLine) -> str:
-    named = line.own["fit_data"] or line.config.data.data
+def fitted_on(job: Job, own: ActivationsConfig) -> str:
+    """The images of the statistics, for a person."""
+    named = own.fit_data or job.config.data.data
     return "the demo's training set" if named is None else str(named)
 
 
-def statistics_of(job: Job, line: CommandLine) -> Statistics:
-    """Of the images of ``--fit-data``; of the demo's training set; else of ``--data`` itself (no labels are used)."""
+def statistics_of(job: Job, own: ActivationsConfig) -> Statistics:
+    """Of the images of `fit_data`; of the demo's training set; else of `data` itself (no labels are used)."""
     from bench.job import Job
     from bench.measure.adapt import statistics
     from pipelines.data import demo, scanning
 
     log.info("activations at %d pixels ...", job.classifier.spec.K)
-    fit_data, images = line.own["fit_data"], line.own["fit_images"]
-    if fit_data is None and line.config.data.data is not None:
+    fit_data, images = own.fit_data, own.fit_images
+    if fit_data is None and job.config.data.data is not None:
         return statistics(job, images)
     root = fit_data or demo.ensure("train")
     config: RunConfig = job.config
@@ -170,14 +170,14 @@ def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[s
         "nll": float(plain.nll.mean()),
     }
     for name in ADAPTATIONS:
-        values: dict[str, Any] = {"top1": None, "gain": None, "gain_low": None, "gain_high": None, "reason": None}
+        figures: dict[str, Any] = {"top1": None, "gain": None, "gain_low": None, "gain_high": None, "reason": None}
         try:
             if here.K == train.K:
                 raise NotAdaptable("nothing to do at the training size")
             found = FITS[name].fit(train, here)
             detach = attach(job.classifier, found)
         except ValueError as absent:
-            values["reason"] = str(absent)
+            figures["reason"] = str(absent)
         else:
             adapted = score(job)
             detach()
@@ -186,13 +186,13 @@ def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[s
                 int((plain.right & ~adapted.right).sum()),
             )
             ends = paired_difference(newly_correct, newly_wrong, int(adapted.right.sum()), images)
-            values |= {
+            figures |= {
                 "top1": 100 * float(adapted.right.mean()),
                 "gain": 100 * (newly_correct - newly_wrong) / images,
                 "gain_low": ends[0],
                 "gain_high": ends[1],
             }
-        out |= {f"{name}_{key}": value for key, value in values.items()}
+        out |= {f"{name}_{key}": value for key, value in figures.items()}
     return out
 
 
@@ -215,24 +215,23 @@ def score(job: Job) -> Scored:
 
 def write(
     out: Path,
-    argv: list[str],
+    command: Sequence[str],
     job: Job,
     train_K: int,
     measured: dict[int, Statistics],
     rows: Sequence[dict[str, Any]],
 ) -> None:
     """activations.csv and activations.json."""
+    import pandas as pd
+
     from bench import machine
     from bench.files import write_whole
 
-    with (out / "activations.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_whole(out / "activations.csv", pd.DataFrame(list(rows)).to_csv(index=False))
     top = highest(measured[train_K])
     points = np.linspace(0, top, CURVE_POINTS)
     info = {
-        "command": ["multicrop-bench", "activations", *argv],
+        "command": list(command),
         "model": job.classifier.name,
         "weights": job.classifier.weights,
         "weight_hash": job.classifier.weight_hash,

@@ -1,10 +1,10 @@
-"""FixRes: fine-tune the last layers of a network at the resolution at which it will be asked.
+"""FixRes: fine-tune the last layers of a network at the resolution at which it will be tested.
 
     multicrop-bench finetune --family resnet --img-size 128 --out tuned          # the demo network, on the demo data
     multicrop-bench finetune --models resnet:50 --data imagenet/train --img-size 320 --out tuned
-    multicrop-bench finetune --resume tuned                                      # goes on where it was stopped
+    multicrop-bench finetune --resume tuned                                      # continues where it was stopped
 
-Writes ``model.safetensors`` (all weights; ``bench/run.py --checkpoint`` reads it), ``finetune.json`` (how it was made:
+Writes ``model.safetensors`` (all weights; ``run --checkpoint`` reads it), ``finetune.json`` (how it was made:
 command, hashes of the base weights and of the data, recipe, versions, every epoch, every step's times) and
 ``state.safetensors`` (what ``--resume`` needs, renewed after each epoch). On a CPU, with the same number of threads, a
 resumed run's weights are bit for bit those of a run that was never stopped.
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bench import cases, logs, options, values
-from bench.config import DataConfig, RunConfig, from_plain, option, option_of, to_plain
-from bench.errors import UserError, with_flags
+from bench.config import DataConfig, RunConfig, from_plain, option, to_plain
+from bench.errors import UserError, exit_status
 from bench.setup import make_job, resolve
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
 CHECKED_IMAGES = 4  # their crops are compared with the reference before any is trained on
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (
-    "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "yes", "figures",
-    "real_labels", "adapt", "train_size", "fold", "strict", "amp", "amp_dtype", "channels_last", "torchcompile", "timeout",
-    "model_list", "out", "resume", "img_size", "batch_size",
+    "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "yes",
+    "figures", "real_labels", "adapt", "train_size", "fold", "strict", "amp", "amp_dtype", "channels_last",
+    "torchcompile", "timeout", "model_list", "out", "resume", "img_size", "batch_size",
 )  # fmt: skip
 REPEATED = ("model_kwargs", "num_classes", "interpolation", "crop_mode")  # scoring needs them again
 log = logging.getLogger(__name__)
@@ -122,15 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     command = parse(list(sys.argv[1:] if argv is None else argv))
     logs.set_up(command.run.output.verbose, command.run.output.quiet)
-    try:
-        return run(command)
-    except (UserError, ValueError, FileNotFoundError) as error:
-        print(f"error: {with_flags(str(error), flags())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        out = command.own.resume or command.own.out
-        print(f"\ninterrupted; continue with: multicrop-bench finetune --resume {out}", file=sys.stderr)
-        return 130
+    out = command.own.resume or command.own.out
+    return exit_status(
+        lambda: run(command), flags(), f"interrupted; continue with: multicrop-bench finetune --resume {out}"
+    )
 
 
 # ---- the command line
@@ -139,11 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: list[str]) -> Command:
     """This program's options and a run's in one. Exits with status 2 on a bad command line."""
     parser = options.build_parser("multicrop-bench finetune", __doc__, epilog=None, leave_out=NOT_HERE)
-    group = parser.add_argument_group(FineTuneConfig.title)
-    for one in fields(FineTuneConfig):
-        if how := option_of(one):
-            options.add_option(group, one.name, how)
-    line = options.parse(argv, parser)
+    options.add_options(parser, FineTuneConfig)
+    line = options.parse(argv, parser, FineTuneConfig)
     own = FineTuneConfig(**line.own)
     if own.resume is not None:
         if line.given or line.own.keys() != {"resume"}:
@@ -155,8 +147,7 @@ def parse(argv: list[str]) -> Command:
 
 def flags() -> dict[str, str]:
     """Parameter -> flag, for error messages."""
-    own = {one.name: how.flags[0] for one in fields(FineTuneConfig) if (how := option_of(one))}
-    return {**options.flag_names(), **own}
+    return {**options.flag_names(), **options.group_flags(FineTuneConfig)}
 
 
 def resumed(folder: Path) -> tuple[Command, dict[str, Any]]:
@@ -419,7 +410,7 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
 
 
 def read_back(job: Job, path: Path) -> str:
-    """The hash of the weights as ``bench/run.py --checkpoint`` will see them."""
+    """The hash of the weights as ``run --checkpoint`` will see them."""
     from models.loading import load
 
     spec = job.classifier.spec

@@ -148,10 +148,10 @@ def test_what_is_refused(command: Callable[..., list[str]], tmp_path: Path, caps
     (tmp_path / "there").mkdir()
     assert "never written over" in error(command(tmp_path / "there"))
     assert f"holds no {finetune.NOTE}" in error(["--resume", str(tmp_path / "there")])
-    assert "takes no other flag" in error(["--resume", str(tmp_path / "there"), "--epochs", "3"])
-    assert "mean nothing here: --crops, --yes" in error(command(tmp_path / "new", "--crops", "1,2", "--yes"))
+    assert "takes no other option" in error(["--resume", str(tmp_path / "there"), "--epochs", "3"])
+    assert "unrecognized arguments: --crops 1,2 --yes" in error(command(tmp_path / "new", "--crops", "1,2", "--yes"))
     assert "--img-size K and --out DIR are needed" in error(["--models", "test_resnet"])
-    assert "--chunk 0" in error(command(tmp_path / "new", "--chunk", "0"))
+    assert "--trunk-batch-size" in error(command(tmp_path / "new", "--trunk-batch-size", "0"))
     assert "more than the 18 images" in error(command(tmp_path / "new", "-b", "19"))
     assert "one network at a time" in error(command(tmp_path / "new", "--models", "test_resnet,test_nfnet"))
     assert "use --tune classifier" in error(
