@@ -20,7 +20,7 @@ from bench.resume import NetworkPlan
 from models import families
 from models.classifier import Classifier
 from models.loading import load
-from models.predict import Network
+from models.predict import Network, default_batch_size
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import Planner, Policy, union
@@ -29,13 +29,6 @@ from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label, unlabelled
 
 BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
-
-
-def default_batch_size(K: int, device: str) -> int:
-    """Crops per forward: 256 on a GPU; on a CPU about the pixels of 64 crops of 100 x 100, at least 8."""
-    if device.startswith("cuda"):
-        return 256
-    return int(np.clip(2 ** round(np.log2(64 * (100 / K) ** 2)), 8, 64))
 
 
 class Job:

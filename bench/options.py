@@ -38,7 +38,7 @@ class CommandLine:
 
 def flag_names(config_class: type = RunConfig) -> dict[str, str]:
     """Field name -> its flag, for error messages."""
-    return {name: option.flags[0] for _, name, option in options_of(config_class)}
+    return {name: option.flags[0] for _, name, option in options_of(config_class) if option.flags}
 
 
 def options_of(config_class: type) -> list[tuple[str, str, Option]]:
@@ -83,7 +83,8 @@ def add_options(parser: argparse.ArgumentParser, group_class: type) -> None:
 
 def group_flags(group_class: type) -> dict[str, str]:
     """Field name -> its flag, of a group of a program's own."""
-    return {one.name: how.flags[0] for one in fields(group_class) if (how := option_of(one))}  # type: ignore[arg-type]
+    options = {one.name: option_of(one) for one in fields(group_class)}  # type: ignore[arg-type]
+    return {name: how.flags[0] for name, how in options.items() if how and how.flags}
 
 
 def parse_group(argv: Sequence[str] | None, prog: str, description: str | None, group_class: type[T]) -> T:
@@ -117,6 +118,9 @@ def add_option(group: Any, name: str, how: Option) -> None:
         arguments["action"] = argparse.BooleanOptionalAction
     if how.parse is not None:
         arguments["type"] = _for_argparse(how.parse)
+    if not how.flags:  # a positional argument
+        group.add_argument(name, help=how.help.replace("%", "%%"), **arguments)
+        return
     group.add_argument(*how.flags, dest=name, default=argparse.SUPPRESS, help=how.help.replace("%", "%%"), **arguments)
 
 

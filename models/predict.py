@@ -39,6 +39,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
+def default_batch_size(K: int, device: str) -> int:
+    """Crops per forward: 256 on a GPU; on a CPU about the pixels of 64 crops of 100 x 100, at least 8."""
+    if device.startswith("cuda"):
+        return 256
+    return int(np.clip(2 ** round(np.log2(64 * (100 / K) ** 2)), 8, 64))
+
+
 class Network:
     """A classifier on its device, fed with whole chunks of uint8 crops.
 

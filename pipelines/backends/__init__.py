@@ -28,13 +28,16 @@ class BackendEntry:
     class_name: str
     tolerance_levels: float
     on_gpu: bool = False  # crops lie on a GPU, and a JPEG engine may decode a share of each batch
+    uses_processes: bool = False  # workers are processes, not threads; none with 0 workers
 
 
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, BackendEntry] = {
     "dali-gpu": BackendEntry("pipelines.backends.dali", "DaliGpu", tolerance_levels=1.5, on_gpu=True),
     "dali-cpu": BackendEntry("pipelines.backends.dali", "DaliCpu", tolerance_levels=0.1),
-    "torchvision": BackendEntry("pipelines.backends.torchvision", "Torchvision", tolerance_levels=0.4),
+    "torchvision": BackendEntry(
+        "pipelines.backends.torchvision", "Torchvision", tolerance_levels=0.4, uses_processes=True
+    ),
 }
 
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from bench import job as job_module
-from bench.job import Job, data_hash, default_batch_size
+from bench.job import Job, data_hash
 from bench.measure import accuracy, estimate
 from bench.records import Absent, Accuracy, ImageAccounting, Throughput
+from models.predict import default_batch_size
 from pipelines.backends import BACKENDS, reference
 from pipelines.batch import CropBatch, Failure, default_batch_images
 from pipelines.crops import parse_policy

@@ -33,7 +33,7 @@ from bench.job import Job
 from bench.measure import accuracy, adapt, auto_batch, estimate, limits, throughput, tuned
 from bench.measure import partial_results as partial
 from bench.predictions import Predictions, check_complete, joined
-from models.predict import Network, OutOfMemory
+from models.predict import Network, OutOfMemory, default_batch_size
 from pipelines.batch import Failure
 from pipelines.data.dataset import Dataset
 from tests.stress import kills
@@ -218,7 +218,7 @@ def test_the_size_of_an_adaptations_reference_is_not_searched_for(
 ) -> None:
     monkeypatch.setattr(auto_batch, "largest", lambda make, K: 4)
     job = make_job("--policies", "CC", "-b", "auto")
-    assert job.batch_size == 4 and adapt.at_size(job, 48).batch_size == job_module.default_batch_size(48, "cpu")
+    assert job.batch_size == 4 and adapt.at_size(job, 48).batch_size == default_batch_size(48, "cpu")
 
 
 def test_what_a_killed_writer_left_is_swept_away(small_run: Small, resume: Small) -> None:

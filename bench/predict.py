@@ -1,0 +1,213 @@
+"""Classify images with several crops each, and write the most probable classes.
+
+    multicrop-bench predict --model resnet50.a1_in1k photos/ --topk 5 --out answers.csv
+    multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
+
+Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read, and
+for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending of
+``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench import logs, values
+from bench.config import LoadingConfig, NetworkConfig, OutputConfig, option
+from bench.errors import UserError, exit_status
+from bench.files import locked, whole_file, write_whole
+from bench.options import group_flags, parse_group, shared
+
+if TYPE_CHECKING:
+    from models import MultiCrop
+    from models.multicrop import ImageResult
+
+log = logging.getLogger(__name__)
+FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FLUSH_ROWS = 64  # rows that an interruption may lose
+
+
+@dataclass(frozen=True, slots=True)
+class PredictConfig:
+    """What to classify, with which network, and where the answers go."""
+
+    title: ClassVar[str] = "prediction"
+    images: str = option(help="a folder of images, a glob in quotes, or a tar")
+    model: str | None = option("--model", "-m", metavar="NAME", help="a timm name, torchvision:NAME or FAMILY:demo")
+    policy: str = option("--policy", default="CC+9RC", metavar="POLICY", help="the crops (default: CC+9RC)")
+    level: str = option(
+        "--level", default="softmax", choices=("feature", "logit", "softmax"), help="where crops are averaged (softmax)"
+    )
+    topk: int = option("--topk", default=5, metavar="K", parse=values.positive, help="classes an image (default: 5)")
+    out: Path | None = option(
+        "--out", metavar="FILE", parse=values.path, help="a new .csv, .jsonl or .parquet file (default: print CSV)"
+    )
+    results_format: str | None = option(
+        "--results-format", choices=("csv", "json", "parquet"), help="default: by the ending of --out, else csv"
+    )
+    weights: str | None = shared(NetworkConfig, "weights", help="default: demo for FAMILY:demo, else pretrained")
+    checkpoint: Path | None = shared(NetworkConfig, "checkpoint")
+    num_classes: int | None = shared(NetworkConfig, "num_classes")
+    img_size: int | None = option("--img-size", metavar="K", parse=values.positive, help="side of a crop, pixels")
+    crop_pct: float | None = option(
+        "--crop-pct", metavar="K/S", parse=values.share, help="crop side over the resized short side"
+    )
+    interpolation: str | None = shared(NetworkConfig, "interpolation")
+    device: str | None = shared(NetworkConfig, "device")
+    batch_size: int | None = option(
+        "--batch-size", "-b", metavar="N", parse=values.positive, help="crops per forward pass (default: by crop size)"
+    )
+    data_backend: str = shared(LoadingConfig, "data_backend")
+    seed: int = option("--seed", default=0, parse=int, help="of the random crops (default: 0)")
+    verbose: int = shared(OutputConfig, "verbose")
+    quiet: bool = shared(OutputConfig, "quiet")
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise ValueError("`model` NAME is needed: the network that classifies")
+        if self.out is not None and self.results_format is None and self.out.suffix.lower() not in FORMATS:
+            raise ValueError(f"`out` {self.out} does not end in {', '.join(FORMATS)}: add `results_format`")
+
+    @property
+    def format(self) -> str:
+        return self.results_format or (FORMATS[self.out.suffix.lower()] if self.out else "csv")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    config = parse_group(argv, "multicrop-bench predict", __doc__, PredictConfig)
+    logs.set_up(config.verbose, config.quiet)
+    again = f"interrupted; {config.out} is continued by the same command" if config.out else "interrupted"
+    return exit_status(lambda: run(config), group_flags(PredictConfig), again)
+
+
+def run(config: PredictConfig) -> int:
+    """Load, classify, write."""
+    from models.checkpoints import WeightsError
+
+    if config.out and config.out.exists():
+        raise UserError(f"`out` {config.out} exists; results are never written over others: name a new file")
+    try:
+        classify = load(config)
+    except (WeightsError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+    if config.out is None:
+        frame([row_of(image, config.topk) for image in shown(classify(config.images))]).to_csv(sys.stdout, index=False)
+        return 0
+    failed = write(config, config.out, classify)
+    log.info("written: %s%s", config.out.resolve(), f"; {failed} images could not be read" if failed else "")
+    return 0
+
+
+def load(config: PredictConfig) -> MultiCrop:
+    """The network. Raises UserError for a device that is not there."""
+    from bench.setup import resolved_device
+    from models import MultiCrop
+
+    assert config.model is not None
+    return MultiCrop(
+        config.model,
+        policy=config.policy,
+        level=config.level,
+        weights=config.weights,
+        checkpoint=config.checkpoint,
+        device=resolved_device(config.device),
+        backend=config.data_backend,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_classes=config.num_classes,
+        img_size=config.img_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+
+
+def shown(images: Iterator[ImageResult], done: int = 0) -> Iterator[ImageResult]:
+    """With a progress bar on standard error."""
+    from tqdm import tqdm
+
+    yield from tqdm(images, desc="predict", unit="image", initial=done)
+
+
+def row_of(image: ImageResult, k: int) -> dict[str, Any]:
+    """One image as a flat row: filename, error, and index_0, label_0, name_0, prob_0, index_1, ..."""
+    row: dict[str, Any] = {"filename": image.name, "error": image.error}
+    for i, (index, wnid, name, probability) in enumerate([] if image.error else image.top(k)):
+        row |= {f"index_{i}": index, f"label_{i}": wnid, f"name_{i}": name, f"prob_{i}": probability}
+    return row
+
+
+def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
+    """Rows go into a file of JSON lines beside ``out``, from which the result is made at the end. Returns how many
+    images could not be read. Raises UserError when the lines there are of another command."""
+    lines, note = out.with_name(f".{out.name}.lines"), out.with_name(f".{out.name}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.parent):
+        rows = kept_rows(config, classify, lines, note)
+        if rows:
+            log.info("%d images were classified before and are kept", len(rows))
+        with lines.open("a", encoding="utf-8") as file:
+            for image in shown(classify(config.images, skip=len(rows)), len(rows)):
+                rows.append(row_of(image, config.topk))
+                file.write(json.dumps(rows[-1]) + "\n")
+                if len(rows) % FLUSH_ROWS == 0:
+                    file.flush()
+        save(rows, out, config.format)
+        lines.unlink()
+        note.unlink()
+    return sum(row["error"] is not None for row in rows)
+
+
+def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:
+    """What an interrupted command has written. Raises UserError when it was another command's."""
+    asked = {**asdict(config), "images": str(Path(config.images).absolute()), "checkpoint": str(config.checkpoint)}
+    for name in ("out", "verbose", "quiet", "device"):
+        asked.pop(name)
+    asked |= {"weight_hash": classify.classifier.weight_hash, "backend": classify.backend}
+    if lines.exists() and note.exists():
+        stored = json.loads(note.read_text(encoding="utf-8"))
+        for name, value in asked.items():
+            if stored.get(name) != value:
+                raise UserError(
+                    f"an unfinished {lines.name} lies there, of another command (`{name}` was {stored.get(name)!r} and is "
+                    f"{value!r} now): give that command again, or delete {lines}"
+                )
+        return whole_rows(lines)
+    write_whole(note, json.dumps(asked))
+    lines.unlink(missing_ok=True)
+    return []
+
+
+def whole_rows(lines: Path) -> list[dict[str, Any]]:
+    """The rows of a file whose last line may be cut off; the cut line is removed from it."""
+    text = lines.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_whole(lines, whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def frame(rows: list[dict[str, Any]]) -> Any:
+    """The rows as a pandas DataFrame; whole numbers stay whole beside images without an answer."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    indices = [column for column in table if str(column).startswith("index_")]
+    return table.astype(dict.fromkeys(indices, "Int64"))
+
+
+def save(rows: list[dict[str, Any]], out: Path, form: str) -> None:
+    """Write the result whole or not at all."""
+    with whole_file(out) as file:
+        if form == "json":
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        elif form == "parquet":
+            frame(rows).to_parquet(file, index=False)
+        else:
+            frame(rows).to_csv(file, index=False)

@@ -1,0 +1,224 @@
+"""The Python API: classify images, each by the average of several crops.
+
+classify = MultiCrop("resnet50.a1_in1k", policy="CC+9RC")
+for image in classify("photos/"):
+    print(image.name, image.error or image.top(5))
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.averaging import LEVELS, log_probabilities
+from models.class_names import ClassNames, class_names_for
+from models.loading import load
+from models.predict import Network, default_batch_size, predict
+from pipelines.backends import BACKENDS, backend, choose
+from pipelines.batch import LoadConfig, Source, default_batch_images
+from pipelines.crops import Planner, parse_policy, union
+from pipelines.data.dataset import Dataset
+from pipelines.data.memory import ImageList
+from pipelines.data.scanning import scan
+from pipelines.data.tars import is_pattern
+
+BLOCK_IMAGES = 256  # of a list or iterator, looked at together: memory stays bounded
+GLOB_SIGNS = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One image: its probabilities, or why it could not be read."""
+
+    name: str
+    probabilities: np.ndarray | None  # float64 [n classes], sums to 1; None where there is an error
+    error: str | None = None
+    classes: ClassNames = field(default_factory=ClassNames, repr=False)
+
+    def top(self, k: int = 5) -> list[tuple[int, str | None, str | None, float]]:
+        """The k most probable classes: (index, wnid, name, probability). wnid and name are None where they are not known.
+
+        Of equal probabilities the lower index comes first. Raises ValueError for an image that could not be read.
+        """
+        if self.probabilities is None:
+            raise ValueError(f"{self.name} could not be read: {self.error}")
+        order = np.argsort(-self.probabilities, kind="stable")[:k].tolist()
+        return [(i, self.classes.wnid(i), self.classes.name(i), float(self.probabilities[i])) for i in order]
+
+
+class MultiCrop:
+    """A classifier that averages its predictions over the crops of a policy.
+
+    ``model``: a timm name, ``torchvision:NAME``, ``FAMILY:VARIANT`` of the paper's families, or ``FAMILY:demo``.
+    ``policy``: a sum of view terms, such as ``CC+9RC`` (see ``pipelines.crops``). ``level``: where the views are averaged,
+    ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``random`` or ``demo``;
+    ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``; ``backend``: one of ``pipelines.backends.BACKENDS`` or
+    ``auto``. ``batch_size``: crops per forward pass. ``workers``: decoding processes of the torchvision backend; 0, the
+    default, starts none (DALI decodes in threads). ``seed``: of the random crops, which depend on it and the image's name.
+    ``class_names``: for the classes in order. The others are those of ``multicrop-bench run``.
+
+    Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
+    An object may be called from several threads.
+
+    Raises ValueError for unknown names or settings, models.checkpoints.WeightsError for weights that cannot be had,
+    RuntimeError where the backend cannot run here.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        policy: str = "CC+9RC",
+        level: str = "softmax",
+        weights: str | None = None,
+        checkpoint: str | Path | None = None,
+        device: str | None = None,
+        backend: str = "auto",
+        batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        num_classes: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        img_size: int | None = None,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        interpolation: str | None = None,
+        amp_dtype: str = "float32",
+        channels_last: bool | None = None,
+        fold: bool = False,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if level not in LEVELS:
+            raise ValueError(f"`level` {level!r} is not one of {', '.join(LEVELS)}")
+        self.policy, self.level, self.seed, self.workers = parse_policy(policy), level, seed, workers
+        self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        self.classifier = load(
+            model,
+            weights=weights or ("demo" if model.endswith(":demo") and checkpoint is None else "pretrained"),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            num_classes=num_classes,
+            model_kwargs=model_kwargs,
+            img_size=img_size,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            interpolation=interpolation,
+            seed=seed,
+        )
+        if fold:
+            self.classifier.fold()
+        if level == "feature" and self.classifier.feature_absent_reason:
+            raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
+        self.backend, _ = choose(backend, device=self.device)
+        self.views = union([self.policy])
+        sizes = tuple(self.classifier.spec_at(K) for K in self.policy.sizes)
+        self.planner = Planner(self.classifier.spec, self.views, seed, sizes)
+        self.classes = class_names_for(self.classifier, class_names)
+        self._settings: dict[str, Any] = {
+            "chunk": batch_size or default_batch_size(self.classifier.spec.K, self.device),
+            "device": self.device,
+            "amp_dtype": amp_dtype,
+            "channels_last": self.device == "cpu" if channels_last is None else channels_last,
+        }
+        self._lock = threading.Lock()
+        self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
+
+    def __call__(self, images: Any, *, skip: int = 0) -> Iterator[ImageResult]:
+        """Classify images, in order.
+
+        ``images``: a folder, a glob, a tar or its pattern; one path, bytes of an encoded image, PIL image or uint8 array
+        [H, W, 3]; or an iterable of such items, read a few hundred ahead. In a folder an image's name is its path below
+        the folder; else the path as given, or ``image N``. An unreadable image comes with its ``error`` and does not stop
+        the others. ``skip``: leave out so many at the beginning, to continue what was interrupted.
+
+        Raises pipelines.data.dataset.DatasetError for a folder, glob or tar that is not there or holds no image.
+        """
+        if isinstance(images, str | Path):
+            text = str(images)
+            path = Path(images).expanduser()
+            if path.is_dir() or (is_pattern(images) and not _is_glob_of_files(text)):
+                return self._scanned(path, skip)
+            if any(sign in text for sign in GLOB_SIGNS) and not path.exists():
+                found = sorted(glob.glob(str(path), recursive=True))
+                if not found:
+                    from pipelines.data.dataset import DatasetError
+
+                    raise DatasetError(f"no file matches {text}: check the pattern")
+                return self._listed(found, skip)
+        one = isinstance(images, str | Path | bytes | bytearray | memoryview | np.ndarray) or hasattr(images, "convert")
+        return self._listed([images] if one else images, skip)
+
+    def _scanned(self, root: Path, skip: int) -> Iterator[ImageResult]:
+        """A folder or tars: readable and unreadable images in the order of their names."""
+        found = scan(root, workers=_cores(), progress=False)
+        data = Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
+        rows = {name: row for row, name in enumerate(data.table["name"])}
+        errors = dict(zip(found.unreadable["name"], found.unreadable["reason"], strict=True))
+        names = sorted(rows.keys() | errors.keys())[skip:]
+        classified = self._classified(data, np.array([rows[name] for name in names if name in rows], dtype=np.int64))
+        for name in names:
+            yield next(classified) if name in rows else ImageResult(name, None, errors[name], self.classes)
+
+    def _listed(self, images: Iterable[Any], skip: int) -> Iterator[ImageResult]:
+        remaining, done = islice(images, skip, None), skip
+        while block := list(islice(remaining, BLOCK_IMAGES)):
+            source = ImageList.of(block, done)
+            done += len(block)
+            classified = self._classified(source, source.readable)
+            for row, name in enumerate(source.listed):
+                if row in source.errors:
+                    yield ImageResult(name, None, source.errors[row], self.classes)
+                else:
+                    yield next(classified)
+
+    def _classified(self, source: Source, rows: np.ndarray) -> Iterator[ImageResult]:
+        """One result for each row, in order."""
+        if not len(rows):
+            return
+        network = self._take()
+        loader = backend(self.backend)(source, self.planner, self._load_config())
+        try:
+            for predicted in predict(loader.batches(rows), network, self.views):
+                results = {failure.row: (None, failure.reason) for failure in predicted.failed}
+                if predicted.outputs is not None and len(predicted.rows):
+                    results |= self._averaged(predicted.rows, predicted.outputs, source, network)
+                names = source.names(np.array(sorted(results), dtype=np.int64))
+                for name, row in zip(names, sorted(results), strict=True):
+                    yield ImageResult(name, *results[row], self.classes)
+        finally:
+            loader.close()
+            with self._lock:
+                self._idle.append(network)
+
+    def _averaged(self, rows: np.ndarray, outputs: Any, source: Source, network: Network) -> dict[int, Any]:
+        shapes = self.planner.left_out(source.sizes(rows))
+        log_p = log_probabilities(self.level, outputs, self.views, [self.policy], network.head, shapes)
+        assert log_p is not None
+        return {row: (p, None) for row, p in zip(rows.tolist(), log_p[0].exp().cpu().numpy(), strict=True)}
+
+    def _take(self) -> Network:
+        with self._lock:
+            return self._idle.pop() if self._idle else Network(self.classifier, **self._settings)
+
+    def _load_config(self) -> LoadConfig:
+        on_gpu = BACKENDS[self.backend].on_gpu
+        images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
+        workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else _cores())
+        return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
+
+
+def _is_glob_of_files(text: str) -> bool:
+    """Whether a pattern names image files and not tars."""
+    return any(sign in text for sign in GLOB_SIGNS) and not text.lower().endswith(".tar")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
