@@ -26,7 +26,7 @@ from models.predict import Network, default_batch_size, predict
 from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, parse_policy, union
-from pipelines.data.dataset import Dataset
+from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.memory import ImageList
 from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
@@ -142,17 +142,11 @@ class MultiCrop:
         Raises pipelines.data.dataset.DatasetError for a folder, glob or tar that is not there or holds no image.
         """
         if isinstance(images, str | Path):
-            text = str(images)
             path = Path(images).expanduser()
-            if path.is_dir() or (is_pattern(images) and not _is_glob_of_files(text)):
+            if path.is_dir() or (is_pattern(images) and not _is_glob_of_files(str(images))):
                 return self._scanned(path, skip)
-            if any(sign in text for sign in GLOB_SIGNS) and not path.exists():
-                found = sorted(glob.glob(str(path), recursive=True))
-                if not found:
-                    from pipelines.data.dataset import DatasetError
-
-                    raise DatasetError(f"no file matches {text}: check the pattern")
-                return self._listed(found, skip)
+            if not path.is_file():
+                return self._listed(_matching(path), skip)
         one = isinstance(images, str | Path | bytes | bytearray | memoryview | np.ndarray) or hasattr(images, "convert")
         return self._listed([images] if one else images, skip)
 
@@ -213,6 +207,16 @@ class MultiCrop:
         images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
         workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else _cores())
         return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
+
+
+def _matching(pattern: Path) -> list[str]:
+    """The files that a glob names, sorted. Raises DatasetError where there are none."""
+    found = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207 - an absolute pattern
+    if not found:
+        raise DatasetError(
+            f"there is no file or folder {pattern}, and no file that it names as a pattern: check the path"
+        )
+    return found
 
 
 def _is_glob_of_files(text: str) -> bool:
