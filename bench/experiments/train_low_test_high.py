@@ -1,7 +1,7 @@
 """Train low, test high: is a network more accurate above the resolution at which it was trained, and does FixRes help?
 
-    python bench/experiments/train_low_test_high.py --out runs/low-high                 # demo data; half an hour on two cores
-    python bench/experiments/train_low_test_high.py --out runs/quick --train-sizes 48,64 --test-sizes 48,64,96 --epochs 2
+    multicrop-bench train-low-test-high --out runs/low-high          # demo data; half an hour on two cores
+    multicrop-bench train-low-test-high --out runs/quick --train-sizes 48,64 --test-sizes 48,64,96 --epochs 2
 
 FixRes Tables 5 and 9 in small, on the generated demo data. A demo network is trained from scratch at each train size,
 once with RandomResizedCrop (Table 5) and once with random crops of a fixed size (Table 9), which show objects at the
@@ -10,7 +10,7 @@ the centre crop at each test size, as it is and after fine-tuning its classifier
 
 Writes ``results.csv`` (a row for each network, test size and adaptation), ``results.json`` (settings, environment, the
 training and fine-tuning logs, where each network peaks), ``networks/*.safetensors`` and a figure beside the published
-one. The same command goes on in a folder where it was stopped: networks and rows that are there are kept.
+one. The same command continues in a folder where it was stopped: networks and rows that are there are kept.
 
 Regime: short training, small networks, 16 classes. It says whether the effect is there, not how large it is on
 ImageNet. What differs from the paper is in ``about`` of results.json.
@@ -18,21 +18,26 @@ ImageNet. What differs from the paper is in ``about`` of results.json.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bench.errors import UserError
-from bench.values import int_list
+from bench import logs, values
+from bench.config import DataConfig, LoadingConfig, OutputConfig, option, to_plain
+from bench.errors import UserError, exit_status
+from bench.options import group_flags, parse_group, shared
+
+
+def count(flag: str, default: int, what: str) -> Any:
+    """An option for a positive integer."""
+    return option(flag, default=default, metavar="N", parse=values.positive, help=f"{what} (default: {default})")
+
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +48,6 @@ if TYPE_CHECKING:
     from pipelines.inputspec import InputSpec
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
 CROPS = {"train": "RandomResizedCrop", "fixed": "random crop of a fixed size"}  # augmentation -> words
 ABOUT = (
     "Not as in the paper: demo data and small networks; RandomResizedCrop's smallest region (settings.min_area, 0.08 "
@@ -53,66 +57,54 @@ ABOUT = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    args = parse(argv)
-    try:
-        return run(args)
-    except (UserError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+@dataclass(frozen=True, slots=True)
+class TrainLowTestHigh:
+    """The options of the experiment."""
 
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed options. Exits with status 2 on a bad command line."""
-    parser = argparse.ArgumentParser(
-        prog="bench/experiments/train_low_test_high.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    title: ClassVar[str] = "experiment"
+    out: Path = option(
+        "--out", metavar="DIR", parse=values.path, required=True, help="a new folder, or one to continue in"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on in")
-    parser.add_argument("--family", default="resnet", help="whose demo network (default: resnet)")
-    parser.add_argument("--train-sizes", type=_sizes, default=[48, 64, 96], metavar="K,...", help="default: 48,64,96")
-    parser.add_argument(
+    family: str = option("--family", default="resnet", help="whose demo network (default: resnet)")
+    train_sizes: list[int] = option(
+        "--train-sizes", default=[48, 64, 96], metavar="K,...", parse=values.int_list, help="default: 48,64,96"
+    )
+    test_sizes: list[int] = option(
         "--test-sizes",
-        type=_sizes,
         default=[32, 48, 64, 80, 96, 112, 128],
         metavar="K,...",
+        parse=values.int_list,
         help="default: 32,48,64,80,96,112,128",
     )
-    parser.add_argument("--images", type=int, default=8000, metavar="N", help="trained on (default: 8000)")
-    parser.add_argument("--epochs", type=int, default=8, metavar="N", help="of training (default: 8)")
-    parser.add_argument(
+    images: int = count("--images", 8000, "trained on")
+    epochs: int = count("--epochs", 8, "of training")
+    min_area: float = option(
         "--min-area",
-        type=float,
         default=0.25,
         metavar="X",
+        parse=values.ratio,
         help="RandomResizedCrop's smallest region, a share of the image (default: 0.25, as the demo networks are "
         "trained; 0.08 is the paper's, for longer training)",
     )
-    parser.add_argument("--val-images", type=int, default=1000, metavar="N", help="scored (default: 1000)")
-    parser.add_argument("--adapt-images", type=int, default=4000, metavar="N", help="of the same set (default: 4000)")
-    parser.add_argument("--adapt-epochs", type=int, default=30, metavar="N", help="of fine-tuning (default: 30)")
-    parser.add_argument("--adapt-batch", type=int, default=64, metavar="N", help="of fine-tuning (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--data-backend", default="auto", metavar="NAME", help="default: the first that works")
-    parser.add_argument("--workers", "-j", type=int, default=1, metavar="N", help="decoding threads (default: 1)")
-    parser.add_argument("--no-figures", action="store_true", help="write the numbers only")
-    args = parser.parse_args(argv)
-    for name in ("images", "epochs", "val_images", "adapt_images", "adapt_epochs", "adapt_batch", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
-    return args
+    val_images: int = count("--val-images", 1000, "scored")
+    adapt_images: int = count("--adapt-images", 4000, "of the training set, for fine-tuning")
+    adapt_epochs: int = count("--adapt-epochs", 30, "of fine-tuning")
+    adapt_batch: int = count("--adapt-batch", 64, "images per step of fine-tuning")
+    seed: int = shared(DataConfig, "seed", help="of weights, order and windows (default: 0)")
+    data_backend: str = shared(LoadingConfig, "data_backend")
+    workers: int = shared(LoadingConfig, "workers", default=1, help="decoding threads (default: 1)")
+    figures: bool = shared(OutputConfig, "figures")
 
 
-def _sizes(text: str) -> list[int]:
-    try:
-        return int_list(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+OUTSIDE = ("out", "workers", "figures", "data_backend")  # of the options: they change no result on one backend
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    config = parse_group(argv, "multicrop-bench train-low-test-high", __doc__, TrainLowTestHigh)
+    logs.set_up()
+    interrupted = "interrupted; the same command continues from here"
+    return exit_status(lambda: run(config), group_flags(TrainLowTestHigh), interrupted)
 
 
 # ---- what is trained and scored
@@ -161,10 +153,10 @@ class Row:
         }
 
 
-class Held:
-    """A backend whose crops are in memory, cut once by a real one: row i is crop i. No plan, no images."""
+class InMemory:
+    """A backend whose crops were made once by another and stay in memory: row i is crop i."""
 
-    name, device = "held", "cpu"
+    name, device = "in-memory", "cpu"
 
     def __init__(self, crops: torch.Tensor) -> None:
         self.crops = crops  # uint8 [images, K, K, 3]
@@ -184,41 +176,37 @@ class Held:
 # ---- the run
 
 
-def run(args: argparse.Namespace) -> int:
+def run(config: TrainLowTestHigh) -> int:
     """Train what is missing, score what is missing, write, draw."""
     log.info("loading torch, timm and the data backend ...")
     started = time.monotonic()
-    settings = {
-        name: value
-        for name, value in vars(args).items()
-        if name not in ("out", "workers", "no_figures", "data_backend")
-    }
-    sets, backend_name = Sets(args), choose_backend(args)
-    done = open_folder(args.out, {**settings, "backend": backend_name, "data_hashes": sets.hashes()})
-    networks = [Trained(crop, K) for crop in CROPS for K in args.train_sizes]
-    make = backend_maker(backend_name, args.workers)
+    settings = {name: value for name, value in to_plain(config).items() if name not in OUTSIDE}
+    sets, backend_name = Sets(config), choose_backend(config)
+    done = open_folder(config.out, {**settings, "backend": backend_name, "data_hashes": sets.hashes()})
+    networks = [Trained(crop, K) for crop in CROPS for K in config.train_sizes]
+    make = backend_maker(backend_name, config.workers)
     for trained in networks:
-        if not weights_path(args.out, trained).exists():
-            train(args, trained, sets.train, make)
-    for K in args.test_sizes:
+        if not weights_path(config.out, trained).exists():
+            train(config, trained, sets.train, make)
+    for K in config.test_sizes:
         missing = [t for t in networks if (t.name, K) not in done]
         if missing:
-            score_at(args, K, missing, sets, make)
-    return finish(args, time.monotonic() - started)
+            score_at(config, K, missing, sets, make)
+    return finish(config, time.monotonic() - started)
 
 
 class Sets:
     """The demo's training and test images, labelled."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, config: TrainLowTestHigh) -> None:
         from models.families import family_named
         from pipelines.data import demo
 
-        family_named(args.family)
+        family_named(config.family)
         classes = len(demo.CLASSES)
-        self.train = _labelled(demo.ensure("train"), args.images, args, classes)
-        self.adapt = self.train.subset(min(args.adapt_images, len(self.train)), args.seed)
-        self.val = _labelled(demo.ensure("val"), args.val_images, args, classes)
+        self.train = _labelled(demo.ensure("train"), config.images, config, classes)
+        self.adapt = self.train.subset(min(config.adapt_images, len(self.train)), config.seed)
+        self.val = _labelled(demo.ensure("val"), config.val_images, config, classes)
 
     def hashes(self) -> dict[str, str]:
         from bench.job import data_hash
@@ -226,18 +214,18 @@ class Sets:
         return {name: data_hash(data) for name, data in vars(self).items()}
 
 
-def _labelled(root: Path, images: int, args: argparse.Namespace, classes: int) -> Dataset:
+def _labelled(root: Path, images: int, config: TrainLowTestHigh, classes: int) -> Dataset:
     from pipelines.data.labels import label
     from pipelines.data.scanning import scan
 
-    return label(scan(root, workers=args.workers), num_classes=classes).subset(images, args.seed)
+    return label(scan(root, workers=config.workers), num_classes=classes).subset(images, config.seed)
 
 
-def choose_backend(args: argparse.Namespace) -> str:
-    import pipelines
+def choose_backend(config: TrainLowTestHigh) -> str:
+    from pipelines.backends import choose
 
     try:
-        name, why = pipelines.choose(args.data_backend, device="cpu")
+        name, why = choose(config.data_backend, device="cpu")
     except RuntimeError as error:
         raise UserError(str(error)) from error
     log.info(why)
@@ -245,8 +233,8 @@ def choose_backend(args: argparse.Namespace) -> str:
 
 
 def backend_maker(name: str, workers: int) -> MakeBackend:
-    """What TrainingCrops asks for a backend."""
-    from pipelines import backend
+    """How TrainingCrops makes its backend."""
+    from pipelines.backends import backend
     from pipelines.batch import LoadConfig
 
     return lambda source, planner: backend(name)(source, planner, LoadConfig(workers=workers))
@@ -259,12 +247,12 @@ def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
         before = json.loads(path.read_text(encoding="utf-8"))
         if other := [name for name in settings if before.get(name) != settings[name]]:
             raise UserError(
-                f"--out {out} holds another experiment ({other[0]} is {before.get(other[0])!r} there, "
+                f"`out` {out} holds another experiment ({other[0]} is {before.get(other[0])!r} there, "
                 f"{settings[other[0]]!r} here): name a new folder"
             )
         return {(entry["network"], entry["test_res"]) for entry in read_log(out)}
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} holds other files: name a new folder")
+        raise UserError(f"`out` {out} holds other files: name a new folder")
     (out / "networks").mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return set()
@@ -291,103 +279,85 @@ def spec_at(K: int) -> InputSpec:
 # ---- training from scratch
 
 
-def train(args: argparse.Namespace, trained: Trained, data: Dataset, make: MakeBackend) -> None:
+def train(config: TrainLowTestHigh, trained: Trained, data: Dataset, make: MakeBackend) -> None:
     """One network: the demo networks' optimiser and schedule, crops of one size; saved with its log."""
     import torch
-    from torch.nn import functional
-    from torch.optim.lr_scheduler import OneCycleLR
 
     from bench.files import write_whole
     from models.demo import train as demo_train
     from models.fixres import finetune
     from models.normalization import Normalize
 
-    K, epochs, batch_size = trained.train_res, args.epochs, demo_train.BATCH
+    batch_size = demo_train.BATCH
     if len(data) < batch_size:
-        raise UserError(f"--images {len(data)}: training takes batches of {batch_size}")
+        raise UserError(f"`images` {len(data)}: training takes batches of {batch_size}")
     recipe = finetune.Recipe(
-        "classifier", trained.crop, epochs, batch_size, jitter=0.0, min_area=args.min_area, seed=args.seed
+        "classifier", trained.crop, config.epochs, batch_size, jitter=0.0, min_area=config.min_area, seed=config.seed
     )
-    crops = finetune.TrainingCrops(data, len(data), recipe, spec_at(K), make)
-    normalise, labels = (
-        Normalize(spec_at(K), channels_last=True),
-        torch.from_numpy(data.table["label"].to_numpy(np.int64).copy()),
-    )
-    net = fresh(args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(demo_train.parameter_groups(net))
-    steps = epochs * (len(data) // batch_size)
-    peak = demo_train.RECIPES[args.family]["peak_lr"]
-    schedule = OneCycleLR(optimizer, max_lr=peak, total_steps=steps, pct_start=0.1, div_factor=10)
+    crops = finetune.TrainingCrops(data, len(data), recipe, spec_at(trained.train_res), make)
+    normalise = Normalize(spec_at(trained.train_res), channels_last=True)
+    labels = torch.from_numpy(data.table["label"].to_numpy(np.int64).copy())
+    net = fresh(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = config.epochs * (len(data) // batch_size)
+    training = demo_train.Training(net, demo_train.RECIPES[config.family]["peak_lr"], steps)
     epochs_log = []
-    for epoch in range(epochs):
-        start, losses = time.perf_counter(), []
-        order = finetune.epoch_order(args.seed, epoch, len(data))
-        net.train()
-        for rows, batch in finetune.regroup(crops.epoch(epoch, order), batch_size):
-            loss = functional.cross_entropy(
-                net(normalise(batch)), labels[torch.from_numpy(rows)], label_smoothing=demo_train.LABEL_SMOOTHING
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), demo_train.CLIP_NORM)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        epochs_log.append(
-            {"epoch": epoch, "loss": float(np.mean(losses)), "wall_s": round(time.perf_counter() - start, 2)}
-        )
-        log.info(
-            f"{trained.name}: epoch {epoch + 1}/{epochs}, loss {epochs_log[-1]['loss']:.3f}, {epochs_log[-1]['wall_s']:.0f} s"
-        )
+    for epoch in range(config.epochs):
+        start = time.perf_counter()
+        order = finetune.epoch_order(config.seed, epoch, len(data))
+        batches = finetune.regroup(crops.epoch(epoch, order), batch_size)
+        loss = training.epoch((normalise(batch), labels[torch.from_numpy(rows)]) for rows, batch in batches)
+        wall_s = round(time.perf_counter() - start, 2)
+        epochs_log.append({"epoch": epoch, "loss": loss, "wall_s": wall_s})
+        log.info("%s: epoch %d/%d, loss %.3f, %.0f s", trained.name, epoch + 1, config.epochs, loss, wall_s)
     crops.close()
-    write_whole(weights_path(args.out, trained).with_suffix(".json"), json.dumps(epochs_log) + "\n")
-    finetune.save_weights(net, weights_path(args.out, trained))  # last: it marks a network that is done
+    write_whole(weights_path(config.out, trained).with_suffix(".json"), json.dumps(epochs_log) + "\n")
+    finetune.save_weights(net, weights_path(config.out, trained))  # last: it marks a network that is done
 
 
-def fresh(args: argparse.Namespace) -> nn.Module:
+def fresh(config: TrainLowTestHigh) -> nn.Module:
     """The untrained demo network: the same numbers for every train size."""
     import torch
 
     from models.demo import train as demo_train
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(args.seed)
-        return demo_train.build(args.family)
+        torch.default_generator.manual_seed(config.seed)
+        return demo_train.build(config.family)
 
 
 # ---- scoring
 
 
-def score_at(args: argparse.Namespace, K: int, networks: list[Trained], sets: Sets, make: MakeBackend) -> None:
+def score_at(config: TrainLowTestHigh, K: int, networks: list[Trained], sets: Sets, make: MakeBackend) -> None:
     """All networks at one test size, as they are and adapted there; images are decoded once for all of them."""
     import torch
 
     from models.fixres import finetune
 
-    adapt_crops, val_crops = (centre_crops(data, K, args.seed, make) for data in (sets.adapt, sets.val))
+    adapt_crops, val_crops = (centre_crops(data, K, config.seed, make) for data in (sets.adapt, sets.val))
     val_labels = torch.from_numpy(sets.val.table["label"].to_numpy(np.int64).copy())
     for trained in networks:
-        classifier = load(args, trained, K)
+        classifier = load(config, trained, K)
         before = right(classifier, val_crops, val_labels)
         recipe = finetune.Recipe(
             tune=finetune.default_tune(classifier),
-            epochs=args.adapt_epochs,
-            batch_size=args.adapt_batch,
-            lr=finetune.scaled_lr(args.adapt_batch),
-            seed=args.seed,
+            epochs=config.adapt_epochs,
+            batch_size=config.adapt_batch,
+            lr=finetune.scaled_lr(config.adapt_batch),
+            seed=config.seed,
         )
-        held = finetune.TrainingCrops(
+        in_memory = finetune.TrainingCrops(
             sets.adapt,
             len(sets.adapt),
             recipe,
             classifier.spec,
-            lambda *_: Held(adapt_crops),  # type: ignore[arg-type,return-value]
+            lambda *_: InMemory(adapt_crops),  # type: ignore[arg-type,return-value]
         )
         labels = sets.adapt.table["label"].to_numpy(np.int64)
-        tuning = finetune.FineTuning(classifier, held, labels, recipe, chunk=CHUNK)
+        tuning = finetune.FineTuning(classifier, in_memory, labels, recipe, chunk=BATCH_SIZE)
         epochs = [asdict(epoch) for epoch in tuning.run()]
         after = right(classifier, val_crops, val_labels)
-        common = (args.family, CROPS[trained.crop], trained.train_res, K, classifier.spec.S)
+        common = (config.family, CROPS[trained.crop], trained.train_res, K, classifier.spec.S)
         rows = [
             Row(*common, "none", len(before), int(before.sum()), 0, 0),
             Row(
@@ -396,12 +366,12 @@ def score_at(args: argparse.Namespace, K: int, networks: list[Trained], sets: Se
             ),
         ]  # fmt: skip
         entry = {"network": trained.name, "test_res": K, "rows": [asdict(row) for row in rows], "fine_tuning": epochs}
-        with (args.out / "scored.jsonl").open("a", encoding="utf-8") as file:
+        with (config.out / "scored.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         log.info(f"{trained.name} at {K}: {100 * before.mean():.1f} %, adapted {100 * after.mean():.1f} %")
 
 
-CHUNK = 64  # crops per run of a network
+BATCH_SIZE = 64  # crops per forward pass
 
 
 def centre_crops(data: Dataset, K: int, seed: int, make: MakeBackend) -> torch.Tensor:
@@ -418,24 +388,24 @@ def centre_crops(data: Dataset, K: int, seed: int, make: MakeBackend) -> torch.T
     return torch.cat(found)
 
 
-def load(args: argparse.Namespace, trained: Trained, K: int) -> Any:
+def load(config: TrainLowTestHigh, trained: Trained, K: int) -> Any:
     """The trained network, fed at K."""
     from models.checkpoints import read_checkpoint
     from models.classifier import Classifier
 
-    net = fresh(args)
-    net.load_state_dict(read_checkpoint(weights_path(args.out, trained))[0])
-    return Classifier(net, spec_at(K), name=trained.name, weights=str(weights_path(args.out, trained)))
+    net = fresh(config)
+    net.load_state_dict(read_checkpoint(weights_path(config.out, trained))[0])
+    return Classifier(net, spec_at(K), name=trained.name, weights=str(weights_path(config.out, trained)))
 
 
 def right(classifier: Any, crops: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """bool [images]: the network's answer to the centre crop is the label. Chunks of one shape, the last padded."""
+    """bool [images]: the network's answer to the centre crop is the label. Batches of one shape, the last padded."""
     import torch
 
     answers = []
     with torch.inference_mode():
-        for piece in crops.split(CHUNK):
-            padded = torch.nn.functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, CHUNK - len(piece)))
+        for piece in crops.split(BATCH_SIZE):
+            padded = torch.nn.functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, BATCH_SIZE - len(piece)))
             answers.append(classifier.logits(classifier.prepare(padded))[: len(piece)].argmax(1))
     return (torch.cat(answers) == labels).numpy()
 
@@ -443,44 +413,48 @@ def right(classifier: Any, crops: torch.Tensor, labels: torch.Tensor) -> np.ndar
 # ---- what is written
 
 
-def finish(args: argparse.Namespace, elapsed_s: float) -> int:
+def finish(config: TrainLowTestHigh, elapsed_s: float) -> int:
     """results.csv, results.json, the figure, a table; the last line of standard output is JSON."""
     from bench import machine
     from bench.files import write_whole
 
-    log = read_log(args.out)
+    entries = read_log(config.out)
     rows = sorted(
-        (Row(**row) for entry in log for row in entry["rows"]),
+        (Row(**row) for entry in entries for row in entry["rows"]),
         key=lambda r: (r.crop != CROPS["train"], r.train_res, r.test_res, r.adaptation != "none"),
     )
-    write_csv(args.out / "results.csv", rows)
+    write_csv(config.out / "results.csv", rows)
     info = {
         "about": ABOUT,
-        "settings": json.loads((args.out / "settings.json").read_text(encoding="utf-8")),
+        "settings": json.loads((config.out / "settings.json").read_text(encoding="utf-8")),
         "environment": machine.environment(),
         "peaks": peaks(rows),
         "training": {
             path.stem: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((args.out / "networks").glob("*.json"))
+            for path in sorted((config.out / "networks").glob("*.json"))
         },
-        "fine_tuning": {f"{entry['network']} at {entry['test_res']}": entry["fine_tuning"] for entry in log},
+        "fine_tuning": {f"{entry['network']} at {entry['test_res']}": entry["fine_tuning"] for entry in entries},
     }
-    write_whole(args.out / "results.json", json.dumps(info, indent=1, allow_nan=False) + "\n")
+    write_whole(config.out / "results.json", json.dumps(info, indent=1, allow_nan=False) + "\n")
     print("\n".join(table(rows)))
-    figures = [] if args.no_figures else draw(args.out)
-    result = {"out": str(args.out.resolve()), "figures": figures, "peaks": info["peaks"], "elapsed_s": round(elapsed_s)}
+    figures = [] if not config.figures else draw(config.out)
+    result = {
+        "out": str(config.out.resolve()),
+        "figures": figures,
+        "peaks": info["peaks"],
+        "elapsed_s": round(elapsed_s),
+    }
     print(json.dumps(result))
     return 0
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        records = [{**asdict(row), **row.derived()} for row in rows]
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    part.replace(path)
+    """A line for each row, with the derived figures."""
+    import pandas as pd
+
+    from bench.files import write_whole
+
+    write_whole(path, pd.DataFrame([{**asdict(row), **row.derived()} for row in rows]).to_csv(index=False))
 
 
 def peaks(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,36 +124,50 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
 
 
+class Training:
+    """AdamW with a one-cycle schedule, clipped gradients and smoothed labels, an epoch at a time. ``steps``: of all
+    epochs together."""
+
+    def __init__(self, model: nn.Module, peak_lr: float, steps: int) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(parameter_groups(model))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=peak_lr, total_steps=steps, pct_start=0.1, div_factor=10
+        )
+
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Train on (normalised crops [b, 3, K, K], labels [b]); the mean loss."""
+        self.model.train()
+        losses = []
+        for crops, labels in batches:
+            loss = F.cross_entropy(self.model(crops), labels, label_smoothing=LABEL_SMOOTHING)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+
 def fit(
     model: nn.Module, recipe: dict[str, Any], train: tuple[list[Tensor], Tensor], held_out: tuple[Tensor, Tensor]
 ) -> list[dict[str, float]]:
     """Train in place; one entry an epoch: mean loss, accuracy on the held-out centre crops in percent, seconds."""
     epochs, batches = recipe["epochs"], len(train[0]) // BATCH
-    optimizer = torch.optim.AdamW(parameter_groups(model))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe["peak_lr"], total_steps=epochs * batches, pct_start=0.1, div_factor=10
-    )
+    training = Training(model, recipe["peak_lr"], epochs * batches)
     log = []
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
         side = EARLY_CROP if epoch <= EARLY_SHARE * epochs else SPEC.K
-        model.train()
-        losses = []
-        for crops, labels in augmented(*train, side=side):
-            loss = F.cross_entropy(model(normalise(crops)), labels, label_smoothing=LABEL_SMOOTHING)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+        loss = training.epoch((normalise(crops), labels) for crops, labels in augmented(*train, side=side))
         accuracy = top1_percent(probabilities(model, held_out[0]), held_out[1])
         seconds = round(time.perf_counter() - started, 1)
         log.append(
             {
                 "epoch": epoch,
                 "crop": side,
-                "loss": round(float(np.mean(losses)), 4),
+                "loss": round(loss, 4),
                 "held_out_top1": accuracy,
                 "s": seconds,
             }

@@ -1,4 +1,4 @@
-"""bench/experiments/activations.py and --adapt, on a small network: the numbers of a plain loop, and what cannot be adapted."""
+"""activations and --adapt on a small network: the numbers of a plain loop, and what cannot be adapted."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from analysis.figures import train_low_test_high as figure
 from bench.experiments import train_low_test_high as experiment
-from bench.experiments.train_low_test_high import CROPS, Held, Row, peaks, table
+from bench.experiments.train_low_test_high import CROPS, InMemory, Row, peaks, table
 from models.loading import load
 from pipelines.data import demo
 
@@ -102,10 +102,10 @@ def test_scores_are_the_networks_own_answers() -> None:
     assert experiment.right(classifier, crops, labels).tolist() == [i not in (2, 5) for i in range(7)]
 
 
-def test_held_crops_come_in_the_order_asked_for() -> None:
+def test_crops_in_memory_come_in_the_order_asked_for() -> None:
     crops = torch.arange(600, dtype=torch.int64)[:, None, None, None].remainder(251).to(torch.uint8)
     rows = np.random.default_rng(0).permutation(600)
-    batches = list(Held(crops).batches(rows))
+    batches = list(InMemory(crops).batches(rows))
     assert np.array_equal(np.concatenate([batch.rows for batch in batches]), rows)
     found = torch.cat([batch.groups[0].crops for batch in batches]).flatten()
     assert np.array_equal(found.numpy(), rows % 251)
