@@ -1,16 +1,16 @@
 """What damaged files do to a pass: fault injection, on every backend that works here.
 
-    python tests/stress/faults.py                      # about two minutes on two cores; exit status 1 when anything is off
-    python tests/stress/faults.py --each 200 --good 500 --seed 3 --csv ledger.csv
+    python tests/stress/faults.py               # about two minutes on two cores; exit status 1 when anything is off
+    python tests/stress/faults.py --each 200 --good 500 --seed 3 --csv accounting.csv
 
 Good images are scored alone. Then damaged files of every kind in KINDS are put beside them, the folder is scanned, some
 files are damaged only after that, and all is scored again. Off is:
 
 * a good image whose predictions (every level and policy, losses included) are not bit for bit what they were alone;
-* a file that is not in the ledger once: expected = scored + unreadable at the scan + unreadable when decoded;
+* a file that is not accounted for once: expected = scored + unreadable at the scan + unreadable when decoded;
 * a file that ended otherwise than its kind allows: a truncated image that was scored, a PNG named .jpg that was not;
 * a file that was scored and PIL refuses, or that was refused and PIL reads (those of the kinds below are counted only);
-* a scored file whose resized frame is not the one that PIL's pixels give (``pipelines.backends.reference``'s tolerance);
+* a scored file whose resized frame is not the one that PIL's pixels give (within the backend's tolerance);
 * a crash, or no end within ``--timeout`` seconds.
 
 Files and damage are functions of ``--seed``. A stream of pixels whose bits were flipped may decode to garbage or be
@@ -20,7 +20,6 @@ refused, and decoders differ in what they let pass; such kinds allow both.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import os
@@ -36,17 +35,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
+if not __package__:  # run as a script: search the repo root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from analysis.text import aligned
 from bench import cases
 from bench.config import LoadingConfig, MeasureConfig, NetworkConfig, RunConfig
+from bench.files import write_whole
 from bench.setup import make_job, resolve
-from pipelines import BACKENDS, unusable
+from pipelines.backends import BACKENDS, unusable
 from pipelines.data.dataset import Scan
 from pipelines.data.decode import READS, complaint
 from pipelines.data.demo import CLASSES
@@ -292,10 +293,10 @@ KINDS: dict[str, Kind] = {
 def usable_kinds() -> dict[str, Kind]:
     """KINDS without those that mean nothing here, which are named on stderr."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    left_out = [name for name, kind in KINDS.items() if kind.needs_a_user and is_root]
-    for name in left_out:
+    unusable_here = [name for name, kind in KINDS.items() if kind.needs_a_user and is_root]
+    for name in unusable_here:
         print(f"left out: {name!r}: root reads every file; run as another user", file=sys.stderr)
-    return {name: kind for name, kind in KINDS.items() if name not in left_out}
+    return {name: kind for name, kind in KINDS.items() if name not in unusable_here}
 
 
 def write_good(root: Path, images: int, seed: int) -> list[str]:
@@ -375,7 +376,7 @@ def make(root: Path, backend: str, cache: Path, workers: int) -> Job:
 
 
 def score(job: Job) -> Predictions:
-    """The accuracy pass of bench/run.py."""
+    """The accuracy pass of a run."""
     from bench.measure.scoring import evaluate
 
     planner = job.planner(*job.policies)
@@ -402,9 +403,9 @@ def examine(
         found = score(job)
     except (RuntimeError, ValueError) as error:
         return Outcome(backend, [], [*off, f"the pass ended with {type(error).__name__}: {error}"], elapsed(start))
-    endings = ledger(job, found, kind_of)
+    endings = account(job, found, kind_of)
     off += compare_good(job, alone, found, good)
-    off += check_ledger(job, endings, kind_of, len(good), found)
+    off += check_accounting(job, endings, kind_of, len(good), found)
     off += complaints(backend, endings, kinds)
     return Outcome(backend, endings, off, elapsed(start))
 
@@ -413,8 +414,8 @@ def elapsed(start: float) -> float:
     return time.perf_counter() - start
 
 
-def ledger(job: Job, found: Predictions, kind_of: dict[str, str]) -> list[Ending]:
-    """How each damaged file ended, in order of the ledger; one that is in it twice comes twice."""
+def account(job: Job, found: Predictions, kind_of: dict[str, str]) -> list[Ending]:
+    """How each damaged file ended, in order of the accounting; one that is counted twice comes twice."""
     unreadable = job.data.unreadable
     endings = [
         Ending(name, kind_of[name], AT_SCAN, reason, "", None)
@@ -469,14 +470,14 @@ def compare_good(job: Job, alone: Predictions, found: Predictions, good: Sequenc
     return []
 
 
-def check_ledger(
+def check_accounting(
     job: Job, endings: Sequence[Ending], kind_of: dict[str, str], good: int, found: Predictions
 ) -> list[str]:
     expected, counted = good + len(kind_of), len(found.rows) + len(job.data.unreadable) + len(found.failed)
-    off = [] if expected == counted else [f"{expected} files were written and {counted} are in the ledger"]
+    off = [] if expected == counted else [f"{expected} files were written and {counted} are accounted for"]
     times = Counter(ending.name for ending in endings)
     if wrong := [name for name in kind_of if times[name] != 1]:
-        off.append(f"{len(wrong)} damaged files are not in the ledger once ({wrong[0]}, for one)")
+        off.append(f"{len(wrong)} damaged files are not accounted for once ({wrong[0]}, for one)")
     late = sum(ending.outcome == AT_DECODING for ending in endings)
     if late < LEAST_LATE_SHARE * len(kind_of):
         off.append(f"only {late} of {len(kind_of)} damaged files were noticed when decoded: the kinds prove too little")
@@ -628,12 +629,13 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("backend", "kind", "name", "outcome", "reason", "PIL", "frame_error_levels"))
-        for outcome in outcomes:
-            for e in outcome.endings:
-                writer.writerow((outcome.backend, e.kind, e.name, e.outcome, e.reason, e.pil, e.frame_error_levels))
+    columns = ["backend", "kind", "name", "outcome", "reason", "PIL", "frame_error_levels"]
+    rows = [
+        (outcome.backend, e.kind, e.name, e.outcome, e.reason, e.pil, e.frame_error_levels)
+        for outcome in outcomes
+        for e in outcome.endings
+    ]
+    write_whole(path, pd.DataFrame(rows, columns=columns).to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
+if not __package__:  # run as a script: search the repo root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 
 RUN = Path(__file__).resolve().parents[2] / "bench" / "run.py"
-# Batches and workers of a settled number: else they follow the moment's speed, or a bench/compare/tune.py in between, and stand
-# in the records.
+# Batches and workers of a settled number: else they follow the moment's speed, or tuning in between, and stand in
+# the records.
 SETTLED = ["--batch-images", "8", "-j", "2"]
 COMMAND = ["--crops", "1,3", *SETTLED, "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
@@ -162,16 +162,15 @@ def state(out: Path) -> str:
     if (out / "summary.csv").exists():
         return DONE
     done = [line["kind"] for line in lines(out)]
-    shards = len(list(out.glob("shards/*/*.npz")))
-    if shards:
-        return "some shards" if not done else "one network done, shards of the next"
+    if any(out.glob("partial/*/*.npz")):
+        return "partial results" if not done else "one network done, partial results of the next"
     return f"{len(set(done) & {'accuracy', 'throughput'})} phases or more" if done else "a plan"
 
 
 def damaged(out: Path) -> list[str]:
     """Files under their final names that are not whole."""
     from bench import records
-    from bench.measure.accuracy import Predictions
+    from bench.predictions import Predictions
 
     found = []
     if out.exists():
@@ -179,7 +178,7 @@ def damaged(out: Path) -> list[str]:
             records.read_run(out)
         except ValueError as error:
             found.append(str(error))
-        for path in [*out.glob("*.npz"), *out.glob("shards/*/*.npz")]:
+        for path in [*out.glob("*.npz"), *out.glob("partial/*/*.npz")]:
             try:
                 Predictions.load(path)
             except (ValueError, OSError) as error:

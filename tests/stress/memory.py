@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
+if not __package__:  # run as a script: search the repo root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
@@ -35,7 +35,7 @@ CROP_PCT = 0.949  # EfficientNet-B7's
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 when a backend goes over the bound, or grows by more than a quarter from first to last."""
     from bench.machine import usable_cores
-    from pipelines import unusable
+    from pipelines.backends import unusable
     from pipelines.data import demo
 
     args = parse(argv)
@@ -79,7 +79,7 @@ def alone(*work: Any) -> int:
 def peak_bytes(name: str, root: str, images: int, crops: int, K: int, workers: int) -> int:
     """Bytes that one pass over so many images takes at its peak, above what the process held before."""
     from bench.machine import resident_bytes
-    from pipelines import backend
+    from pipelines.backends import BACKENDS, backend
     from pipelines.batch import LoadConfig, default_batch_images
     from pipelines.crops import Planner, parse_policy, union
     from pipelines.data import labels, scanning
@@ -87,7 +87,7 @@ def peak_bytes(name: str, root: str, images: int, crops: int, K: int, workers: i
 
     data = labels.unlabelled(scanning.scan(root, workers=workers, progress=False), "not needed")
     planner = Planner(InputSpec(S=int(K / CROP_PCT), K=K), union([parse_policy(f"{crops}RC")]))
-    config = LoadConfig(batch_images=default_batch_images(crops, K, gpu=name == "dali-gpu"), workers=workers)
+    config = LoadConfig(batch_images=default_batch_images(crops, K, gpu=BACKENDS[name].on_gpu), workers=workers)
     source = backend(name)(data, planner, config)
     before = resident_bytes()
     peak, done = before, threading.Event()

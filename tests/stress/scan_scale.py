@@ -29,7 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: search the repo root, not bench/
+if not __package__:  # run as a script: search the repo root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import psutil
