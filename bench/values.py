@@ -9,7 +9,7 @@ from typing import Any
 
 
 def int_list(text: str) -> list[int]:
-    """``1,2,5``, ``90..110`` (each of them), ``128:448:32`` (in steps) -> sorted, each once; both ends are in the list."""
+    """``1,2,5``, ``90..110`` (each of them), ``128:448:32`` (in steps) -> sorted, each once; both ends included."""
     try:
         numbers = sorted({number for part in text.split(",") for number in _range(part)})
     except ValueError:

@@ -41,12 +41,12 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the folder, for one that bench/experiments/activations.py did not write."""
+    """Raises ValueError, naming the folder, for one that multicrop-bench activations did not write."""
     try:
         frame = pd.read_csv(folder / "activations.csv")
         info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no folder of bench/experiments/activations.py: {error}") from error
+        raise ValueError(f"{folder} is no folder of multicrop-bench activations: {error}") from error
     demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else name_text(info["data"])
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "

@@ -27,7 +27,7 @@ from analysis.text import name_text
 RESIZED, FIXED = (
     "RandomResizedCrop",
     "random crop of a fixed size",
-)  # as bench/experiments/train_low_test_high.py writes them
+)  # as multicrop-bench train-low-test-high writes them
 HEADINGS = ("as trained", "fine-tuned at the test size", "trained with fixed-size crops")
 
 
@@ -49,12 +49,12 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the file, for a folder that bench/experiments/train_low_test_high.py did not finish."""
+    """Raises ValueError, naming the file, for a folder that multicrop-bench train-low-test-high did not finish."""
     try:
         frame = pd.read_csv(folder / "results.csv")
         info = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no finished run of bench/experiments/train_low_test_high.py: {error}") from error
+        raise ValueError(f"{folder} is no finished run of multicrop-bench train-low-test-high: {error}") from error
     resized, fixed = frame[frame["crop"] == RESIZED], frame[frame["crop"] == FIXED]
     ours = (
         resized[resized["adaptation"] == "none"],
