@@ -222,7 +222,9 @@ class LoadingConfig:
     )
     # Without flags: found by `multicrop-bench tune`, or by a trial on this machine.
     prefetch: int | None = None  # batches in flight
-    cut: str | None = None  # DALI's operator for the crops where it is not the usual one (pipelines.backends.crop_ops)
+    crop_operator: str | None = (
+        None  # DALI's operator for the crops where it is not the usual one (pipelines.backends.crop_ops)
+    )
 
 
 @dataclass(frozen=True, slots=True)

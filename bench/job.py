@@ -167,29 +167,29 @@ class Job:
             workers=workers,
             prefetch=loading.prefetch or defaults.prefetch,
             device_id=torch.device(self.device).index or 0,
-            hw_decoder_load=defaults.hw_decoder_load if loading.hw_load is None else loading.hw_load,
+            hw_load=defaults.hw_load if loading.hw_load is None else loading.hw_load,
             mmap=loading.mmap,
-            cut=loading.cut,
+            crop_operator=loading.crop_operator,
         )
 
     def make_backend(self, planner: Planner, load_config: LoadConfig, name: str | None = None) -> Backend:
         """The run's backend, or the one named."""
         return backend(name or self.config.loading.data_backend)(self.data, planner, load_config)
 
-    def left_out(self, rows: np.ndarray) -> np.ndarray:
+    def uncovered(self, rows: np.ndarray) -> np.ndarray:
         """int64 [b, 2]: what the centre crop leaves out of each image, for policies that depend on it."""
-        return self.planner(*self.policies).left_out(self.data.sizes(rows))
+        return self.planner(*self.policies).uncovered(self.data.sizes(rows))
 
     def scoring(self) -> Scoring:
         """The labels and policies of the accuracy pass."""
         labels = self.data.table["label"].to_numpy(np.int64)
-        return Scoring(labels, self.views, self.policies, self.left_out, self.real.sets if self.real else None)
+        return Scoring(labels, self.views, self.policies, self.uncovered, self.real.sets if self.real else None)
 
     def mean_views(self, policy: Policy, rows: np.ndarray) -> float:
         """Views per image, averaged over ``rows``."""
         if not policy.adaptive:
             return float(policy.n_views)
-        return float(sum(count for _, count in policy.view_counts(self.left_out(rows))).mean())  # type: ignore[union-attr]
+        return float(sum(count for _, count in policy.view_counts(self.uncovered(rows))).mean())  # type: ignore[union-attr]
 
     @property
     def predictions_name(self) -> str:
@@ -231,7 +231,7 @@ class Job:
             prefetch=loading.prefetch or LoadConfig().prefetch,
             mmap=loading.mmap,
             hw_load=loading.hw_load if BACKENDS[loading.data_backend].on_gpu else None,
-            cut=loading.cut,
+            crop_operator=loading.crop_operator,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -73,13 +73,13 @@ class Setting:
     prefetch: int = 2  # batches in flight
     mmap: bool = True  # DALI may map image files
     hw_load: float | None = None  # share of a batch for a GPU's JPEG engine, whose pixels may differ; dali-gpu only
-    cut: str | None = (
+    crop_operator: str | None = (
         None  # DALI's operator for the crops (pipelines.backends.crop_ops) where it is not the usual one; dali-gpu only
     )
 
 
 # No answer depends on these, only how fast it comes: accuracies are comparable where they differ.
-SPEED_FIELDS = ("batch_images", "workers", "prefetch", "mmap", "cut", "machine_id")
+SPEED_FIELDS = ("batch_images", "workers", "prefetch", "mmap", "crop_operator", "machine_id")
 
 
 def without_speed(setting: Setting) -> Setting:

@@ -202,7 +202,7 @@ def resolved_for(session: Session) -> RunConfig:
     config = session.config
     if session.earlier:
         stored = session.earlier.info["load"]
-        again = {name: stored[name] for name in ("workers", "prefetch", "hw_load", "cut")}
+        again = {name: stored[name] for name in ("workers", "prefetch", "hw_load", "crop_operator")}
         config = replace(config, loading=replace(config.loading, **again))
         resolved = resolve(config, session.processes)
         return replace(resolved, loading=replace(resolved.loading, **again))

@@ -83,12 +83,12 @@ def resolved_loading(loading: LoadingConfig, device: str, processes: Processes =
         data_backend=name,
         workers=loading.workers or workers,
         prefetch=loading.prefetch or tuned.get("prefetch", DEFAULT_PREFETCH),
-        hw_load=tuned.get("hw_decoder_load", DEFAULT_HW_LOAD) if loading.hw_load is None else loading.hw_load,
-        cut=unusual_cut(name, device, tuned.get("cut")),
+        hw_load=tuned.get("hw_load", DEFAULT_HW_LOAD) if loading.hw_load is None else loading.hw_load,
+        crop_operator=unusual_crop_operator(name, device, tuned.get("crop_operator")),
     )
 
 
-def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
+def unusual_crop_operator(backend: str, device: str, tuned: str | None) -> str | None:
     """DALI's operator for the crops where it is not the usual one: because it was found faster on this machine, or
     because the usual one is wrong on this GPU, which is then logged."""
     from pipelines.backends import BACKENDS
@@ -97,11 +97,11 @@ def unusual_cut(backend: str, device: str, tuned: str | None) -> str | None:
         return None
     import torch
 
-    from pipelines.backends.crop_ops import right_cut
-    from pipelines.batch import CUT_NAMES
+    from pipelines.backends.crop_ops import working_crop_operator
+    from pipelines.batch import CROP_OPERATOR_NAMES
 
-    usual = CUT_NAMES[0]
-    chosen = tuned or right_cut(torch.device(device).index or 0).name
+    usual = CROP_OPERATOR_NAMES[0]
+    chosen = tuned or working_crop_operator(torch.device(device).index or 0).name
     if chosen != usual and not tuned:
         log.warning("crops are made by DALI's %s: its %s makes wrong ones on this GPU", chosen, usual)
     return chosen if chosen != usual else None

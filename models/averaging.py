@@ -90,11 +90,11 @@ LEVELS: dict[str, Level] = {
 
 
 def policy_means(
-    values: Tensor, views: Views, policies: Sequence[Policy], left_out: np.ndarray | None = None
+    values: Tensor, views: Views, policies: Sequence[Policy], uncovered: np.ndarray | None = None
 ) -> Iterator[Tensor]:
     """For each policy the mean of its views: float [b, v, d] -> float64 [b, d].
 
-    ``left_out`` int64 [b, 2] (``Planner.left_out``) says how many views an adaptive policy takes of each image.
+    ``uncovered`` int64 [b, 2] (``Planner.uncovered``) says how many views an adaptive policy takes of each image.
     """
     sums = {stream: prefix_sums(values, views.columns[stream]) for stream in views.counts}
     images = torch.arange(len(values), device=values.device)
@@ -102,10 +102,10 @@ def policy_means(
         if not policy.adaptive:
             yield sum((sums[stream][n] for stream, n in policy.terms), start=sums_of_none(values)) / policy.n_views
             continue
-        if left_out is None:
-            raise ValueError(f"policy {policy} depends on the images' sizes, and left_out is not given")
+        if uncovered is None:
+            raise ValueError(f"policy {policy} depends on the images' sizes, and uncovered is not given")
         total, taken = sums_of_none(values), torch.zeros(len(values), 1, device=values.device)
-        for stream, count in policy.view_counts(left_out):
+        for stream, count in policy.view_counts(uncovered):
             n = torch.from_numpy(count).to(values.device)
             total = total + torch.stack(sums[stream])[n, images]
             taken = taken + n[:, None]
@@ -133,7 +133,7 @@ def log_probabilities(
     views: Views,
     policies: Sequence[Policy],
     head: Callable[[Tensor], Tensor],
-    left_out: np.ndarray | None = None,
+    uncovered: np.ndarray | None = None,
 ) -> Tensor | None:
     """float64 [p, b, n]: the averaged prediction of every policy, or None where the network has no such level.
 
@@ -142,7 +142,7 @@ def log_probabilities(
     values = LEVELS[level].of(outputs)
     if values is None:
         return None
-    means = torch.stack(list(policy_means(values, views, policies, left_out)))
+    means = torch.stack(list(policy_means(values, views, policies, uncovered)))
     return LEVELS[level].finish(means.flatten(0, 1), head).unflatten(0, means.shape[:2])
 
 

@@ -193,7 +193,7 @@ class MultiCrop:
                 self._idle.append(network)
 
     def _averaged(self, rows: np.ndarray, outputs: Any, source: Source, network: Network) -> dict[int, Any]:
-        shapes = self.planner.left_out(source.sizes(rows))
+        shapes = self.planner.uncovered(source.sizes(rows))
         log_p = log_probabilities(self.level, outputs, self.views, [self.policy], network.head, shapes)
         assert log_p is not None
         return {row: (p, None) for row, p in zip(rows.tolist(), log_p[0].exp().cpu().numpy(), strict=True)}

@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 DEFAULT_PREFETCH, DEFAULT_HW_LOAD = 2, 0.65
-CUT_NAMES = (
+CROP_OPERATOR_NAMES = (
     "multi_paste",
     "warp_affine",
 )  # DALI's operators for the crops (pipelines.backends.crop_ops); the first is the usual one
@@ -68,17 +68,17 @@ CUT_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class LoadConfig:
-    """How a backend works; nothing in here changes a pixel on one backend (but see ``hw_decoder_load``)."""
+    """How a backend works; nothing in here changes a pixel on one backend (but see ``hw_load``)."""
 
     batch_images: int = 32
     workers: int = 2  # decoding threads or processes
     prefetch: int = DEFAULT_PREFETCH  # batches in flight
     device_id: int = 0  # of dali-gpu
-    hw_decoder_load: float = (
+    hw_load: float = (
         DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
     )
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
-    cut: str | None = None  # one of CUT_NAMES; None: the first that is right here
+    crop_operator: str | None = None  # one of CROP_OPERATOR_NAMES; None: the first that is right here
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it

@@ -126,9 +126,9 @@ class Policy:
         """Pixels that the network sees of an image, the most: its cost; ``K`` is the network's own crop size."""
         return sum(n * (parted(term)[1] or K) ** 2 for term, n in self.terms)
 
-    def view_counts(self, left_out: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """(stream, number of its views int64 [b]) for each term, for images with these ``left_out`` areas [b, 2]."""
-        return [(stream_of(term), view_count(term, n, left_out)) for term, n in self.terms]
+    def view_counts(self, uncovered: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """(stream, number of its views int64 [b]) for each term, for images with these ``uncovered`` areas [b, 2]."""
+        return [(stream_of(term), view_count(term, n, uncovered)) for term, n in self.terms]
 
     @property
     def name(self) -> str:
@@ -168,14 +168,14 @@ def left_out_area(resized: Sizes, K: int) -> np.ndarray:
     return np.stack([whole - K * K, whole], axis=1)
 
 
-def view_count(term: str, n: int, left_out: np.ndarray) -> np.ndarray:
+def view_count(term: str, n: int, uncovered: np.ndarray) -> np.ndarray:
     """int64 [b]: how many views a term takes of images with these ``left_out_area`` [b, 2]; integers throughout.
 
     The area is that at the network's own size also for terms of another: the number follows the image's shape.
     """
     if parted(term)[0] not in ADAPTIVE:
-        return np.full(len(left_out), n, dtype=np.int64)
-    return np.minimum(1 + n * left_out[:, 0] // left_out[:, 1], n)
+        return np.full(len(uncovered), n, dtype=np.int64)
+    return np.minimum(1 + n * uncovered[:, 0] // uncovered[:, 1], n)
 
 
 def curve_policies(crops: Iterable[int]) -> list[Policy]:
@@ -238,11 +238,11 @@ class Views:
                 out[list(columns)] = True
         return out
 
-    def needed(self, left_out: np.ndarray) -> np.ndarray:
+    def needed(self, uncovered: np.ndarray) -> np.ndarray:
         """bool [b, total]: which views images with these ``left_out_area`` [b, 2] need."""
-        out = np.ones((len(left_out), self.total), dtype=bool)
+        out = np.ones((len(uncovered), self.total), dtype=bool)
         for stream, n in self.adaptive.items():
-            most = np.maximum(self.always.get(stream, 0), view_count(f"A{stream}", n, left_out))
+            most = np.maximum(self.always.get(stream, 0), view_count(f"A{stream}", n, uncovered))
             out[:, list(self.columns[stream])] = np.arange(self.counts[stream]) < most[:, None]
         return out
 
@@ -359,7 +359,7 @@ class Planner:
                 out[:, columns, 2] = STREAMS[name].mirror
         return out
 
-    def left_out(self, sizes: Sizes) -> np.ndarray:
+    def uncovered(self, sizes: Sizes) -> np.ndarray:
         """``left_out_area`` int64 [b, 2] of images with these stored heights and widths [b, 2]."""
         return left_out_area(resized_sizes(sizes, self.spec), self.spec.K)
 
@@ -375,7 +375,7 @@ class Planner:
     def plan(self, rows: np.ndarray, names: Sequence[str], sizes: Sizes) -> Plan:
         """Plan one batch. ``rows`` int [b], ``names`` of length b, ``sizes`` stored height and width [b, 2]."""
         sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        needed = self.views.needed(self.left_out(sizes))
+        needed = self.views.needed(self.uncovered(sizes))
         groups = []
         for size, spec in self.specs().items():
             resized = resized_sizes(sizes, spec)
@@ -385,7 +385,7 @@ class Planner:
         return Plan(np.asarray(rows, dtype=np.int64), sizes, tuple(groups))
 
 
-def cut(frame: np.ndarray, windows: np.ndarray, K: int) -> np.ndarray:
+def crop_windows(frame: np.ndarray, windows: np.ndarray, K: int) -> np.ndarray:
     """Crops uint8 [n, K, K, 3] from one resized frame [H, W, 3]: the meaning of a window, in NumPy slices."""
     out = np.empty((len(windows), K, K, frame.shape[2]), dtype=frame.dtype)
     for crop, (y, x, mirror) in zip(out, windows.tolist(), strict=True):

@@ -108,7 +108,7 @@ class TimedLoader:
     def __init__(self, name: str, comparison: Comparison) -> None:
         self.name, self.loader, self.comparison = name, LOADERS[name], comparison
         tuned = comparison.tuned.get(name, {})
-        ours = Ours(name, comparison.batch_size, tuned.get("hw_decoder_load", comparison.hw_load), tuned.get("cut"))
+        ours = Ours(name, comparison.batch_size, tuned.get("hw_load", comparison.hw_load), tuned.get("crop_operator"))
         self.load: Load = ours if name in OURS else self.loader.load()
 
     def check(self, workload: Workload) -> float:

@@ -28,7 +28,7 @@ class Ours:
     backend: str
     batch_size: int  # crops per forward
     hw_load: float
-    cut: str | None = None
+    crop_operator: str | None = None
     kept: dict[int, Backend] = field(default_factory=dict)
 
     def __call__(self, request: Request) -> Iterator[Tensor]:
@@ -78,8 +78,8 @@ class Ours:
             batch_images=default_batch_images(request.crops, request.spec.K, gpu=gpu),
             workers=request.workers,
             prefetch=DALI_PREFETCH,
-            hw_decoder_load=self.hw_load,
-            cut=self.cut,
+            hw_load=self.hw_load,
+            crop_operator=self.crop_operator,
         )
         return backend(self.backend)(request.files, planner(request), config)
 

@@ -174,7 +174,7 @@ def tuned(options: LoaderComparison) -> dict[str, dict[str, Any]]:
     loaders' cycles depend on it."""
     from bench.measure.tuned import stored
 
-    given = {"workers": options.workers, "hw_decoder_load": options.hw_load, "cut": None}
+    given = {"workers": options.workers, "hw_load": options.hw_load, "crop_operator": None}
     free = [name for name, value in given.items() if value is None]
     found = {name: {key: value for key, value in stored(name).items() if key in free} for name in OURS}
     for name, settings in found.items():

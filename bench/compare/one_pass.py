@@ -82,7 +82,7 @@ def seconds(job: Job, policies: list[Policy], rows: np.ndarray) -> float:
         pass
     labels = job.data.table["label"].to_numpy(np.int64)
     start = time.perf_counter()
-    evaluate(source, job.network, rows, Scoring(labels, views, policies, job.left_out))
+    evaluate(source, job.network, rows, Scoring(labels, views, policies, job.uncovered))
     took = time.perf_counter() - start
     source.close()
     return took

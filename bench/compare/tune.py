@@ -28,8 +28,8 @@ from bench.options import group_flags, parse_group, shared
 if TYPE_CHECKING:
     from pipelines.batch import LoadConfig, Source
 
-FIELDS = ("workers", "prefetch", "hw_decoder_load", "cut")  # of LoadConfig
-MIN_CUT_CROPS = 20  # when operators for the crops are compared: at one crop they hardly differ
+FIELDS = ("workers", "prefetch", "hw_load", "crop_operator")  # of LoadConfig
+MIN_OPERATOR_CROPS = 20  # when operators for the crops are compared: at one crop they hardly differ
 HW_LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 1.0)
 STREAM_IMAGES = 100_000  # a timed segment ends long before
 WARMUP_BATCHES = 3
@@ -83,11 +83,11 @@ def tune(options: TuneConfig) -> int:
     print(why)
     cores, gpu = usable_cores(), BACKENDS[name].on_gpu
     data = unlabelled(scanning.scan(options.data or demo.ensure("val"), workers=cores), "not needed")
-    cuts = right_cuts() if gpu else [None]
-    best = LoadConfig(workers=cores, cut=cuts[0])
+    operators = working_crop_operators() if gpu else [None]
+    best = LoadConfig(workers=cores, crop_operator=operators[0])
     measured: list[dict[str, Any]] = []
-    for choices in candidates(cores, gpu, cuts):
-        crops = max(options.crops, MIN_CUT_CROPS) if "cut" in choices[0] else options.crops
+    for choices in candidates(cores, gpu, operators):
+        crops = max(options.crops, MIN_OPERATOR_CROPS) if "crop_operator" in choices[0] else options.crops
         rate = rate_of(options, name, data, crops)
         best, found = better(best, choices, rate, options.rounds)
         measured += [{"backend": name, "crops": crops, **row} for row in found]
@@ -132,21 +132,21 @@ def rate_of(options: TuneConfig, name: str, data: Source, crops: int) -> Callabl
     return rate
 
 
-def right_cuts() -> list[str | None]:
+def working_crop_operators() -> list[str | None]:
     """DALI's operators that make correct crops on this GPU."""
-    from pipelines.backends.crop_ops import CUTS, fault_of
+    from pipelines.backends.crop_ops import CROP_OPERATORS, fault_of
 
-    return [name for name, cut in CUTS.items() if fault_of(cut, 0) is None]
+    return [name for name, operator in CROP_OPERATORS.items() if fault_of(operator, 0) is None]
 
 
-def candidates(cores: int, gpu: bool, cuts: Sequence[str | None] = ()) -> list[list[dict[str, Any]]]:
+def candidates(cores: int, gpu: bool, operators: Sequence[str | None] = ()) -> list[list[dict[str, Any]]]:
     """Fields of LoadConfig to try; each list is decided before the next one."""
     threads = sorted({max(cores // 2, 1), max(cores - 1, 1), cores, cores + cores // 2, 2 * cores})
-    engine: list[dict[str, Any]] = [{"hw_decoder_load": load} for load in HW_LOADS] if gpu else [{}]
+    engine: list[dict[str, Any]] = [{"hw_load": load} for load in HW_LOADS] if gpu else [{}]
     return [
         [{"workers": n, **share} for n in threads for share in engine],
         [{"prefetch": n} for n in (1, 2, 3, 4)],
-        *([[{"cut": cut} for cut in cuts]] if len(cuts) > 1 else []),
+        *([[{"crop_operator": name} for name in operators]] if len(operators) > 1 else []),
     ]
 
 

@@ -22,7 +22,7 @@ from bench.measure.scoring import no_predictions, scored
 from bench.predictions import Predictions, counts
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
-from pipelines.data.decode import READS, complaint
+from pipelines.data.decode import READS, decode_error
 
 CHECKED_IMAGES = 4  # compared with the reference before anything is scored or timed
 LOOKED_AT = 2000  # images among which readable ones are looked for
@@ -72,7 +72,7 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
         return
     planner = job.planner(*job.policies)
     # Without the JPEG engine, whose pixels may differ: which images it would take depends on the batch (rule 10).
-    config = replace(job.load_config(job.view_cost), hw_decoder_load=0.0)
+    config = replace(job.load_config(job.view_cost), hw_load=0.0)
     source = job.make_backend(planner, config)
     rows = np.concatenate([partial.pieces[number] for number in own])
     try:
@@ -113,7 +113,7 @@ def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[Crop
 def checked_rows(job: Job, rows: np.ndarray) -> np.ndarray:
     """A few of the rows, of images that PIL reads where there are any: an unreadable one would show nothing."""
     spans = job.data.spans(rows[:LOOKED_AT])
-    readable = (row for row, span in zip(rows.tolist(), spans, strict=False) if complaint(span) == READS)
+    readable = (row for row, span in zip(rows.tolist(), spans, strict=False) if decode_error(span) == READS)
     return np.array(list(islice(readable, CHECKED_IMAGES)) or rows[:CHECKED_IMAGES].tolist(), dtype=np.int64)
 
 

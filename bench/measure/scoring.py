@@ -20,15 +20,15 @@ from pipelines.crops import Policy, Views
 class Scoring:
     """What is scored against what.
 
-    ``labels``: int64, of the whole table, -1 = none. ``left_out``: rows [b] -> int64 [b, 2], for policies that depend on
-    the images' sizes (``Planner.left_out``). ``label_sets``: a second set of labels, int64 [rows of the table, m]
+    ``labels``: int64, of the whole table, -1 = none. ``uncovered``: rows [b] -> int64 [b, 2], for policies that depend on
+    the images' sizes (``Planner.uncovered``). ``label_sets``: a second set of labels, int64 [rows of the table, m]
     (``pipelines.data.real_labels.RealLabels.sets``).
     """
 
     labels: np.ndarray
     views: Views
     policies: Sequence[Policy]
-    left_out: Callable[[np.ndarray], np.ndarray]
+    uncovered: Callable[[np.ndarray], np.ndarray]
     label_sets: np.ndarray | None = None
 
 
@@ -64,7 +64,7 @@ def scored(batches: Iterable[CropBatch], network: Network, scoring: Scoring) -> 
 
 def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empty: Predictions) -> Predictions:
     assert predicted.outputs is not None
-    rows, shapes = predicted.rows, scoring.left_out(predicted.rows)
+    rows, shapes = predicted.rows, scoring.uncovered(predicted.rows)
     own: list[Scores] = []
     nearest: list[np.ndarray] = []
     real: list[Scores] = []

@@ -26,12 +26,14 @@ def key(backend_name: str) -> str:
 
 def stored(backend_name: str) -> dict[str, Any]:
     """What was found for a backend on this machine: fields of pipelines.batch.LoadConfig, or nothing."""
-    from pipelines.batch import CUT_NAMES
+    from pipelines.batch import CROP_OPERATOR_NAMES
 
     found = _all().get(key(backend_name), {})
-    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_decoder_load": (0, 1)}
+    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_load": (0, 1)}
     kept = {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
-    return kept | ({"cut": found["cut"]} if found.get("cut") in CUT_NAMES else {})
+    return kept | (
+        {"crop_operator": found["crop_operator"]} if found.get("crop_operator") in CROP_OPERATOR_NAMES else {}
+    )
 
 
 def store(backend_name: str, kept: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
 output whatever the number of views. Where windows are mirrored the frame lies beside its mirror image.
 
 ``warp_affine`` with a matrix for each window, NVIDIA's recipe for several crops of an image, takes over on a GPU where
-``multi_paste`` does not do what it does on a CPU (``right_cut`` asks). Every image has as many slots as the one with
+``multi_paste`` does not do what it does on a CPU (``working_crop_operator`` asks). Every image has as many slots as the one with
 the most views; on two CPU cores it does half as many images/s at 20 crops of 224 pixels (212 to 217, against 436 to
 451), while at one crop it keeps 0.94. On a GPU multicrop-bench tune tries both.
 """
@@ -23,14 +23,14 @@ from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
 from pipelines.crops import GroupPlan
-from pipelines.crops import cut as slices
+from pipelines.crops import crop_windows as slices
 
 types: Any = dali_types  # its constants are made at run time; type checkers do not see them
 Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CropOperator:
     """One way.
 
     ``slots(group, images)``: int64 [images, M], which of the group's windows each crop of each output sample shows, -1
@@ -114,25 +114,25 @@ def _windows(group: GroupPlan, slots: np.ndarray) -> Arrays:
     return group.image[filled], y, x, mirror
 
 
-PASTE = Cut("multi_paste", (types.INT32,) * 5, (1, 2, 2, 2, 1), paste_slots, paste_arguments, _paste)
-WARP = Cut("warp_affine", (types.FLOAT,), (3,), warp_slots, warp_arguments, _warp)
-CUTS = {cut.name: cut for cut in (PASTE, WARP)}
+PASTE = CropOperator("multi_paste", (types.INT32,) * 5, (1, 2, 2, 2, 1), paste_slots, paste_arguments, _paste)
+WARP = CropOperator("warp_affine", (types.FLOAT,), (3,), warp_slots, warp_arguments, _warp)
+CROP_OPERATORS = {operator.name: operator for operator in (PASTE, WARP)}
 
 
 @cache
-def right_cut(device_id: int | None) -> Cut:
-    """The first of CUTS that cuts a trial batch's windows rightly on that GPU (None: on the CPU).
+def working_crop_operator(device_id: int | None) -> CropOperator:
+    """The first of CROP_OPERATORS whose crops of a trial batch are correct on that GPU (None: on the CPU).
 
     Raises RuntimeError with each one's fault where none does."""
     faults = []
-    for cut in CUTS.values():
-        if (fault := fault_of(cut, device_id)) is None:
-            return cut
-        faults.append(f"{cut.name}: {fault}")
-    raise RuntimeError("no DALI operator cuts windows rightly here: " + "; ".join(faults))
+    for operator in CROP_OPERATORS.values():
+        if (fault := fault_of(operator, device_id)) is None:
+            return operator
+        faults.append(f"{operator.name}: {fault}")
+    raise RuntimeError("no DALI operator makes correct crops here: " + "; ".join(faults))
 
 
-def fault_of(cut: Cut, device_id: int | None) -> str | None:
+def fault_of(operator: CropOperator, device_id: int | None) -> str | None:
     """What is wrong with the windows that it cuts from random frames, of several sizes, plain and mirrored, as many as
     the image's number: compared with NumPy's slices. None: nothing is."""
     rng = np.random.default_rng(0)
@@ -143,9 +143,9 @@ def fault_of(cut: Cut, device_id: int | None) -> str | None:
     yx = rng.integers(0, sizes[image] - K + 1)
     windows = np.column_stack([yx, rng.integers(0, 2, len(image))])
     group = GroupPlan(K, sizes, image, np.zeros(len(image), np.int32), windows)
-    slots = cut.slots(group, images)
+    slots = operator.slots(group, images)
     try:
-        crops = _tried(cut, device_id, frames, K, cut.arguments(group, slots))
+        crops = _tried(operator, device_id, frames, K, operator.arguments(group, slots))
     except RuntimeError as error:
         return " ".join(str(error).split("encountered:")[-1].split())[:200]
     if crops.shape != (slots.size, K, K, 3):
@@ -157,7 +157,9 @@ def fault_of(cut: Cut, device_id: int | None) -> str | None:
     return f"{wrong} of {len(image)} windows differ from slices of the frame" if wrong else None
 
 
-def _tried(cut: Cut, device_id: int | None, frames: list[np.ndarray], K: int, arguments: Arrays) -> np.ndarray:
+def _tried(
+    operator: CropOperator, device_id: int | None, frames: list[np.ndarray], K: int, arguments: Arrays
+) -> np.ndarray:
     pipe = Pipeline(
         batch_size=len(frames), num_threads=1, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True
     )
@@ -166,13 +168,13 @@ def _tried(cut: Cut, device_id: int | None, frames: list[np.ndarray], K: int, ar
             lambda: (frames, *arguments),
             num_outputs=1 + len(arguments),
             batch=True,
-            dtype=[types.UINT8, *cut.dtypes],
-            ndim=[3, *cut.ndims],
+            dtype=[types.UINT8, *operator.dtypes],
+            ndim=[3, *operator.ndims],
             layout=["HWC", *[""] * len(arguments)],
         )
         if device_id is not None:
             frame = frame.gpu()
-        pipe.set_outputs(cut.operator(frame, *planned, K=K, mirrored=True))
+        pipe.set_outputs(operator.operator(frame, *planned, K=K, mirrored=True))
     pipe.build()
     (output,) = pipe.run()
     return torch.from_dlpack(output.as_tensor()).cpu().numpy().reshape(-1, K, K, 3)

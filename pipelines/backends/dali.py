@@ -25,21 +25,21 @@ import torch
 from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
-from pipelines.backends.crop_ops import CUTS, PASTE, Cut, right_cut
+from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, CropOperator, working_crop_operator
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
 from pipelines.crops import Plan, Planner
-from pipelines.data.decode import changed, complaint
+from pipelines.data.decode import changed, decode_error
 from pipelines.data.spans import Span
 
 T = TypeVar("T")
 types: Any = dali_types  # its constants are made at run time; type checkers do not see them
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-HEAD = ([types.UINT8], [1])  # the path's bytes, or the image's
+ENCODED_INPUT = ([types.UINT8], [1])  # the path's bytes, or the image's
 REFUSED = np.zeros(1, np.uint8)  # fed for an image that could not be read: no decoder takes it
 SIZES = ([types.FLOAT], [1])  # [H, W] to resize to
 RESIZES = ("resize", "frames", "crops")  # the graphs that need the sizes
 
-_Order = tuple[Plan, list[np.ndarray]]  # a batch's plan, and for each image HEAD
+_Request = tuple[Plan, list[np.ndarray]]  # a batch's plan, and for each image ENCODED_INPUT
 
 
 class _Dali:
@@ -51,7 +51,13 @@ class _Dali:
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
         self.source, self.planner, self.config = source, planner, config
         self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
-        self.cut = CUTS[config.cut] if config.cut else right_cut(config.device_id) if self.mixed else PASTE
+        self.crop_operator = (
+            CROP_OPERATORS[config.crop_operator]
+            if config.crop_operator
+            else working_crop_operator(config.device_id)
+            if self.mixed
+            else PASTE
+        )
         self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
         self._readers = self._new_readers()
 
@@ -97,27 +103,27 @@ class _Dali:
         """(plan, outputs or the exception) for each batch. Whole batches are planned, and read where DALI cannot read
         them, ahead on a helper thread."""
         pieces = split(rows, self.config.batch_images)
-        with Ahead(map(self._order, pieces), depth=self.config.prefetch + 1) as orders:
-            yield from self._pipe(what, rows).run(orders)
+        with Prefetcher(map(self._request, pieces), depth=self.config.prefetch + 1) as requests:
+            yield from self._pipe(what, rows).run(requests)
 
     def _alone(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
-        return self._pipe(what, rows, alone=True).run(map(self._order, split(rows, 1)))
+        return self._pipe(what, rows, alone=True).run(map(self._request, split(rows, 1)))
 
-    def _order(self, rows: np.ndarray) -> _Order:
+    def _request(self, rows: np.ndarray) -> _Request:
         plan = self.planner.plan(rows, self.source.names(rows), self.source.sizes(rows))
         spans = self.source.spans(rows)
         # A task for each image would cost more than to read it from memory; a network makes all of them wait.
         size = len(spans) if spans[0].is_file else -(-len(spans) // self.config.workers)
         pieces = [spans[i : i + size] for i in range(0, len(spans), size)]
         each = map if len(pieces) == 1 else self._readers.map
-        return plan, [head for heads in each(_heads, pieces) for head in heads]
+        return plan, [head for encoded_inputs in each(_encoded_inputs, pieces) for head in encoded_inputs]
 
     def _pipe(self, what: str, rows: np.ndarray, *, alone: bool = False) -> _Fed:
         by_path = all(span.is_file for span in self.source.spans(rows[:1]))
         key = (what, by_path, alone)
         if key not in self._pipes:
             config = replace(self.config, batch_images=1) if alone else self.config
-            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.cut, self.mixed)
+            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.crop_operator, self.mixed)
         return self._pipes[key]
 
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
@@ -125,7 +131,7 @@ class _Dali:
         groups = []
         for group, output in zip(plan.groups, outputs[1:], strict=True):
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
-            slots = self.cut.slots(group, len(plan.rows)).reshape(-1)
+            slots = self.crop_operator.slots(group, len(plan.rows)).reshape(-1)
             empty = (slots < 0) | np.isin(group.image[slots], changed)
             image = np.where(empty, -1, plan.rows[group.image[slots]])
             groups.append(Group(crops, image, np.where(empty, -1, group.view[slots])))
@@ -142,7 +148,7 @@ class _Dali:
         for single, outputs in self._alone("crops", plan.rows):
             if isinstance(outputs, Exception):
                 span = self.source.spans(single.rows)[0]
-                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {complaint(span)}"))
+                failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {decode_error(span)}"))
             else:
                 batch = self._batch(single, outputs)
                 done.append(batch)
@@ -184,7 +190,7 @@ class DaliGpu(_Dali):
             pipe = Pipeline(batch_size=1, num_threads=1, device_id=0)
             pipe.set_outputs(types.Constant(np.zeros(1, np.uint8)))
             pipe.build()
-            right_cut(0)
+            working_crop_operator(0)
         except RuntimeError as error:
             return _short(error)
         return None
@@ -193,9 +199,11 @@ class DaliGpu(_Dali):
 class _Fed:
     """One built graph and what is in flight in it."""
 
-    def __init__(self, what: str, by_path: bool, planner: Planner, config: LoadConfig, cut: Cut, mixed: bool) -> None:
-        self.what, self.by_path, self.cut = what, by_path, cut
-        self.orders: Iterator[_Order] = iter(())
+    def __init__(
+        self, what: str, by_path: bool, planner: Planner, config: LoadConfig, crop_operator: CropOperator, mixed: bool
+    ) -> None:
+        self.what, self.by_path, self.crop_operator = what, by_path, crop_operator
+        self.requests: Iterator[_Request] = iter(())
         self.in_flight: deque[Plan] = deque()
         self.running = False  # a pass was begun and its end not reached
         self.stream = torch.cuda.current_stream(config.device_id) if mixed else None
@@ -212,8 +220,15 @@ class _Fed:
 
     def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
         groups = len(planner.views.sizes)
-        cut, crop_sizes = (self.cut.dtypes, self.cut.ndims), [spec.K for spec in planner.specs().values()]
-        parts = [HEAD, *[SIZES] * groups * (self.what in RESIZES), *[cut] * groups * (self.what == "crops")]
+        crop_input, crop_sizes = (
+            (self.crop_operator.dtypes, self.crop_operator.ndims),
+            [spec.K for spec in planner.specs().values()],
+        )
+        parts = [
+            ENCODED_INPUT,
+            *[SIZES] * groups * (self.what in RESIZES),
+            *[crop_input] * groups * (self.what == "crops"),
+        ]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
         encoded, *planned = fn.external_source(
@@ -226,7 +241,7 @@ class _Fed:
         encoded = _parsed(encoded)
         decoder: dict[str, Any] = {"device": "cpu"}
         if mixed:
-            decoder = {"device": "mixed", "hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True}
+            decoder = {"device": "mixed", "hw_decoder_load": config.hw_load, "jpeg_fancy_upsampling": True}
         image = fn.decoders.image(encoded, adjust_orientation=False, output_type=types.RGB, **decoder)
         outputs = [image.shape()]
         if self.what == "decode":
@@ -240,27 +255,31 @@ class _Fed:
                 subpixel_scale=False,
             )
             if self.what == "crops":
-                first = groups + g * len(cut[0])
-                arguments = planned[first : first + len(cut[0])]
-                frame = self.cut.operator(frame, *arguments, K=crop_sizes[g], mirrored=planner.views.mirrored)
+                first = groups + g * len(crop_input[0])
+                arguments = planned[first : first + len(crop_input[0])]
+                frame = self.crop_operator.operator(frame, *arguments, K=crop_sizes[g], mirrored=planner.views.mirrored)
             outputs.append(frame)
         return outputs
 
     def _feed(self) -> tuple[Any, ...]:
         """Called by DALI for each batch; StopIteration ends the epoch."""
-        plan, heads = next(self.orders)
+        plan, encoded_inputs = next(self.requests)
         self.in_flight.append(plan)
         # In C order: DALI refuses arrays whose rows are not dense.
         sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
-        cut = self.cut
-        windows = [cut.arguments(group, cut.slots(group, len(heads))) for group in plan.groups if self.what == "crops"]
-        return (heads, *sizes, *(x for arguments in windows for x in arguments))
+        operator = self.crop_operator
+        windows = [
+            operator.arguments(group, operator.slots(group, len(encoded_inputs)))
+            for group in plan.groups
+            if self.what == "crops"
+        ]
+        return (encoded_inputs, *sizes, *(x for arguments in windows for x in arguments))
 
-    def run(self, orders: Iterable[_Order]) -> Iterator[tuple[Plan, Any]]:
+    def run(self, requests: Iterable[_Request]) -> Iterator[tuple[Plan, Any]]:
         """(plan, outputs, or the RuntimeError with which DALI refused the batch). Later batches come all the same."""
         if self.running:
             self._drain()
-        self.running, self.orders = True, iter(orders)
+        self.running, self.requests = True, iter(requests)
         outputs: Any
         while True:
             try:
@@ -276,7 +295,7 @@ class _Fed:
         self.running = False
 
     def _drain(self) -> None:
-        self.orders = iter(())
+        self.requests = iter(())
         while True:
             try:
                 self.pipe.run(self.stream) if self.stream is not None else self.pipe.run()
@@ -288,11 +307,11 @@ class _Fed:
         self.pipe.reset()
 
 
-def _heads(spans: list[Span]) -> list[np.ndarray]:
-    return [_head(span) for span in spans]
+def _encoded_inputs(spans: list[Span]) -> list[np.ndarray]:
+    return [_encoded_input(span) for span in spans]
 
 
-def _head(span: Span) -> np.ndarray:
+def _encoded_input(span: Span) -> np.ndarray:
     """What the graph is fed for an image, uint8: a file's path, which DALI reads, or the bytes of a span."""
     if span.is_file:
         return np.frombuffer(span.path.encode("utf-8", "surrogateescape"), np.uint8)
@@ -325,7 +344,7 @@ def _short(error: Exception) -> str:
     return f"DALI: {' '.join(text.split())[:200]}"
 
 
-class Ahead(Iterator[T]):
+class Prefetcher(Iterator[T]):
     """Computes the next ``depth`` items of an iterator on a helper thread. An exception there is raised here."""
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -361,7 +380,7 @@ class Ahead(Iterator[T]):
         # the garbage collector comes by.
         raise StopIteration if isinstance(item, StopIteration) else item
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> Prefetcher[T]:
         return self
 
     def __exit__(self, *exc: object) -> None:

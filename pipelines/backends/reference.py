@@ -11,8 +11,8 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from pipelines.backends import BACKENDS
 from pipelines.batch import Backend, Source
-from pipelines.crops import Planner, cut
-from pipelines.data.decode import READS, complaint, decode
+from pipelines.crops import Planner, crop_windows
+from pipelines.data.decode import READS, decode, decode_error
 
 
 def resize_frame(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
@@ -42,7 +42,7 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
     if not frames[0]:
         for row, span in zip(rows.tolist(), source.spans(rows), strict=True):
-            if complaint(span) == READS:
+            if decode_error(span) == READS:
                 name = source.names(np.array([row]))[0]
                 raise WrongPixels(f"{backend.name} calls each of {len(rows)} images unreadable, and PIL reads {name}")
     worst = max(_check_frames(backend, source, planner, g, found) for g, found in enumerate(frames))
@@ -57,7 +57,7 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
                 sizes = source.sizes(np.array([row]))
                 plan = planner.plan(np.array([row]), source.names(np.array([row])), sizes).groups[g]
                 mine = group.image == row
-                expected_crops = cut(frames[g][row], plan.windows, plan.K)
+                expected_crops = crop_windows(frames[g][row], plan.windows, plan.K)
                 if not np.array_equal(group.view[mine], plan.view) or not np.array_equal(crops[mine], expected_crops):
                     raise WrongPixels(
                         f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"

@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import resize
 
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
 from pipelines.crops import Plan, Planner
-from pipelines.data.decode import changed, complaint, decode
+from pipelines.data.decode import changed, decode, decode_error
 from pipelines.data.spans import Span
 
 
@@ -48,7 +48,7 @@ class Torchvision:
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
         self.source, self.planner, self.config = source, planner, config
         self._upcoming = _Upcoming(source)
-        self._memory = Memory()
+        self._memory = BufferPool()
         self._loader: DataLoader | None = None
 
     @staticmethod
@@ -57,7 +57,7 @@ class Torchvision:
         return None
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
-        """One CropBatch for each ``batch_images`` rows, in order."""
+        """One CropBatch for each ``batch_images`` rows, in request."""
         for plan, loaded in self._load(rows, ship_frames=None):
             groups = []
             for g, group in enumerate(plan.groups):
@@ -80,7 +80,7 @@ class Torchvision:
     def close(self) -> None:
         """Stop the workers."""
         self._loader = None
-        self._memory = Memory()
+        self._memory = BufferPool()
 
     def _load(
         self, rows: np.ndarray, *, ship_frames: bool | None, until: str = "crops"
@@ -107,7 +107,7 @@ class Torchvision:
         return crops.pin_memory() if torch.cuda.is_available() else crops
 
 
-class Memory:
+class BufferPool:
     """Memory for crops, taken anew when nobody holds the crops any more: 20 crops of 32 images are 96 MB, and fresh
     pages for them cost a tenth of the rate."""
 
@@ -181,15 +181,15 @@ class _Upcoming(Sampler):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __iter__(self) -> Iterator[_Order]:
+    def __iter__(self) -> Iterator[_Request]:
         for rows in self.pieces:
             source = self.source
             names, spans, sizes = source.names(rows), source.spans(rows), source.sizes(rows)
-            yield _Order(rows, names, spans, sizes, self.ship_frames, self.until)
+            yield _Request(rows, names, spans, sizes, self.ship_frames, self.until)
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class _Request:
     """One batch to load. ``ship_frames``: send frames (True) or whichever is fewer bytes (None)."""
 
     rows: np.ndarray
@@ -206,31 +206,31 @@ class _Batches(Dataset):
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
 
-    def __getitem__(self, order: _Order) -> tuple[Plan, _Loaded]:
-        plan = self.planner.plan(order.rows, order.names, order.sizes)
+    def __getitem__(self, request: _Request) -> tuple[Plan, _Loaded]:
+        plan = self.planner.plan(request.rows, request.names, request.sizes)
         frames: list[dict[int, np.ndarray]] = [{} for _ in plan.groups]
         failed: list[tuple[int, str]] = []
         mode = InterpolationMode(self.planner.spec.interpolation)
-        for k, span in enumerate(order.spans):
+        for k, span in enumerate(request.spans):
             try:
                 data = span.read()
-                if order.until == "read":
+                if request.until == "read":
                     continue
                 image = decode_rgb(data)
             except Exception as error:  # whatever a decoder raises, the image costs itself only
-                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {complaint(span)}"))
+                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {decode_error(span)}"))
                 continue
             if reason := changed(plan.source_sizes[k], np.array(image.shape[1:])):
                 failed.append((k, reason))
                 continue
-            if order.until == "decode":
+            if request.until == "decode":
                 continue
             for group, done in zip(plan.groups, frames, strict=True):
                 done[k] = resize(image, group.sizes[k].tolist(), mode, antialias=True).permute(1, 2, 0).numpy()
-        good = np.setdiff1d(np.arange(len(order.rows)), [k for k, _ in failed])
-        if order.until != "crops":
+        good = np.setdiff1d(np.arange(len(request.rows)), [k for k, _ in failed])
+        if request.until != "crops":
             return plan, _Loaded(good, failed, [], [])
-        if order.ship_frames or frames_are_smaller(plan):
+        if request.ship_frames or frames_are_smaller(plan):
             pixels = [
                 torch.from_numpy(np.concatenate([f.ravel() for f in done.values()] or [EMPTY])) for done in frames
             ]

@@ -49,7 +49,7 @@ class _Bytes(io.BytesIO):
         return repr(self.span.path) if self.span.is_file else f"byte {self.span.offset} of {self.span.path!r}"
 
 
-def complaint(source: str | Path | Span) -> str:
+def decode_error(source: str | Path | Span) -> str:
     """What PIL says of an image that another decoder refused."""
     try:
         decode(source)

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from bench import records, run
 from pipelines import BACKENDS, backend, unusable
 from pipelines.batch import LoadConfig
-from pipelines.crops import Planner, cut, parse_policy, union
+from pipelines.crops import Planner, crop_windows, parse_policy, union
 from pipelines.data import demo
 from pipelines.data.labels import label
 from pipelines.data.scanning import scan
@@ -117,7 +117,7 @@ def test_the_answers_are_those_of_a_slow_loop(images: Path, checkpoint: Path, tm
         windows = (
             planner.plan(np.array([row]), data.names(np.array([row])), data.sizes(np.array([row]))).groups[0].windows
         )
-        crops = cut(frame, windows, spec.K)
+        crops = crop_windows(frame, windows, spec.K)
         with torch.inference_mode():
             logits = [
                 net(torch.from_numpy(((crop / 255.0 - mean) / std).astype(np.float32)).permute(2, 0, 1)[None])[

@@ -78,21 +78,23 @@ def test_another_operator_than_the_usual_one_is_said_and_recorded(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from bench import setup
-    from pipelines.backends import crop_ops as cuts
+    from pipelines.backends import crop_ops
 
-    right = {0: cuts.WARP, 1: cuts.PASTE}
-    monkeypatch.setattr(cuts, "right_cut", right.__getitem__)
-    assert setup.unusual_cut("dali-cpu", "cpu", None) is None  # on a CPU the tests have shown that it is right
-    assert setup.unusual_cut("dali-gpu", "cuda:1", None) is None
-    assert setup.unusual_cut("dali-gpu", "cuda:1", "warp_affine") == "warp_affine"
-    assert setup.unusual_cut("dali-gpu", "cuda:0", "multi_paste") is None
+    right = {0: crop_ops.WARP, 1: crop_ops.PASTE}
+    monkeypatch.setattr(crop_ops, "working_crop_operator", right.__getitem__)
+    assert (
+        setup.unusual_crop_operator("dali-cpu", "cpu", None) is None
+    )  # on a CPU the tests have shown that it is right
+    assert setup.unusual_crop_operator("dali-gpu", "cuda:1", None) is None
+    assert setup.unusual_crop_operator("dali-gpu", "cuda:1", "warp_affine") == "warp_affine"
+    assert setup.unusual_crop_operator("dali-gpu", "cuda:0", "multi_paste") is None
     assert caplog.messages == []
-    assert setup.unusual_cut("dali-gpu", "cuda", None) == "warp_affine"
+    assert setup.unusual_crop_operator("dali-gpu", "cuda", None) == "warp_affine"
     assert "DALI's warp_affine: its multi_paste makes wrong ones" in caplog.text
     job = make_job()
-    assert job.setting().cut is job.load_config(1).cut is None
-    change(job, "loading", cut="warp_affine")
-    assert job.setting().cut == job.load_config(1).cut == "warp_affine"
+    assert job.setting().crop_operator is job.load_config(1).crop_operator is None
+    change(job, "loading", crop_operator="warp_affine")
+    assert job.setting().crop_operator == job.load_config(1).crop_operator == "warp_affine"
 
 
 # --------------------------------------------------------------------------------------------------- how it is loaded
@@ -112,7 +114,7 @@ def test_a_slow_network_is_not_given_minutes_of_work_at_once(make_job: Callable[
     assert job.load_config(1000).batch_images == by_memory
     change(job, "loading", batch_images=3)
     assert job.load_config(1000).batch_images == 3
-    assert (job.load_config(20).workers, job.load_config(20).hw_decoder_load) == (2, 0.65)
+    assert (job.load_config(20).workers, job.load_config(20).hw_load) == (2, 0.65)
 
 
 def test_no_batch_holds_an_image_twice(make_job: Callable[..., Job]) -> None:
@@ -339,9 +341,9 @@ def test_the_jpeg_engine_takes_no_image_of_the_accuracy_pass(
     real = Job.make_backend
 
     def make_backend(self: Job, planner: Any, config: Any) -> Any:
-        shares.append(config.hw_decoder_load)
+        shares.append(config.hw_load)
         return real(self, planner, config)
 
     monkeypatch.setattr(Job, "make_backend", make_backend)
     list(accuracy.accuracy_phase(job, job.setting(), tmp_path))
-    assert shares == [0.0] and job.load_config(1).hw_decoder_load == 0.9
+    assert shares == [0.0] and job.load_config(1).hw_load == 0.9

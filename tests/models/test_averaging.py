@@ -182,7 +182,7 @@ def test_views_that_an_image_does_not_need_are_not_read() -> None:
 
 def test_an_adaptive_policy_needs_the_shapes() -> None:
     policy = parse_policy("4ARC")
-    with pytest.raises(ValueError, match=r"4ARC.*left_out"):
+    with pytest.raises(ValueError, match=r"4ARC.*uncovered"):
         list(policy_means(torch.zeros(1, 4, 2), union([policy]), [policy]))
 
 

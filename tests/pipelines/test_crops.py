@@ -31,8 +31,8 @@ from pipelines.crops import (
     Policy,
     PolicyError,
     centre_offset,
+    crop_windows,
     curve_policies,
-    cut,
     parse_policy,
     resized_sizes,
     uniforms,
@@ -236,22 +236,22 @@ def test_an_adaptive_term_takes_from_its_stream() -> None:
 def test_adaptive_counts_follow_the_area_that_the_centre_crop_leaves_out() -> None:
     """At 256 and 224: a square leaves out 23.4 % (12 of 50 in whole parts), 4:3 42.5 %, 2:1 61.7 %."""
     sizes = np.array([[500, 500], [375, 500], [500, 375], [250, 500], [100, 10000]])
-    left_out = planner("CC").left_out(sizes)
-    assert left_out.tolist()[0] == [256 * 256 - 224 * 224, 256 * 256]
-    assert view_count("ARC", 50, left_out).tolist() == [12, 22, 22, 31, 50]
-    assert view_count("AMRC", 20, left_out).tolist() == [5, 9, 9, 13, 20]
-    assert view_count("RC", 20, left_out).tolist() == [20] * 5
-    assert view_count("ARC", 1, left_out).tolist() == [1] * 5
-    full = planner("CC", 224, 224).left_out(np.array([[500, 500]]))
+    uncovered = planner("CC").uncovered(sizes)
+    assert uncovered.tolist()[0] == [256 * 256 - 224 * 224, 256 * 256]
+    assert view_count("ARC", 50, uncovered).tolist() == [12, 22, 22, 31, 50]
+    assert view_count("AMRC", 20, uncovered).tolist() == [5, 9, 9, 13, 20]
+    assert view_count("RC", 20, uncovered).tolist() == [20] * 5
+    assert view_count("ARC", 1, uncovered).tolist() == [1] * 5
+    full = planner("CC", 224, 224).uncovered(np.array([[500, 500]]))
     assert view_count("ARC", 20, full).tolist() == [1]
 
 
 def test_adaptive_counts_are_exact_and_grow_with_the_share() -> None:
     rng = np.random.default_rng(7)
-    left_out = planner("CC", 332, 300).left_out(rng.integers(1, 3000, (300, 2)))
-    shares = [Fraction(out, whole) for out, whole in left_out.tolist()]
+    uncovered = planner("CC", 332, 300).uncovered(rng.integers(1, 3000, (300, 2)))
+    shares = [Fraction(out, whole) for out, whole in uncovered.tolist()]
     for n in (1, 2, 7, 20, 1000):
-        counts = view_count("ARC", n, left_out)
+        counts = view_count("ARC", n, uncovered)
         assert counts.tolist() == [min(1 + int(n * share), n) for share in shares]
         by_share = sorted(zip(shares, counts.tolist(), strict=True))
         assert [count for _, count in by_share] == sorted(counts.tolist())
@@ -264,7 +264,7 @@ def test_a_plan_holds_the_views_that_some_policy_needs_and_no_other() -> None:
     names = ["a", "b", "c", "d"]
     group = one.plan(np.arange(4), names, sizes).groups[0]
     full = planner("CC,9RC+6MRC", 64, 48).plan(np.arange(4), names, sizes).groups[0].windows.reshape(4, 16, 3)
-    for i, (out, whole) in enumerate(one.left_out(sizes).tolist()):
+    for i, (out, whole) in enumerate(one.uncovered(sizes).tolist()):
         share = Fraction(out, whole)
         plain, mirrored = max(2, min(1 + int(9 * share), 9)), min(1 + int(6 * share), 6)
         expected = [0, *range(1, 1 + plain), *range(10, 10 + mirrored)]
@@ -329,7 +329,7 @@ def test_the_centre_is_torchvisions() -> None:
 def test_fixed_crops_are_torchvisions(size: tuple[int, int], K: int) -> None:
     """In five_crop's order, pixel for pixel, from frames of S = 64 with even and odd room."""
     image = coordinates(*size)
-    got = cut(channels_last(image), windows_of(planner("5FC+5MFC", 64, K), "a", size), K)
+    got = crop_windows(channels_last(image), windows_of(planner("5FC+5MFC", 64, K), "a", size), K)
     five = [channels_last(crop) for crop in functional.five_crop(image, [K, K])]
     np.testing.assert_array_equal(got[:5], np.stack(five))
     np.testing.assert_array_equal(got[5:], np.stack(five)[:, :, ::-1])
@@ -342,7 +342,7 @@ def test_mirrored_fixed_crops_are_those_of_ten_crop(size: tuple[int, int]) -> No
     """
     K = 40
     image = coordinates(*size)
-    got = cut(channels_last(image), windows_of(planner("5FC+5MFC", 64, K), "a", size), K)
+    got = crop_windows(channels_last(image), windows_of(planner("5FC+5MFC", 64, K), "a", size), K)
     ten = functional.ten_crop(image, [K, K])
     expected = np.stack([channels_last(ten[i]) for i in (0, 1, 2, 3, 4, 6, 5, 8, 7, 9)])
     np.testing.assert_array_equal(got[:9], expected[:9])
@@ -589,7 +589,7 @@ def test_cut_reads_the_window_and_mirrors_it() -> None:
     """Pixel by pixel: crop[r, c] is frame[y + r, x + c], or frame[y + r, x + K - 1 - c] when mirrored."""
     frame = np.random.default_rng(8).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     windows = np.array([[0, 0, 0], [4, 8, 1], [2, 3, 1], [4, 0, 0]])
-    crops = cut(frame, windows, 5)
+    crops = crop_windows(frame, windows, 5)
     assert crops.shape == (4, 5, 5, 3) and crops.dtype == np.uint8
     for crop, (y, x, mirror) in zip(crops, windows.tolist(), strict=True):
         for r in range(5):

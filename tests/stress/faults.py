@@ -49,7 +49,7 @@ from bench.files import write_whole
 from bench.setup import make_job, resolve
 from pipelines.backends import BACKENDS, unusable
 from pipelines.data.dataset import Scan
-from pipelines.data.decode import READS, complaint
+from pipelines.data.decode import READS, decode_error
 from pipelines.data.demo import CLASSES
 from pipelines.data.scanning import scan
 
@@ -430,7 +430,7 @@ def account(job: Job, found: Predictions, kind_of: dict[str, str]) -> list[Endin
     ):
         for name, reason in zip(job.data.names(rows), why, strict=True):
             if name in kind_of:
-                pil = complaint(job.data.root / name)
+                pil = decode_error(job.data.root / name)
                 endings.append(Ending(name, kind_of[name], outcome, reason, pil, None))
     return with_frame_errors(job, endings)
 

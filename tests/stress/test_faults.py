@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from pipelines.backends import torchvision as backend_torchvision
 from pipelines.batch import CropBatch
-from pipelines.data.decode import READS, complaint
+from pipelines.data.decode import READS, decode_error
 from tests.stress import faults
 
 GOOD, EACH = 40, 5
@@ -79,7 +79,7 @@ def test_a_kind_is_the_same_from_the_same_seed_and_is_damage(name: str, tmp_path
         files = sorted(tmp_path.joinpath(folder).glob("*/kind*.jpg"))
         listed.append([(path.name, path.read_bytes() if path.is_file() else path.lstat().st_mode) for path in files])
         originals = {(tmp_path / folder / one).read_bytes() for one in good}
-        assert all(complaint(tmp_path / folder / one) == READS for one in good)
+        assert all(decode_error(tmp_path / folder / one) == READS for one in good)
         assert not originals & {content for _, content in listed[-1]}
     assert listed[0] == listed[1]
     assert len(listed[0]) == (0 if name == "deleted after the scan" else 2)

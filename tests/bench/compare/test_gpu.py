@@ -214,12 +214,12 @@ def test_the_steps_are_printed_where_there_is_no_gpu(tmp_path: Path, capsys: pyt
 
 
 def test_what_was_tuned_is_used_where_the_cache_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tune.write(tmp_path / "tune", [{"workers": 3}], {tuned.key("dali-gpu"): {"workers": 3, "hw_decoder_load": 0.25}})
+    tune.write(tmp_path / "tune", [{"workers": 3}], {tuned.key("dali-gpu"): {"workers": 3, "hw_load": 0.25}})
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "empty"))
     gpu.restore_tuning(tmp_path / "none")
     assert tuned.stored("dali-gpu") == {}
     gpu.restore_tuning(tmp_path)
-    assert tuned.stored("dali-gpu") == {"workers": 3, "hw_decoder_load": 0.25}
+    assert tuned.stored("dali-gpu") == {"workers": 3, "hw_load": 0.25}
 
 
 @pytest.mark.dali

@@ -131,13 +131,13 @@ def test_what_was_tuned_is_taken_by_our_backends_where_no_flag_says_otherwise(
     def options(*argv: str) -> loaders.LoaderComparison:
         return parse_group(argv, "", None, loaders.LoaderComparison)
 
-    tuned.store("dali-gpu", {"workers": 24, "prefetch": 4, "hw_decoder_load": 0.25, "cut": None})
+    tuned.store("dali-gpu", {"workers": 24, "prefetch": 4, "hw_load": 0.25, "crop_operator": None})
     found = loaders.tuned(options())
-    assert found == {"dali-gpu": {"workers": 24, "hw_decoder_load": 0.25}, "dali-cpu": {}, "torchvision": {}}
+    assert found == {"dali-gpu": {"workers": 24, "hw_load": 0.25}, "dali-cpu": {}, "torchvision": {}}
     assert loaders.tuned(options("--hw-load", "0"))["dali-gpu"] == {"workers": 24}
-    tuned.store("dali-gpu", {"workers": 24, "hw_decoder_load": 0.25, "cut": "warp_affine"})
-    assert loaders.tuned(options("-j", "4"))["dali-gpu"] == {"hw_decoder_load": 0.25, "cut": "warp_affine"}
-    comparison = replace(comparison, workers=3, tuned={"dali-cpu": {"workers": 5, "hw_decoder_load": 0.25}})
+    tuned.store("dali-gpu", {"workers": 24, "hw_load": 0.25, "crop_operator": "warp_affine"})
+    assert loaders.tuned(options("-j", "4"))["dali-gpu"] == {"hw_load": 0.25, "crop_operator": "warp_affine"}
+    comparison = replace(comparison, workers=3, tuned={"dali-cpu": {"workers": 5, "hw_load": 0.25}})
     names, workload, rows = ("dali-cpu", "torchvision", "pil"), Workload("uint8", 2), np.arange(4)
     workers = {name: request_for(name, workload, comparison, rows).workers for name in names}
     assert workers == {"dali-cpu": 5, "torchvision": 3, "pil": 3}

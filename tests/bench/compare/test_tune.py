@@ -43,23 +43,23 @@ def test_only_what_is_faster_in_every_round_is_kept(rates: dict[int, list[float]
 
 def test_a_gpus_threads_and_its_engines_share_are_settled_together() -> None:
     both, then = tune.candidates(16, gpu=True)
-    assert {(choice["workers"], choice["hw_decoder_load"]) for choice in both} == {
+    assert {(choice["workers"], choice["hw_load"]) for choice in both} == {
         (threads, load) for threads in (8, 15, 16, 24, 32) for load in tune.HW_LOADS
     }
     assert [set(choice) for choice in then] == [{"prefetch"}] * 4
     assert all(set(choice) == {"workers"} for choice in tune.candidates(16, gpu=False)[0])
-    assert tune.candidates(16, gpu=True, cuts=["multi_paste"]) == [both, then]  # nothing to choose from
-    cuts = [{"cut": "multi_paste"}, {"cut": "warp_affine"}]
-    assert tune.candidates(16, gpu=True, cuts=["multi_paste", "warp_affine"]) == [both, then, cuts]
+    assert tune.candidates(16, gpu=True, operators=["multi_paste"]) == [both, then]  # nothing to choose from
+    cuts = [{"crop_operator": "multi_paste"}, {"crop_operator": "warp_affine"}]
+    assert tune.candidates(16, gpu=True, operators=["multi_paste", "warp_affine"]) == [both, then, cuts]
     best, _ = tune.better(
-        LoadConfig(workers=16), both, lambda c: 1000 - abs(c.workers - 24) - 99 * abs(c.hw_decoder_load - 0.25), 2
+        LoadConfig(workers=16), both, lambda c: 1000 - abs(c.workers - 24) - 99 * abs(c.hw_load - 0.25), 2
     )
-    assert (best.workers, best.hw_decoder_load) == (24, 0.25)
+    assert (best.workers, best.hw_load) == (24, 0.25)
 
 
 def test_what_was_stored_is_taken_where_no_flag_says_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    tuned.store("torchvision", {"workers": 3, "prefetch": 4, "hw_decoder_load": 0.65})
+    tuned.store("torchvision", {"workers": 3, "prefetch": 4, "hw_load": 0.65})
 
     def options(*argv: str) -> Any:
         argv = ("--family", "resnet", "--data-backend", "torchvision", "--device", "cpu", *argv)
@@ -77,10 +77,10 @@ def test_damaged_and_foreign_values_are_not_taken(own_cache: Path) -> None:
     for text in ("{", "3", '{"other": 1}'):
         (own_cache / tuned.FILE).write_text(text)
         assert tuned.stored("dali-cpu") == {}
-    tuned.store("dali-cpu", {"workers": -1, "prefetch": "many", "hw_decoder_load": 0.5})
-    assert tuned.stored("dali-cpu") == {"hw_decoder_load": 0.5}
+    tuned.store("dali-cpu", {"workers": -1, "prefetch": "many", "hw_load": 0.5})
+    assert tuned.stored("dali-cpu") == {"hw_load": 0.5}
     tuned.store("torchvision", {"workers": 2})
-    assert tuned.stored("dali-cpu") == {"hw_decoder_load": 0.5}  # the other's are kept
+    assert tuned.stored("dali-cpu") == {"hw_load": 0.5}  # the other's are kept
 
 
 def test_settings_change_no_prediction(small_run: Callable[..., Any]) -> None:
@@ -98,8 +98,8 @@ def test_the_command(demo_root: Path, own_cache: Path, capsys: pytest.CaptureFix
     pytest.importorskip("nvidia.dali")
     assert tune.main([*argv, "--device", "cpu", "--rounds", "1", "--round-seconds", "0.02", "--out", str(out)]) == 0
     kept = tuned.stored("dali-cpu")
-    assert {*kept, "cut"} == set(tune.FIELDS)  # on a CPU there is one operator worth trying
-    assert "cut" not in kept
+    assert {*kept, "crop_operator"} == set(tune.FIELDS)  # on a CPU there is one operator worth trying
+    assert "crop_operator" not in kept
     assert "(default)" in capsys.readouterr().out
     with (out / "tune.csv").open() as file:
         assert {row["backend"] for row in csv.DictReader(file)} == {"dali-cpu"}

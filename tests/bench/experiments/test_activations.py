@@ -18,7 +18,7 @@ from bench.job import Job
 from bench.measure.adapt import at_size, fit, statistics
 from models.fixres.activations import ADAPTATIONS, attach
 from pipelines.backends import reference
-from pipelines.crops import cut, parse_policy
+from pipelines.crops import crop_windows, parse_policy
 
 
 def features_by_hand(job: Job) -> torch.Tensor:
@@ -28,7 +28,7 @@ def features_by_hand(job: Job) -> torch.Tensor:
     for row in job.rows:
         one = np.array([row])
         group = planner.plan(one, job.data.names(one), job.data.sizes(one)).groups[0]
-        crop = cut(reference.frame(job.data, planner, row), group.windows, group.K)
+        crop = crop_windows(reference.frame(job.data, planner, row), group.windows, group.K)
         with torch.inference_mode():
             found = job.classifier.features(job.classifier.prepare(torch.from_numpy(crop)))
         assert found is not None

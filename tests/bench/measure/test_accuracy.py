@@ -64,13 +64,13 @@ class Setup:
         parsed = [parse_policy(p) for p in policies]
         planner = self.planner(policies)
 
-        def left_out(of: np.ndarray) -> np.ndarray:
-            return planner.left_out(self.data.sizes(of))
+        def uncovered(of: np.ndarray) -> np.ndarray:
+            return planner.uncovered(self.data.sizes(of))
 
         rows = np.arange(len(self.data)) if rows is None else rows
         labels = self.data.table["label"].to_numpy(np.int64)
         try:
-            return evaluate(source, self.network, rows, Scoring(labels, planner.views, parsed, left_out), progress)
+            return evaluate(source, self.network, rows, Scoring(labels, planner.views, parsed, uncovered), progress)
         finally:
             source.close()
 

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 import pipelines
 from pipelines.backends import reference
 from pipelines.batch import STAGES, CropBatch, Failure, LoadConfig, default_batch_images, split
-from pipelines.crops import GroupPlan, Plan, Planner, cut, parse_policy, union
+from pipelines.crops import GroupPlan, Plan, Planner, crop_windows, parse_policy, union
 from pipelines.data.labels import unlabelled
 from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
@@ -59,7 +59,7 @@ def make() -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def make(name: str, source: Any, planner: Any, **config: Any) -> Any:
-        settings = {"batch_images": 5, "workers": 1, "hw_decoder_load": 0.0, **config}
+        settings = {"batch_images": 5, "workers": 1, "hw_load": 0.0, **config}
         made.append(pipelines.backend(name)(source, planner, LoadConfig(**settings)))
         return made[-1]
 
@@ -331,7 +331,7 @@ def test_the_jpeg_engine_comes_near_the_references_pixels(make: Callable[..., An
     """As many images as it takes. Frame by frame and crop by crop, but not bit for bit: it may round as it likes."""
     runnable("dali-gpu")
     one = planner("CC+5MFC+3RC", S=256, K=224)
-    backend = make("dali-gpu", demo_images, one, hw_decoder_load=1.0)
+    backend = make("dali-gpu", demo_images, one, hw_load=1.0)
     tolerance = reference.TOLERANCE_LEVELS["dali-gpu"]
     frames = dict(backend.frames(demo_images.rows))
     crops = collect(backend, demo_images.rows)
@@ -341,7 +341,7 @@ def test_the_jpeg_engine_comes_near_the_references_pixels(make: Callable[..., An
         assert mean_difference(frame, expected) < tolerance
         here = np.array([row])
         (group,) = one.plan(here, demo_images.names(here), demo_images.sizes(here)).groups
-        for view, crop in zip(group.view.tolist(), cut(expected, group.windows, group.K), strict=True):
+        for view, crop in zip(group.view.tolist(), crop_windows(expected, group.windows, group.K), strict=True):
             assert mean_difference(crops[row, view], crop) < tolerance + 1  # a part of the frame may differ by more
 
 
@@ -643,11 +643,11 @@ def test_images_may_have_different_numbers_of_views(
 @pytest.mark.parametrize("device", ["dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)])
 def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., Any], random_images: Any) -> None:
     """Plain and mirrored, of two sizes, of different numbers, from any row of the batch."""
-    from pipelines.backends.crop_ops import CUTS
+    from pipelines.backends.crop_ops import CROP_OPERATORS
 
     def crops(one: Any, way: str) -> dict[tuple[int, int], np.ndarray]:
         found = {}
-        for batch in make(device, random_images, one, batch_images=3, cut=way).batches(random_images.rows):
+        for batch in make(device, random_images, one, batch_images=3, crop_operator=way).batches(random_images.rows):
             for group in batch.groups:
                 places = zip(group.image.tolist(), group.view.tolist(), strict=True)
                 found.update(zip(places, group.crops.cpu().numpy(), strict=True))
@@ -656,7 +656,7 @@ def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., A
     runnable(device)
     ragged = Ragged(planner("CC+3MRC"), [3, 1, 4, 4, 2, 3, 1, 4])
     for one in (planner("CC+2RC"), planner("5FC+5MFC+4ARC+3AMRC"), planner("CC+CC@33+2MRC@33+1ARC"), ragged):
-        first, *others = (crops(one, way) for way in CUTS)
+        first, *others = (crops(one, way) for way in CROP_OPERATORS)
         assert len(first) >= 2 * len(random_images.rows)
         assert others
         assert all(same(first, other) for other in others)

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.batch import CUT_NAMES
-from pipelines.crops import GroupPlan, cut
+from pipelines.batch import CROP_OPERATOR_NAMES
+from pipelines.crops import GroupPlan, crop_windows
 
 pytestmark = pytest.mark.dali
 
 
 @pytest.fixture
-def cuts() -> Iterator[Any]:
+def crop_ops() -> Iterator[Any]:
     """The module, with nothing remembered of earlier trials, before and after."""
     module = pytest.importorskip("pipelines.backends.crop_ops")
-    module.right_cut.cache_clear()
+    module.working_crop_operator.cache_clear()
     yield module
-    module.right_cut.cache_clear()
+    module.working_crop_operator.cache_clear()
 
 
 def groups() -> Iterator[tuple[GroupPlan, list[np.ndarray]]]:
@@ -45,19 +45,21 @@ def check(group: GroupPlan, frames: list[np.ndarray], slots: np.ndarray, crops: 
     assert sorted(filled.tolist()) == list(range(len(group.image)))
     for slot, crop in zip(slots.reshape(-1).tolist(), crops, strict=True):
         if slot >= 0:
-            np.testing.assert_array_equal(crop, cut(frames[group.image[slot]], group.windows[[slot]], group.K)[0])
+            np.testing.assert_array_equal(
+                crop, crop_windows(frames[group.image[slot]], group.windows[[slot]], group.K)[0]
+            )
 
 
-def test_paste_arguments_describe_the_windows(cuts: Any) -> None:
+def test_paste_arguments_describe_the_windows(crop_ops: Any) -> None:
     """multi_paste's meaning, written in NumPy: output sample b starts as nothing; each slot copies a window of
     ``shapes`` at ``in_anchors`` of the frame ``in_ids`` (beside its mirror image) to ``out_anchors``."""
     for group, frames in groups():
         K, images = group.K, len(frames)
-        slots = cuts.PASTE.slots(group, images)
+        slots = crop_ops.PASTE.slots(group, images)
         assert len(group.image) <= slots.size < len(group.image) + images  # no more than filling the samples takes
-        ids, anchors, out_anchors, shapes, output_size = arrays = cuts.PASTE.arguments(group, slots)
+        ids, anchors, out_anchors, shapes, output_size = arrays = crop_ops.PASTE.arguments(group, slots)
         assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
-        assert tuple(array.ndim - 1 for array in arrays) == cuts.PASTE.ndims
+        assert tuple(array.ndim - 1 for array in arrays) == crop_ops.PASTE.ndims
         both = [np.concatenate([frame, frame[:, ::-1]], axis=1) for frame in frames]
         samples = []
         for b in range(images):
@@ -70,15 +72,15 @@ def test_paste_arguments_describe_the_windows(cuts: Any) -> None:
         check(group, frames, slots, np.concatenate(samples).reshape(-1, K, K, 3))
 
 
-def test_warp_arguments_describe_the_windows(cuts: Any) -> None:
+def test_warp_arguments_describe_the_windows(crop_ops: Any) -> None:
     """warp_affine's meaning, written in NumPy: the pixel of sample b's crop j whose centre is (x, y, 1) shows the pixel
     of frame b in which ``matrix[b, j] @ (x, y, 1)`` lies."""
     for group, frames in groups():
         K, images = group.K, len(frames)
-        slots = cuts.WARP.slots(group, images)
+        slots = crop_ops.WARP.slots(group, images)
         assert slots.shape == (images, np.bincount(group.image).max())
-        (matrix,) = cuts.WARP.arguments(group, slots)
-        assert (matrix.dtype, matrix.ndim - 1) == (np.float32, *cuts.WARP.ndims)
+        (matrix,) = crop_ops.WARP.arguments(group, slots)
+        assert (matrix.dtype, matrix.ndim - 1) == (np.float32, *crop_ops.WARP.ndims)
         centres = np.stack([*(np.indices((K, K))[::-1] + 0.5), np.ones((K, K))])
         crops = []
         for b, frame in enumerate(frames):
@@ -90,11 +92,11 @@ def test_warp_arguments_describe_the_windows(cuts: Any) -> None:
         check(group, frames, slots, np.array(crops))
 
 
-@pytest.mark.parametrize("name", CUT_NAMES)
+@pytest.mark.parametrize("name", CROP_OPERATOR_NAMES)
 @pytest.mark.parametrize("device_id", [None, pytest.param(0, marks=pytest.mark.gpu)])
-def test_both_ways_are_right_here(cuts: Any, name: str, device_id: int | None) -> None:
-    assert tuple(cuts.CUTS) == CUT_NAMES
-    assert cuts.fault_of(cuts.CUTS[name], device_id) is None
+def test_both_ways_are_right_here(crop_ops: Any, name: str, device_id: int | None) -> None:
+    assert tuple(crop_ops.CROP_OPERATORS) == CROP_OPERATOR_NAMES
+    assert crop_ops.fault_of(crop_ops.CROP_OPERATORS[name], device_id) is None
 
 
 def spoilt(way: Any, fault: str) -> Any:
@@ -123,15 +125,15 @@ def spoilt(way: Any, fault: str) -> Any:
     ],
 )
 def test_the_second_way_is_taken_where_the_first_is_wrong(
-    cuts: Any, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+    crop_ops: Any, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
-    assert cuts.right_cut(None) is cuts.PASTE
-    cuts.right_cut.cache_clear()
-    paste = spoilt(cuts.PASTE, fault)
-    assert said in cuts.fault_of(paste, None)
-    monkeypatch.setattr(cuts, "CUTS", {"multi_paste": paste, "warp_affine": cuts.WARP})
-    assert cuts.right_cut(None) is cuts.WARP
-    cuts.right_cut.cache_clear()
-    monkeypatch.setattr(cuts, "CUTS", {"multi_paste": paste})
-    with pytest.raises(RuntimeError, match="no DALI operator cuts windows rightly here: multi_paste: "):
-        cuts.right_cut(None)
+    assert crop_ops.working_crop_operator(None) is crop_ops.PASTE
+    crop_ops.working_crop_operator.cache_clear()
+    paste = spoilt(crop_ops.PASTE, fault)
+    assert said in crop_ops.fault_of(paste, None)
+    monkeypatch.setattr(crop_ops, "CROP_OPERATORS", {"multi_paste": paste, "warp_affine": crop_ops.WARP})
+    assert crop_ops.working_crop_operator(None) is crop_ops.WARP
+    crop_ops.working_crop_operator.cache_clear()
+    monkeypatch.setattr(crop_ops, "CROP_OPERATORS", {"multi_paste": paste})
+    with pytest.raises(RuntimeError, match="no DALI operator makes correct crops here: multi_paste: "):
+        crop_ops.working_crop_operator(None)

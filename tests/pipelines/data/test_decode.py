@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.decode import READS, complaint, decode
+from pipelines.data.decode import READS, decode, decode_error
 
 SIZE = (30, 40)  # height, width
 
@@ -22,7 +22,7 @@ def test_pixels_are_pils_from_a_path_and_from_bytes(form: str, picture: Callable
     picture(*SIZE, 0).save(path, form)
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
-    assert complaint(path) == READS
+    assert decode_error(path) == READS
     for source in (path, str(path), io.BytesIO(path.read_bytes())):
         np.testing.assert_array_equal(decode(source), expected)
 

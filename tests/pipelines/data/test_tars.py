@@ -29,7 +29,7 @@ from pipelines.batch import LoadConfig
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.data import demo, spans, tars
 from pipelines.data.dataset import Dataset, DatasetError, Scan
-from pipelines.data.decode import complaint, decode
+from pipelines.data.decode import decode, decode_error
 from pipelines.data.labels import label, unlabelled
 from pipelines.data.scanning import scan
 from pipelines.data.spans import Span
@@ -608,10 +608,10 @@ def test_pil_reads_spans_and_says_where_a_bad_one_lies(tmp_path: Path, shard: Ca
     path = shard(("x.png", encoded(3, 4, "PNG")))
     (span,) = unlabelled(look(path), "").spans(np.array([0]))
     assert decode(span).shape == (4, 3, 3)
-    assert complaint(span) == "reads it"
-    said = complaint(span._replace(offset=0))
+    assert decode_error(span) == "reads it"
+    said = decode_error(span._replace(offset=0))
     assert said == f"UnidentifiedImageError: cannot identify image file byte 0 of {str(path)!r}"
-    assert "has changed since the scan" in complaint(span._replace(offset=1 << 30))
+    assert "has changed since the scan" in decode_error(span._replace(offset=1 << 30))
 
 
 # ------------------------------------------------------------------------------------------------------------- backends
@@ -648,7 +648,7 @@ def make() -> Iterator[Callable[..., Any]]:
 
     def make(name: str, source: Any, planner: Planner, **config: Any) -> Any:
         # Without the JPEG engine: which images it takes depends on the batch, and its pixels may differ from CUDA's.
-        settings = {"batch_images": 4, "workers": 2, "hw_decoder_load": 0.0, **config}
+        settings = {"batch_images": 4, "workers": 2, "hw_load": 0.0, **config}
         made.append(pipelines.backend(name)(source, planner, LoadConfig(**settings)))
         return made[-1]
 
