@@ -4,14 +4,25 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 FAMILY ?= nfnet
+# Test processes: as many as there are cores.
+JOBS ?= auto
+PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
-.PHONY: demo test lint faults check gpu-test gpu clean
+.PHONY: demo test test-slow test-all lint faults check gpu-test gpu clean
 
 demo: $(VENV)/ready
-	$(PY) bench/run.py --family $(FAMILY) --crops 1,2,5,10,20
+	$(PY) -m bench run --family $(FAMILY) --crops 1,2,5,10,20
 
+# The quick tests, a few minutes on two cores.
 test: $(VENV)/ready
-	$(PY) -m pytest -q
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(PYTEST) -m slow
+
+# Every test.
+test-all: $(VENV)/ready
+	$(PYTEST)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -28,7 +39,7 @@ check: lint test
 gpu-test:
 	$(PYTHON) -m pytest -q -m gpu
 
-# The same machine: everything that only a GPU can show, for 25 minutes; a second call goes on.
+# The same machine: everything that only a GPU can show, most important first; call it again to continue.
 gpu:
 	$(PYTHON) -m bench compare gpu
 

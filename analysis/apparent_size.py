@@ -1,9 +1,9 @@
 """How large does an object look to a network at test time, compared with training? FixRes Section 3, recomputed.
 
-RandomResizedCrop zooms in at training time and the centre crop does not, so objects look smaller at test time. The paper
-gives the expected ratio of an object's apparent sizes (test / train) as ``F x S / K_train`` (Equation 5), 0.8086 for
-S = 256, K_train = 224 and sigma in [0.28, 1]; it prints 0.80. torchvision's code gives another number, for three reasons
-that the table shows one by one:
+RandomResizedCrop zooms in at training time and the centre crop does not, so objects look smaller at test time. The
+paper gives the expected ratio of an object's apparent sizes (test / train) as ``F x S / K_train`` (Equation 5), 0.8086
+for S = 256, K_train = 224 and sigma in [0.28, 1]; it prints 0.80. torchvision's code gives another number, for three
+reasons that the table shows one by one:
 
 * **Windows that do not fit are drawn again** (at most ten times). Equation 5 takes every sigma in its range, but of the
   large windows only those of nearly the image's own shape fit, so large ones are refused more often. The mean of sigma

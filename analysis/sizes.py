@@ -134,7 +134,8 @@ def difference(sweep: Sweep, one: tuple[int, str], other: tuple[int, str]) -> di
     newly_correct, newly_wrong, images = int((right & ~base).sum()), int((base & ~right).sum()), len(right)
     low, high = paired_difference(newly_correct, newly_wrong, int(right.sum()), images)
     return {
-        "difference": 100 * (newly_correct - newly_wrong) / images, "low": low, "high": high, "p_value": mcnemar(newly_correct, newly_wrong),
+        "difference": 100 * (newly_correct - newly_wrong) / images, "low": low, "high": high,
+        "p_value": mcnemar(newly_correct, newly_wrong),
         "images": images,
     }  # fmt: skip
 

@@ -148,8 +148,8 @@ class NetworkConfig:
     )
     fold: bool = switch(
         "--fold",
-        help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; logits move by less than "
-        "1e-4 of the largest (multicrop-bench compare network shows the gain)",
+        help="fold BatchNorm into convolutions and NFNet's weight standardisation into weights; logits move by less "
+        "than 1e-4 of the largest (multicrop-bench compare network shows the gain)",
     )
     torchcompile: bool = switch("--torchcompile", help="torch.compile the network")
 

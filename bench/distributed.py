@@ -4,7 +4,8 @@
 
 Every process scores its own part of the images and times its own pipeline and network. They exchange a few small Python
 objects over gloo, on GPU machines too: NCCL would not be faster for these, and needs a GPU for each process.
-When a process dies its connections close, and every process that waits for it gets ``PeerLost``; torchrun ends the others.
+When a process dies its connections close, and every process that waits for it gets ``PeerLost``; torchrun ends the
+others.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def join() -> Processes:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and the other processes cannot be reached ({error}): start the run "
-            "with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and the other processes cannot be reached ({error}): start the "
+            "run with torchrun, or unset WORLD_SIZE"
         ) from error
     rank, world = dist.get_rank(), dist.get_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))

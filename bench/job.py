@@ -256,8 +256,8 @@ class Job:
 
 
 def sizes(classifier: Classifier) -> dict[str, int | None]:
-    """``own_K``, the size at which these weights are meant to be used, and ``train_K``, at which they were trained; None
-    where nothing says so. timm's configurations hold both."""
+    """``own_K``, the size at which these weights are meant to be used, and ``train_K``, at which they were trained;
+    None where nothing says so. timm's configurations hold both."""
     if classifier.weights == "demo":
         K = families.demo(classifier.name.partition(":")[0]).spec.K
         return {"own_K": K, "train_K": K}

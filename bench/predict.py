@@ -3,8 +3,8 @@
     multicrop-bench predict --model resnet50.a1_in1k photos/ --topk 5 --out answers.csv
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
 
-Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read, and
-for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending of
+Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read,
+and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending of
 ``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again.
 """
 
@@ -175,8 +175,8 @@ def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Pat
         for name, value in asked.items():
             if stored.get(name) != value:
                 raise UserError(
-                    f"an unfinished {lines.name} lies there, of another command (`{name}` was {stored.get(name)!r} and is "
-                    f"{value!r} now): give that command again, or delete {lines}"
+                    f"an unfinished {lines.name} lies there, of another command (`{name}` was {stored.get(name)!r} and "
+                    f"is {value!r} now): give that command again, or delete {lines}"
                 )
         return whole_rows(lines)
     write_whole(note, json.dumps(asked))

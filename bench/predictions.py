@@ -42,7 +42,8 @@ class Predictions:
     nll: np.ndarray  # float32 [l, p, b], nats
     view_top1: np.ndarray  # int32 [b, v]: what each view alone says; -1 where it was not evaluated
     failed: list[Failure]
-    # With a second set of labels (pipelines.data.real_labels), against the one that the prediction holds for most probable:
+    # With a second set of labels (pipelines.data.real_labels), against the one that the prediction holds for most
+    # probable:
     real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
 

@@ -1,7 +1,8 @@
 """A run's folder: what is written, how it is read back, and when two results may be compared.
 
     run.json             schema, command, configuration, environment, data set, models; written first
-    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `ImageAccounting`, `FailedModel`); those of a network's
+    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `ImageAccounting`, `FailedModel`); those of a
+    network's
                          accuracy appear together when it is scored, those of its throughput when it is timed
     partial/             while a network is scored: the predictions so far; `--resume` begins there
     summary.csv          one row for each line above with derived columns (analysis/summary.py): intervals, tests, rates

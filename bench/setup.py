@@ -35,8 +35,8 @@ def default_weights(config: RunConfig) -> str:
 
 
 def resolve(config: RunConfig, processes: Processes = ALONE) -> RunConfig:
-    """Decide what depends on the machine: weights, device, backend, workers, tuned settings. Several processes share its
-    cores and its GPUs. Raises UserError for a device or backend that cannot be had."""
+    """Decide what depends on the machine: weights, device, backend, workers, tuned settings. Several processes share
+    its cores and its GPUs. Raises UserError for a device or backend that cannot be had."""
     network = config.network
     device = resolved_device(network.device, processes)
     channels_last = device == "cpu" if network.channels_last is None else network.channels_last
@@ -127,8 +127,8 @@ def make_job(
     processes: Processes = ALONE,
     plan: NetworkPlan | None = None,
 ) -> Job:
-    """Load a network, match the labels and adapt it if asked. ``config`` is a resolved one (``resolve``); ``plan`` holds
-    what was settled when the run began. Raises UserError for weights that cannot be had."""
+    """Load a network, match the labels and adapt it if asked. ``config`` is a resolved one (``resolve``); ``plan``
+    holds what was settled when the run began. Raises UserError for weights that cannot be had."""
     from bench.job import Job
     from bench.measure.adapt import adapt
     from models.checkpoints import WeightsError

@@ -28,6 +28,6 @@ def _require_own_pipelines() -> None:
     origin = None if found is None else found.origin
     if origin is None or Path(origin).resolve() != own:
         raise ImportError(
-            f"this project's package 'pipelines' is {own}, but Python finds {origin or 'a folder without __init__.py'}: "
-            "rename that one, or take its folder from sys.path (PYTHONPATH, the current folder)"
+            f"this project's package 'pipelines' is {own}, but Python finds "
+            f"{origin or 'a folder without __init__.py'}: rename that one, or take its folder from sys.path (PYTHONPATH, the current folder)"
         )

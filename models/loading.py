@@ -57,11 +57,13 @@ class LoadRequest:
             raise ValueError(f"`crop_mode` {self.crop_mode!r} is not one of center, squash")
         if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
             raise ValueError(
-                f"`interpolation` {self.interpolation!r} is not one that every backend has: use {' or '.join(INTERPOLATIONS)}"
+                f"`interpolation` {self.interpolation!r} is not one that every backend has: "
+                f"use {' or '.join(INTERPOLATIONS)}"
             )
         if self.model in families.FAMILIES and self.weights != "demo":
             raise ValueError(
-                f"{self.model!r} is a family: name a member such as {families.smallest(self.model).key}, or use `family` {self.model}"
+                f"{self.model!r} is a family: name a member such as {families.smallest(self.model).key}, "
+                f"or use `family` {self.model}"
             )
 
 
@@ -70,9 +72,9 @@ def load(model: str, **keywords: Any) -> Classifier:
 
     ``model`` is ``FAMILY:VARIANT`` (``resnet:18``), a timm name, ``torchvision:NAME`` or ``torchvision:NAME.WEIGHTS``;
     or, with ``weights="demo"``, a family or ``FAMILY:demo``. Its InputSpec is the paper's row where there is one, else
-    what its library ships at test size; the other arguments (the fields of ``LoadRequest``) are timm's flags of those names and win over both.
-    ``img_size`` alone keeps the ratio K/S. A ``checkpoint`` takes the place of pretrained weights; without
-    ``num_classes`` it decides their number.
+    what its library ships at test size; the other arguments (the fields of ``LoadRequest``) are timm's flags of those
+    names and win over both. ``img_size`` alone keeps the ratio K/S. A ``checkpoint`` takes the place of pretrained
+    weights; without ``num_classes`` it decides their number.
 
     Raises ValueError for an unknown name or an argument that does not fit, WeightsError for weights that cannot be had
     or do not fit, FileNotFoundError where the demo files are missing. The global random state is left as it was.

@@ -45,7 +45,8 @@ class ImageResult:
     classes: ClassNames = field(default_factory=ClassNames, repr=False)
 
     def top(self, k: int = 5) -> list[tuple[int, str | None, str | None, float]]:
-        """The k most probable classes: (index, wnid, name, probability). wnid and name are None where they are not known.
+        """The k most probable classes: (index, wnid, name, probability). wnid and name are None where they are not
+        known.
 
         Of equal probabilities the lower index comes first. Raises ValueError for an image that could not be read.
         """
@@ -59,12 +60,13 @@ class MultiCrop:
     """A classifier that averages its predictions over the crops of a policy.
 
     ``model``: a timm name, ``torchvision:NAME``, ``FAMILY:VARIANT`` of the paper's families, or ``FAMILY:demo``.
-    ``policy``: a sum of view terms, such as ``CC+9RC`` (see ``pipelines.crops``). ``level``: where the views are averaged,
-    ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``random`` or ``demo``;
-    ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``; ``backend``: one of ``pipelines.backends.BACKENDS`` or
-    ``auto``. ``batch_size``: crops per forward pass. ``workers``: decoding processes of the torchvision backend; 0, the
-    default, starts none (DALI decodes in threads). ``seed``: of the random crops, which depend on it and the image's name.
-    ``class_names``: for the classes in order. The others are those of ``multicrop-bench run``.
+    ``policy``: a sum of view terms, such as ``CC+9RC`` (see ``pipelines.crops``). ``level``: where the views are
+    averaged, ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``random`` or
+    ``demo``; ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``; ``backend``: one of
+    ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass. ``workers``: decoding processes
+    of the torchvision backend; 0, the default, starts none (DALI decodes in threads). ``seed``: of the random crops,
+    which depend on it and the image's name. ``class_names``: for the classes in order. The others are those of
+    ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
     An object may be called from several threads.
@@ -134,10 +136,10 @@ class MultiCrop:
     def __call__(self, images: Any, *, skip: int = 0) -> Iterator[ImageResult]:
         """Classify images, in order.
 
-        ``images``: a folder, a glob, a tar or its pattern; one path, bytes of an encoded image, PIL image or uint8 array
-        [H, W, 3]; or an iterable of such items, read a few hundred ahead. In a folder an image's name is its path below
-        the folder; else the path as given, or ``image N``. An unreadable image comes with its ``error`` and does not stop
-        the others. ``skip``: leave out so many at the beginning, to continue what was interrupted.
+        ``images``: a folder, a glob, a tar or its pattern; one path, bytes of an encoded image, PIL image or uint8
+        array [H, W, 3]; or an iterable of such items, read a few hundred ahead. In a folder an image's name is its path
+        below the folder; else the path as given, or ``image N``. An unreadable image comes with its ``error`` and does
+        not stop the others. ``skip``: leave out so many at the beginning, to continue what was interrupted.
 
         Raises pipelines.data.dataset.DatasetError for a folder, glob or tar that is not there or holds no image.
         """

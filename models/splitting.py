@@ -1,8 +1,8 @@
 """Where a network is split into trunk and head: x -> pooled features -> logits.
 
 Known for timm's ``forward_features`` / ``forward_head`` networks and for the torchvision classes in
-``TORCHVISION_SPLITS``. Every split is tried on a small random batch: where the two parts do not give what the whole network
-gives, the feature level is absent with the reason.
+``TORCHVISION_SPLITS``. Every split is tried on a small random batch: where the two parts do not give what the whole
+network gives, the feature level is absent with the reason.
 """
 
 from __future__ import annotations

@@ -31,7 +31,15 @@ MAY_IMPORT = {
     ),
 }
 # Entry points stand above all packages: they may import any of them, and only entry points import them.
-ENTRY_POINTS = ("bench.__main__", "bench.cli", "bench.predict", "bench.run", "analysis.make_figures", "analysis.report")
+ENTRY_POINTS = (
+    "bench.__main__",
+    "bench.cli",
+    "bench.predict",
+    "bench.run",
+    "analysis.make_figures",
+    "analysis.report",
+    "analysis.gpu_targets",
+)
 ENTRY_FOLDERS = ("bench/compare", "bench/experiments")  # commands of `multicrop-bench`: each has its own main(argv)
 HEAVY = ("torch", "torchvision", "timm", "nvidia")
 # Importing one of these imports none of HEAVY: --help, planning and reading records answer at once.
@@ -47,6 +55,7 @@ LIGHT = (
 STARTS_PROGRAMS = {
     "bench.machine": "git and nvidia-smi, for the record",
     "bench.compare.gpu": "each measurement in a process of its own: a crash costs one step",
+    "bench.compare.gpu_steps": "the GPU tests, as a step",
     "pipelines.data.demo": "image generation without the caller's main module",
 }
 MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_BENCH_FILES = 60, 8, 20

@@ -105,7 +105,7 @@ def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[Crop
         if batch.failed and folder_identity(job.home) != job.home_identity:
             first = job.data.names(np.array([batch.failed[0].row]))[0]
             raise DataLost(
-                f"the data set {job.data.root} is no longer there (a lost mount?); images cannot be read from {first} on"
+                f"the data set {job.data.root} is no longer there (a lost mount?); from {first} on no image can be read"
             )
         yield batch
 

@@ -1,7 +1,7 @@
 """A network's activation statistics from files, and its parametric adaptation to another resolution (FixRes, A.1, A.2).
 
-Statistics need no labels. A run with `adapt` takes them from the images that it scores, which a deployed network could do
-too; ``multicrop-bench activations`` takes them from training images, as the paper does.
+Statistics need no labels. A run with `adapt` takes them from the images that it scores, which a deployed network could
+do too; ``multicrop-bench activations`` takes them from training images, as the paper does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each piece covers consecutive rows of the table. Its size depends only on the image count, never on the number of
 processes: a run that one process began may be finished by three. A piece's file exists whole or not at all, and an
-image's predictions do not depend on what shares its batch: in whatever order the pieces were made, they join to the same
-predictions.
+image's predictions do not depend on what shares its batch: in whatever order the pieces were made, they join to the
+same predictions.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from pipelines.crops import Policy, Views
 class Scoring:
     """What is scored against what.
 
-    ``labels``: int64, of the whole table, -1 = none. ``uncovered``: rows [b] -> int64 [b, 2], for policies that depend on
-    the images' sizes (``Planner.uncovered``). ``label_sets``: a second set of labels, int64 [rows of the table, m]
+    ``labels``: int64, of the whole table, -1 = none. ``uncovered``: rows [b] -> int64 [b, 2], for policies that depend
+    on the images' sizes (``Planner.uncovered``). ``label_sets``: a second set of labels, int64 [rows of the table, m]
     (``pipelines.data.real_labels.RealLabels.sets``).
     """
 

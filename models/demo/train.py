@@ -52,10 +52,10 @@ CROP_COUNTS = (1, 2, 5, 10, 20)  # scored on val at the end
 
 # family -> timm model and what differs between the recipes
 RECIPES: dict[str, dict[str, Any]] = {
-    "resnet": {"model": "test_resnet", "epochs": 16, "peak_lr": 2e-3},
-    "efficientnet": {"model": "test_efficientnet", "epochs": 16, "peak_lr": 2e-3},
-    "nfnet": {"model": "test_nfnet", "epochs": 10, "peak_lr": 1e-3},  # an epoch costs four of resnet's on a CPU
-    "mobilenet": {"model": "mobilenetv3_small_050", "epochs": 20, "peak_lr": 2e-3},
+    "resnet": {"model": "test_resnet", "epochs": 40, "peak_lr": 2e-3},
+    "efficientnet": {"model": "test_efficientnet", "epochs": 40, "peak_lr": 2e-3},
+    "nfnet": {"model": "test_nfnet", "epochs": 40, "peak_lr": 1e-3},  # an epoch costs four of resnet's on a CPU
+    "mobilenet": {"model": "mobilenetv3_small_050", "epochs": 60, "peak_lr": 2e-3},
 }
 WEIGHT_DECAY, LABEL_SMOOTHING, CLIP_NORM = 0.05, 0.1, 1.0
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class BackendEntry:
     """What the project knows of a backend before it is imported.
 
-    ``tolerance_levels``: the mean absolute difference, grey levels, that one resized frame may have from the reference's
-    (``pipelines.backends.reference``). Wrong filters, sizes or rotations give 0.7 and more. dali-cpu resizes in float
-    and differs in border pixels (0.003 in the mean on 256-pixel photographs, more on small or noisy frames);
-    torchvision's uint8 kernel rounds between its two passes (0.16); a GPU decodes with another inverse cosine transform
-    and other chroma filters.
+    ``tolerance_levels``: the mean absolute difference, grey levels, that one resized frame may have from the
+    reference's (``pipelines.backends.reference``). Wrong filters, sizes or rotations give 0.7 and more. dali-cpu
+    resizes in float and differs in border pixels (0.003 in the mean on 256-pixel photographs, more on small or noisy
+    frames); torchvision's uint8 kernel rounds between its two passes (0.16); a GPU decodes with another inverse cosine
+    transform and other chroma filters.
     """
 
     module: str

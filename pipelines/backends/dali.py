@@ -1,7 +1,8 @@
 """The DALI graph, on CPU and GPU: decode once, resize once, cut every crop in one operator, uint8 out.
 
 The plan (integers, made on the host) enters the graph as data: DALI draws nothing. One operator cuts all views of a
-batch (``pipelines.backends.crop_ops``), into an output that is dense whatever the number of views and reaches torch without a copy.
+batch (``pipelines.backends.crop_ops``), into an output that is dense whatever the
+number of views and reaches torch without a copy.
 On a CPU the 20th crop costs a copy of its pixels; one ``crop_mirror_normalize`` for each crop halves the rate at 20.
 
 Four of DALI's defaults silently break parity with torchvision and timm, and are switched here:

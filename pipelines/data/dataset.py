@@ -1,5 +1,5 @@
-"""What images a folder holds: their sizes, and which files are unreadable and why. ``pipelines.data.labels`` adds labels,
-``pipelines.data.tars`` finds the images of tar shards.
+"""What images a folder holds: their sizes, and which files are unreadable and why. ``pipelines.data.labels`` adds
+labels, ``pipelines.data.tars`` finds the images of tar shards.
 
     found = scan(Path("imagenet/val"), workers=8)      # 50,000 headers: seconds the first time, then below one
     data = label(found, num_classes=1000)               # pipelines.data.labels

@@ -12,8 +12,8 @@ def scan(root: Path | str, *, workers: int, cache: Path | None = None, progress:
     """Find the images below ``root`` and read their headers. ``root`` may name tar shards: see ``pipelines.data.tars``.
 
     ``workers`` threads read headers. ``cache`` is the cache folder (default: ``dataset.cache_folder()``); ``progress``
-    shows bars on stderr. Links to files and folders are followed, links that lead back up are not. What cannot be read is
-    in ``Scan.unreadable`` with its reason.
+    shows bars on stderr. Links to files and folders are followed, links that lead back up are not. What cannot be read
+    is in ``Scan.unreadable`` with its reason.
 
     Raises DatasetError when ``root`` is not a folder, holds no image or none that can be read, or when its ``demo.csv``
     does not fit the files.

@@ -158,7 +158,8 @@ def _globbed(path: str) -> list[str]:
 
 
 def scan(pattern: Path | str, *, workers: int, cache: Path | None = None, progress: bool = True) -> Scan:
-    """Find the images in the tars that ``pattern`` names; arguments and result as those of ``pipelines.data.scanning.scan``.
+    """Find the images in the tars that ``pattern`` names; arguments and result as those of
+    ``pipelines.data.scanning.scan``.
 
     Raises DatasetError as ``shards`` does, when a tar cannot be opened, when two images have one name, and when no
     image can be read.

@@ -76,7 +76,8 @@ def test_a_line_of_accuracy_is_its_record() -> None:
         "1.250",
     ]
     assert cells(text, "5FC+5MFC") == [
-        "5FC+5MFC", "softmax", "71.50", f"{low:.2f}..{high:.2f}", "+1.50", "45", "30", f"{p_value(record):.2g}", "90.00",
+        "5FC+5MFC", "softmax", "71.50", f"{low:.2f}..{high:.2f}", "+1.50", "45", "30", f"{p_value(record):.2g}",
+        "90.00",
         "1.250",
     ]  # fmt: skip
 

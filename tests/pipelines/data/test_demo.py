@@ -294,7 +294,10 @@ def test_the_command_line_prints_the_folder(tmp_path: Path) -> None:
 
 
 def test_it_imports_no_network_library() -> None:
-    code = "import sys, pipelines.data.demo; print([m for m in ('torch', 'torchvision', 'timm', 'nvidia') if m in sys.modules])"
+    code = (
+        "import sys, pipelines.data.demo; "
+        "print([m for m in ('torch', 'torchvision', 'timm', 'nvidia') if m in sys.modules])"
+    )
     repository = Path(demo.__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
