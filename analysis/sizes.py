@@ -105,8 +105,8 @@ def _sweep(own: Sequence[NetworkRun]) -> Sweep:
         earlier = by_side.setdefault(network[1].K, network)
         if earlier[1].S != network[1].S:
             raise MissingData(
-                f"{network[1].model} at K={network[1].K} has the crop ratios of S={earlier[1].S} and S={network[1].S}: give "
-                "runs with one --crop-pct"
+                f"{network[1].model} at K={network[1].K} has the crop ratios of S={earlier[1].S} and S={network[1].S}: "
+                "give runs with one --crop-pct"
             )
         if len(_policies(network)) > len(_policies(earlier)):
             by_side[network[1].K] = network

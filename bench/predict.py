@@ -4,8 +4,8 @@
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
 
 Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read,
-and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending of
-``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again.
+and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending
+of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again.
 """
 
 from __future__ import annotations

@@ -146,6 +146,7 @@ def run(session: Session, line: CommandLine) -> int:
     config = session.config
     weights = default_weights(config)
     session.cases = cases.model_cases(config.network, demo=weights == "demo")
+    cases.policies(config.measure)  # so that a mistake in one is reported before anything is loaded
     if session.earlier:
         resume.require_same_networks([case.label for case in session.cases], session.earlier.info)
     if config.output.dry_run:

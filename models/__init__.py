@@ -29,5 +29,6 @@ def _require_own_pipelines() -> None:
     if origin is None or Path(origin).resolve() != own:
         raise ImportError(
             f"this project's package 'pipelines' is {own}, but Python finds "
-            f"{origin or 'a folder without __init__.py'}: rename that one, or take its folder from sys.path (PYTHONPATH, the current folder)"
+            f"{origin or 'a folder without __init__.py'}: rename that one, or take its folder from sys.path "
+            "(PYTHONPATH, the current folder)"
         )

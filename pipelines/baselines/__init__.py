@@ -99,9 +99,7 @@ class Loader:
     centre: bool = False  # cuts the centre window, not random ones
     makes_uint8: bool = True
     in_flight: int | None = None  # batches that arrive together; None: one from each worker
-    tolerance_levels: float = (
-        0.4  # as pipelines.backends.reference.TOLERANCE_LEVELS; PIL and torchvision quantise twice (0.16)
-    )
+    tolerance_levels: float = 0.4  # as in pipelines.backends.BACKENDS; PIL and torchvision quantise twice (0.16)
     gpu_only: bool = False
 
     def load(self) -> Load:

@@ -93,6 +93,7 @@ def test_a_whole_run(images: Path, checkpoint: Path, tmp_path: Path, capsys: pyt
     assert sorted(said["names"].tolist()) == said["names"].tolist()
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_a_slow_loop(images: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     named = ["CC", "3RC", "CC+2RC", "5FC+5MFC", "2RC+3MRC"]
@@ -137,6 +138,7 @@ def test_the_answers_are_those_of_a_slow_loop(images: Path, checkpoint: Path, tm
                 assert said["in_top5"][i, p, row] == (truth in log_p.topk(5).indices.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in BACKENDS if n != "dali-gpu"])
 def test_answers_depend_on_nothing_but_image_and_policy(
     name: str, images: Path, checkpoint: Path, tmp_path: Path

@@ -545,6 +545,7 @@ def test_a_network_that_fails_is_recorded_and_the_others_go_on(
     assert kills.differences(kills.contents(expected.out), kills.contents(finished.out)) == []
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_too_long_is_recorded(small_run: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     real = accuracy._score_missing
 

@@ -93,7 +93,7 @@ def test_crops_of_every_size_are_slices_of_the_references_frames(name: str, rand
     planner = Planner(SPEC, union([parse_policy("CC+2RC+CC@64+2MRC@96")]))
     backend = pipelines.backend(name)(source, planner, LoadConfig(batch_images=3, workers=1))
     try:
-        assert reference.check(backend, source, planner, source.rows) <= reference.TOLERANCE_LEVELS[name]
+        assert reference.check(backend, source, planner, source.rows) <= pipelines.BACKENDS[name].tolerance_levels
         seen = {}
         for batch in backend.batches(source.rows):
             assert [group.crops.shape[1] for group in batch.groups] == [48, 64, 96]
@@ -111,7 +111,7 @@ def test_crops_of_every_size_are_slices_of_the_references_frames(name: str, rand
         y, x = (round((side - 64) / 2) for side in frame.shape[:2])
         column = planner.views.columns["CC@64"][0]
         difference = np.abs(seen[row, column].astype(int) - frame[y : y + 64, x : x + 64]).mean()
-        assert difference <= reference.TOLERANCE_LEVELS[name]
+        assert difference <= pipelines.BACKENDS[name].tolerance_levels
 
 
 def test_wrong_pixels_of_the_second_size_are_noticed(random_images: Any) -> None:

@@ -222,6 +222,7 @@ def test_what_was_tuned_is_used_where_the_cache_lacks_it(tmp_path: Path, monkeyp
     assert tuned.stored("dali-gpu") == {"workers": 3, "hw_load": 0.25}
 
 
+@pytest.mark.slow
 @pytest.mark.dali
 def test_the_records_of_a_step_are_read_by_the_targets(
     tmp_path: Path, fast_backend: object, demo_root: Path, monkeypatch: pytest.MonkeyPatch

@@ -179,6 +179,7 @@ class InProcess:
     def kill(self, patience_s: float = 0.0) -> None: ...
 
 
+@pytest.mark.slow
 def test_the_command(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

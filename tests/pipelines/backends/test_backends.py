@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_frames_are_those_of_pil(name: str, make: Callable[..., Any], random_ima
         height, width = plan.sizes[row].tolist()
         with Image.open(path) as image:
             expected = np.asarray(image.resize((width, height), filters[one.spec.interpolation]))
-        most = 0.5 if name in EXACT_DECODERS else reference.TOLERANCE_LEVELS[name] + 0.5
+        most = 0.5 if name in EXACT_DECODERS else pipelines.BACKENDS[name].tolerance_levels + 0.5
         assert mean_difference(frames[row], expected) < most, path
 
 
@@ -186,7 +187,7 @@ def test_frames_of_the_demo_images_are_the_references(
     rows = demo_images.rows
     frames = dict(make(name, demo_images, one).frames(rows))
     differences = [mean_difference(frames[row], reference.frame(demo_images, one, row)) for row in rows.tolist()]
-    assert max(differences) < reference.TOLERANCE_LEVELS[name]
+    assert max(differences) < pipelines.BACKENDS[name].tolerance_levels
     assert np.mean(differences) < {"dali-cpu": 0.02, "torchvision": 0.2}.get(name, 1.0)
 
 
@@ -257,7 +258,7 @@ def test_odd_content_has_pils_pixels(
             if file == "exif.jpg":
                 assert ImageOps.exif_transpose(image).size == (64, 91)  # the file does ask to be turned
         assert row in frames, file
-        limit = 0.0 if name in EXACT_DECODERS else reference.TOLERANCE_LEVELS[name]
+        limit = 0.0 if name in EXACT_DECODERS else pipelines.BACKENDS[name].tolerance_levels
         if (difference := mean_difference(frames[row], expected)) > limit:
             different[file] = difference
     assert different == {}
@@ -322,7 +323,9 @@ def test_without_the_jpeg_engine_a_gpu_gives_the_references_pixels(make: Callabl
     runnable("dali-gpu")
     one = planner("CC+5MFC+3RC", S=256, K=224)
     backend = make("dali-gpu", demo_images, one)
-    assert reference.check(backend, demo_images, one, demo_images.rows) < reference.TOLERANCE_LEVELS["dali-gpu"]
+    assert (
+        reference.check(backend, demo_images, one, demo_images.rows) < pipelines.BACKENDS["dali-gpu"].tolerance_levels
+    )
     assert same(collect(backend, demo_images.rows), collect(backend, demo_images.rows))
 
 
@@ -332,7 +335,7 @@ def test_the_jpeg_engine_comes_near_the_references_pixels(make: Callable[..., An
     runnable("dali-gpu")
     one = planner("CC+5MFC+3RC", S=256, K=224)
     backend = make("dali-gpu", demo_images, one, hw_load=1.0)
-    tolerance = reference.TOLERANCE_LEVELS["dali-gpu"]
+    tolerance = pipelines.BACKENDS["dali-gpu"].tolerance_levels
     frames = dict(backend.frames(demo_images.rows))
     crops = collect(backend, demo_images.rows)
     assert sorted(frames) == demo_images.rows.tolist()
@@ -663,12 +666,12 @@ def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., A
 
 
 def test_memory_is_taken_anew_only_when_nobody_holds_it() -> None:
-    from pipelines.backends.torchvision import Memory
+    from pipelines.backends.torchvision import BufferPool
 
     def address(array: Any) -> int:
         return array.__array_interface__["data"][0]
 
-    memory = Memory()
+    memory = BufferPool()
     first, second = (memory.take((4, 3, 3, 3)) for _ in range(2))
     assert (first.shape, first.dtype, first.flags.c_contiguous) == ((4, 3, 3, 3), np.uint8, True)
     taken = {address(first), address(second)}
@@ -730,7 +733,7 @@ class Sabotaged:
 def test_the_check_passes_a_backend_that_is_right(name: str, make: Callable[..., Any], random_images: Any) -> None:
     one = planner(S=64, K=49)
     worst = reference.check(make(name, random_images, one), random_images, one, random_images.rows)
-    assert 0 < worst < reference.TOLERANCE_LEVELS[name]
+    assert 0 < worst < pipelines.BACKENDS[name].tolerance_levels
 
 
 @pytest.mark.parametrize(
@@ -792,7 +795,7 @@ def test_the_check_asks_whether_what_failed_is_unreadable(
 
 
 def fake_unusable(monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str]) -> None:
-    monkeypatch.setattr(pipelines, "unusable", reasons.get)
+    monkeypatch.setattr("pipelines.backends.unusable", reasons.get)
 
 
 @pytest.mark.parametrize(
@@ -825,7 +828,7 @@ def test_nothing_that_works_is_an_error_with_every_reason(monkeypatch: pytest.Mo
 
 def test_a_named_backend_is_taken_or_refused_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_unusable(monkeypatch, {"dali-cpu": "no DALI"})
-    assert pipelines.choose("torchvision") == ("torchvision", "data backend torchvision (asked for)")
+    assert pipelines.choose("torchvision") == ("torchvision", "data backend torchvision (as asked)")
     assert pipelines.choose("dali-gpu", device="cpu")[0] == "dali-gpu"
     with pytest.raises(RuntimeError, match=r"dali-cpu .*no DALI.*`data_backend` auto"):
         pipelines.choose("dali-cpu")
@@ -841,7 +844,7 @@ def test_an_unknown_backend_is_an_error_that_lists_the_known() -> None:
 def test_every_entry_names_a_backend_of_that_name(name: str) -> None:
     backend = pipelines.backend(name)
     assert backend.name == name
-    assert set(reference.TOLERANCE_LEVELS) == set(pipelines.BACKENDS)
+    assert 0 < pipelines.BACKENDS[name].tolerance_levels < 2
     for method in ("batches", "frames", "stage", "close", "probe"):
         assert callable(getattr(backend, method))
 
@@ -850,7 +853,8 @@ def broken_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, message: str
     """A backend whose module fails to import with this message."""
     (tmp_path / "a_broken_backend.py").write_text(f"raise ImportError({message!r})\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(pipelines.BACKENDS, "dali-cpu", "a_broken_backend:Broken")
+    broken = replace(pipelines.BACKENDS["dali-cpu"], module="a_broken_backend", class_name="Broken")
+    monkeypatch.setitem(pipelines.BACKENDS, "dali-cpu", broken)
 
 
 def test_a_library_that_is_missing_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
