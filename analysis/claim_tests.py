@@ -1,7 +1,7 @@
 """How a claim is tested: paired differences by image, exact tests, intervals, corrections, verdicts.
 
 A test takes the Evidence and returns Findings: one for the claim, and one for each network where there are several.
-``analysis/claims.py`` names the claims and says what a verdict means.
+``analysis/claims.py`` lists the claims and defines the verdicts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.crops import parse_policy
 
 HOLDS, DENIED, UNDECIDED, ABSENT = "holds", "does not hold", "undecided", "not measured"
 ALPHA = 1 - CONFIDENCE
-LEVEL = "softmax"  # where a claim names none: the level that every network has, and the paper's best
+LEVEL = "softmax"  # where a claim names none: every network has this level, and it is the paper's best
 SATURATION_MARGIN = 0.2  # points; the smallest gain that MID prints of twenty crops for a ResNet is 1.17
 FREE_MARGIN = 0.9  # of the rate at one crop
 IDENTITY_MARGIN = 0.001  # share of the answers; float32 rounds differently before and after a linear head
@@ -97,7 +97,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one network, or all of them together, say of a claim."""
+    """The result for one claim, of one network or of all of them together."""
 
     subject: str
     verdict: str = ""  # "" until the p values of all claims are known
@@ -128,7 +128,7 @@ def absent(why: str, subject: str = "") -> Finding:
 
 
 def nowhere(apart: Sequence[Finding]) -> Findings:
-    """No network could say anything; the reasons, each once."""
+    """No network has what the claim needs; the reasons, each once."""
     return Findings(absent("; ".join(dict.fromkeys(finding.note for finding in apart))))
 
 
@@ -161,7 +161,7 @@ def corrected(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def tallied(apart: Sequence[Finding]) -> Findings:
-    """A claim said of every network, whose lines have verdicts: one exception denies it."""
+    """A claim about every network: one network for which it does not hold refutes it."""
     measured = [finding for finding in apart if finding.verdict != ABSENT]
     if not measured:
         return nowhere(apart)
@@ -181,10 +181,10 @@ def _count(networks: int) -> str:
 
 # ---- two policies on the same images
 
-Side = tuple[str, str]  # policy, level
+PolicyAtLevel = tuple[str, str]  # policy, level
 
 
-def _against(one: Side, other: Side) -> str:
+def _against(one: PolicyAtLevel, other: PolicyAtLevel) -> str:
     if one[0] == other[0]:
         return f"{one[0]}: {one[1]} against {other[1]}"
     return f"{one[0]} against {other[0]}"
@@ -199,17 +199,17 @@ class _Paired:
     correct: int  # images right with the first comparison's first policy
 
 
-def _paired(network: Scored, comparisons: Sequence[tuple[Side, Side]]) -> _Paired | str:
+def _paired(network: Scored, comparisons: Sequence[tuple[PolicyAtLevel, PolicyAtLevel]]) -> _Paired | str:
     """The network's differences, or why there are none."""
     answers = network.answers
-    there = [pair for pair in comparisons if all(answers.has(*side) for side in pair)]
+    there = [pair for pair in comparisons if all(answers.has(*one) for one in pair)]
     if not there:
         levels = sorted({level for pair in comparisons for _, level in pair} - set(answers.levels))
         if levels:
             return "; ".join(network.reasons.get(level, f"it has no {level} level") for level in levels)
         needed = dict.fromkeys(policy for pair in comparisons for policy, _ in pair)
         return f"not scored: {', '.join(needed)}; add --policies {_flag(needed)}"
-    rights = {_against(*pair): [answers.right(*side).astype(np.int64) for side in pair] for pair in there}
+    rights = {_against(*pair): [answers.right(*one).astype(np.int64) for one in pair] for pair in there}
     correct = int(next(iter(rights.values()))[0].sum())
     return _Paired(network, {text: one - other for text, (one, other) in rights.items()}, correct)
 
@@ -252,7 +252,7 @@ def _parts_text(texts: Sequence[str], effects: np.ndarray) -> str:
     return ", ".join(f"{text} {np.mean(values):+.2f}" for text, values in by_text.items())
 
 
-def better(*comparisons: tuple[Side, Side]) -> Test:
+def better(*comparisons: tuple[PolicyAtLevel, PolicyAtLevel]) -> Test:
     """Claims that one policy and level is more accurate than another, on average over some comparisons."""
 
     @of_answers
@@ -301,7 +301,7 @@ def _same_answers(network: Scored) -> Finding:
     policies = [policy for policy in answers.top1 if parse_policy(policy).n_views > 1]
     if not policies:
         return absent("no policy of several views was scored; add --policies 10RC", network.name)
-    differ = np.array([answers.said(p, "feature") != answers.said(p, "logit") for p in policies])
+    differ = np.array([answers.predicted(p, "feature") != answers.predicted(p, "logit") for p in policies])
     gaps = [int(answers.right(p, "feature").sum()) - int(answers.right(p, "logit").sum()) for p in policies]
     widest = 100 * max(map(abs, gaps)) / len(answers.labels)
     share = float(differ.mean())
@@ -341,7 +341,7 @@ def adaptive_suffices(evidence: Evidence) -> Findings:
 
 
 def below_margin(found: Findings) -> Findings:
-    """Verdicts by whether the interval lies below or above SATURATION_MARGIN, in place of those by p value."""
+    """Verdicts by whether the interval is below or above SATURATION_MARGIN instead of by p value."""
     return Findings(_below_margin(found.together), tuple(map(_below_margin, found.apart)))
 
 

@@ -1,10 +1,10 @@
-"""The papers' claims, and what some runs say of each: holds, does not hold, undecided, not measured.
+"""The paper's claims tested on runs; the verdicts: holds, does not hold, undecided, not measured.
 
     multicrop-bench claims RUN... [--out DIR]        # default: the first run's folder
 
-Writes claims.md and claims.csv. They are derived from the runs and may be written again. Claims about policies are
-tested on each image's answers (``predictions-*.npz``), always two policies on the same images. Runs on different images
-are kept apart. CLAIMS is the table; RULES says how a verdict comes about.
+Writes claims.md and claims.csv. They are derived from the runs; writing them again replaces them. Claims about policies
+are tested on each image's predictions (``predictions-*.npz``), always two policies on the same images. Runs on
+different images are judged separately. CLAIMS is the table; RULES explains the verdicts.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from bench.files import write_whole
 
 RULES = (
     "Two policies are compared on the same images. The effect is the difference of their top-1 accuracies, its p value "
-    "the exact McNemar test's, its 95 % interval Newcombe's. Where a line is about several policies or networks, each "
+    "the exact McNemar test's, its 95 % interval Newcombe's. Where a row is about several policies or networks, each "
     "image has the sum of their differences, and the exact test over all changes of sign of these sums takes McNemar's "
     "place (for one comparison they are the same test); the interval is Student's over images.",
     f"The verdict is `{HOLDS}` where the p value, corrected by Holm's method, is below {ALPHA:.2f} and the effect has "
     f"the claimed direction, `{DENIED}` where it is below {ALPHA:.2f} and the effect has the other, else "
     f"`{UNDECIDED}`. Holm's correction runs over all claims with a p value; in the table by network over all its "
     "lines. Intervals are not corrected.",
-    "A claim that something stays the same has a margin instead of a p value; it stands in the claim's line.",
+    "A claim that something stays the same has a margin instead of a p value; it is given in the claim's row.",
     f"Policies are averaged at the {LEVEL} level where the claim names none. Claims about gains use the largest number "
     f"of random crops up to {MOST_CROPS} that their networks share.",
 )
 
 
-# ---- what the published tables say
+# ---- the published tables' own evidence
 
 
 @cache
@@ -72,9 +72,9 @@ def _counted() -> dict[str, dict[Any, Any]]:
 
 
 def counted(name: str) -> str:
-    """How many cells of the tables agree with a sentence of analysis/published/claims_counted.csv."""
+    """How many comparisons within the tables agree with a sentence of analysis/published/claims_counted.csv."""
     line = _counted()[name]
-    return f"{line['cells'] - len(line['exceptions'])} of {line['cells']} cells agree ({line['scope']})"
+    return f"{line['cells'] - len(line['exceptions'])} of {line['cells']} comparisons agree ({line['scope']})"
 
 
 def not_printed(what: str) -> str:
@@ -91,7 +91,7 @@ def published_saturation() -> str:
             if policy == more:
                 steps.append(value - cells[model, level, fewer])
     span = f"{min(steps):+.2f} to {max(steps):+.2f} points"
-    return f"from 30 to 40 random crops {span} (Tables I and VIII, {len(steps)} cells)"
+    return f"from 30 to 40 random crops {span} (Tables I and VIII, {len(steps)} comparisons)"
 
 
 @cache
@@ -118,7 +118,7 @@ def published_single_crops() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A sentence of the paper, how runs test it, and what the paper's own tables say."""
+    """A sentence of the paper, how runs test it, and what the paper's own tables show."""
 
     says: str
     place: str
@@ -301,7 +301,7 @@ def judge(evidence: Evidence) -> Verdicts:
 
 
 def p_text(p_value: float | None) -> str:
-    """Two digits; what lies below 1e-12 only so."""
+    """Two significant digits; below 1e-12 only ``<1e-12``."""
     if p_value is None:
         return ""
     return "<1e-12" if p_value < 1e-12 else f"{p_value:.2g}"
@@ -365,7 +365,7 @@ def remarks(finding: Finding) -> str:
 
 def markdown(judged: Sequence[Verdicts]) -> str:
     """The whole of claims.md."""
-    lines = ["# The paper's claims, and what the runs say", ""]
+    lines = ["# The paper's claims tested on these runs", ""]
     for verdicts in judged:
         lines += [f"## {markdown_text(title(verdicts.evidence))}", ""]
         lines += markdown_table(TOGETHER_HEADINGS, together_rows(verdicts))

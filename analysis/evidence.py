@@ -24,13 +24,13 @@ class Answers:
     def has(self, policy: str, level: str) -> bool:
         return policy in self.top1 and level in self.levels
 
-    def said(self, policy: str, level: str) -> np.ndarray:
+    def predicted(self, policy: str, level: str) -> np.ndarray:
         """int32 [b]: the predicted class."""
         return self.top1[policy][self.levels.index(level)]
 
     def right(self, policy: str, level: str) -> np.ndarray:
         """bool [b]."""
-        return self.said(policy, level) == self.labels
+        return self.predicted(policy, level) == self.labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A fine-tuned network against the one that it was made from, asked in other ways for the same price (FixRes, MID).
+"""A fine-tuned network against the network that it was made from, evaluated in other ways at equal cost (FixRes, MID).
 
     multicrop-bench finetune --family resnet --img-size 128 --epochs 30 --batch-size 64 --out runs/tuned
     multicrop-bench run --models resnet:demo --checkpoint runs/tuned/model.safetensors --img-size 128 \\
@@ -38,11 +38,11 @@ def right(network: NetworkRun, policy: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(tuned: Run, untuned: Run) -> pd.DataFrame:
-    """One row for each way of asking the untuned network, for each size of the tuned one.
+    """One row for each variant of evaluating the untuned network, for each size of the tuned one.
 
     Columns: K, against, K_other, policy, cost_ratio (pixels, the tuned crop's over the other's), tuned_top1, top1,
-    difference, low, high (points), p_value, images. Raises MissingData, with the remedy, where a side is missing;
-    Incomparable where the two are of other images.
+    difference, low, high (points), p_value, images. Raises MissingData, with the remedy, where a run or size is
+    missing, Incomparable where the two are of other images.
     """
     others = {network[1].K: network for network in scored_networks([untuned])}
     own = next((m["own_K"] for m in untuned.info.get("models", []) if m.get("own_K") in others), min(others, default=0))
@@ -56,10 +56,13 @@ def compare(tuned: Run, untuned: Run) -> pd.DataFrame:
         if base[1].weight_hash == network[1].weight_hash:
             raise MissingData(f"{tuned.folder} and {untuned.folder} hold one network: give the tuned run first")
         K = network[1].K
-        ways = [("the same size", K, "CC")]
+        variants = [("the same size", K, "CC")]
         if own < K:
-            ways += [("its own size", own, "CC"), *(("equal cost", own, policy) for policy in equal(others[own], K))]
-        rows += [{"K": K, "against": what, **row(network, others[k], policy)} for what, k, policy in ways]
+            variants += [
+                ("its own size", own, "CC"),
+                *(("equal cost", own, policy) for policy in equal(others[own], K)),
+            ]
+        rows += [{"K": K, "against": what, **row(network, others[k], policy)} for what, k, policy in variants]
     return pd.DataFrame(rows)
 
 

@@ -1,10 +1,10 @@
-"""One HTML file about some runs: figures, accuracy, throughput, the paper's tables and claims, and what is missing.
+"""One HTML file about runs: figures, accuracy, throughput, the papers' tables and claims, and what was not measured.
 
     multicrop-bench report RUN... [--out report.html]        # default: report.html, in the first run's folder
 
-The file holds everything: figures as data, style and script inline. Opening it asks nothing of the network, which its
-Content-Security-Policy forbids. Tables sort on a click on a heading. It is derived from the runs: written again, it
-replaces what is there.
+The file holds everything: figures as data, style and script inline. Opening it loads nothing from the internet; its
+Content-Security-Policy forbids that. Click on a heading to sort a table. The report is derived from the runs; writing
+it again replaces it.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ SECTIONS = (
     ("absent", "Not measured"),
     ("environment", "Environment"),
 )
-LONG, SHORT = 60, 32  # characters: above LONG a cell is text, up to SHORT a number with its interval stays on a line
-SHAKY = 0.2  # spread of the rounds over their median, above which the report says so
+LONG, SHORT = 60, 32  # characters: longer than LONG is text; a number with its interval up to SHORT stays on one line
+SHAKY = 0.2  # spread of the rounds over their median, above which the report prints a remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Network:
         demo = ", DEMO DATA" if s.is_demo else f", {s.data}"
         return (
             f"{self.name}: {s.weights} weights, crops of {s.K} from {s.S} pixels, {s.backend}, {s.device}, "
-            f"{s.amp_dtype}, chunks of {s.batch_size}{demo}"
+            f"{s.amp_dtype}, batch size {s.batch_size}{demo}"
         )
 
 
@@ -125,7 +125,7 @@ def networks(runs: Sequence[Run]) -> list[Network]:
 
 
 def headline(found: Sequence[Network]) -> Grid:
-    """One line for each network: what averaging buys, and what it costs."""
+    """One line for each network: what averaging gains, and what it costs."""
     headings = ("Network", "Images", "Centre crop, top-1 %", "Best policy", "Top-1 %", "Gain (95 % interval)",
                 "Crops", "Images/s", "At one crop, images/s", "Machine")  # fmt: skip
     rows = []
@@ -281,7 +281,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 
 
 def unreadable_grid(runs: Sequence[Run]) -> Grid:
-    """Every run's unreadable.csv; without a row, the title says so."""
+    """Every run's unreadable.csv; without a row the title is shown alone."""
     rows = []
     for run in runs:
         path = run.folder / "unreadable.csv"
@@ -292,7 +292,7 @@ def unreadable_grid(runs: Sequence[Run]) -> Grid:
 
 
 def absent_grid(found: Sequence[Network], runs: Sequence[Run], not_drawn: dict[str, str]) -> Grid:
-    """What the records call absent, the figures that could not be drawn, and what stands in no table of the paper."""
+    """What was not measured, the figures that were not drawn, and networks that are in no table of the paper."""
     rows = [
         (network.name, record.what, record.reason)
         for network in found
@@ -309,30 +309,30 @@ def overview(tables: Sequence[Table]) -> Grid:
     """One line for each of the paper's tables: how much was measured, and how it agrees."""
     rows = []
     for one in tables:
-        cells = [cell for line in one.lines if line.own for cell in line.cells]
-        measured = [cell for cell in cells if cell.measured]
-        inside = sum(cell.inside is True for cell in measured)
-        largest = max((cell.difference or 0.0 for cell in measured), key=abs, default=None)
+        comparisons = [comparison for line in one.lines if line.own for comparison in line.comparisons]
+        measured = [comparison for comparison in comparisons if comparison.measured]
+        inside = sum(comparison.inside is True for comparison in measured)
+        largest = max((comparison.difference or 0.0 for comparison in measured), key=abs, default=None)
         rows.append(
             (
-                one.title, f"{len(measured)} of {len(cells)}", str(inside) if measured else "",
+                one.title, f"{len(measured)} of {len(comparisons)}", str(inside) if measured else "",
                 str(len(measured) - inside) if measured else "", "" if largest is None else f"{largest:+.2f}",
                 _reasons(one),
             )
         )  # fmt: skip
-    headings = ("Table", "Cells measured", "Published value inside the 95 % interval", "Outside",
+    headings = ("Table", "Numbers measured", "Published value inside the 95 % interval", "Outside",
                 "Largest difference, points", "Not measured because")  # fmt: skip
     notes = ("analysis/tables.py writes all of them as Markdown and CSV.",)
     return Grid("Overview", headings, tuple(rows), notes)
 
 
 def _reasons(one: Table) -> str:
-    """Why cells of a table were not measured, each reason once with the networks."""
+    """Why numbers of a table were not measured: each reason once, with the networks."""
     networks: dict[str, dict[str, None]] = {}
     for line in one.lines:
-        for column, cell in zip(one.columns, line.cells, strict=True):
-            if cell.why_not:
-                why = "no run" if cell.why_not.startswith("no run of") else cell.why_not
+        for column, comparison in zip(one.columns, line.comparisons, strict=True):
+            if comparison.why_not:
+                why = "no run" if comparison.why_not.startswith("no run of") else comparison.why_not
                 networks.setdefault(why, {})[column.variant] = None
     return "; ".join(f"{', '.join(variants)}: {why}" for why, variants in networks.items())
 
@@ -373,11 +373,11 @@ def claim_part(verdicts: claims.Verdicts) -> dict[str, Any]:
 # ---- the page
 
 
-def kind(cell: str) -> str:
-    """The style of a cell: ``number`` does not wrap, ``text`` is long."""
-    if len(cell) > LONG:
+def kind(text: str) -> str:
+    """The style of one text of a table: ``number`` does not wrap, ``text`` is long."""
+    if len(text) > LONG:
         return "text"
-    return "number" if len(cell) <= SHORT and re.match(r"[<+-]?\d", cell) else ""
+    return "number" if len(text) <= SHORT and re.match(r"[<+-]?\d", text) else ""
 
 
 def html(runs: Sequence[Run], drawn: Sequence[Path] = (), not_drawn: dict[str, str] | None = None) -> str:
@@ -429,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = read(args.runs)
         inputs = Inputs(runs)
         with tempfile.TemporaryDirectory() as folder:
-            # A fault in one figure must not cost the report: it stands in the list of what was not drawn.
+            # A fault in one figure must not cost the report: it is listed among those not drawn.
             drawn = draw(inputs, names(inputs), Path(folder), keep_going=True)
             errors = {name: f"failed: {error}" for name, error in drawn.failed.items()}
             text = html(runs, drawn.paths, drawn.not_drawn | errors)

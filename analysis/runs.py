@@ -1,4 +1,4 @@
-"""Runs, images and published tables as plain data for the figures. What they read, is read here."""
+"""Runs, images and published tables as plain data. Figures read files only through this module."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipelines.data.scanning import scan
 from pipelines.data.spans import Span
 from pipelines.inputspec import InputSpec
 
-# Terms of a policy -> the curve it is a point of. ARC: as many random crops as the image's shape asks for.
+# Terms of a policy -> the curve it is a point of. ARC: more random crops for elongated images.
 CURVES = {("CC",): "CC", ("RC",): "RC", ("CC", "RC"): "CC+RC", ("ARC",): "ARC"}
 
-# What may differ between two networks whose accuracies are shown beside each other: what a network is and how it wants
-# to be fed, and what does not change an answer. Data, seed, backend, device and number format must agree.
+# What may differ between two networks whose accuracies are compared: what the network is, its input, and what
+# does not change a prediction. Data, seed, backend, device and number format must agree.
 NETWORK_FIELDS = (
     "model", "family", "variant", "weights", "weight_hash", "param_count", "published_top1", "published_in",
     "S", "K", "interpolation", "batch_size", *SPEED_FIELDS,
@@ -39,7 +39,7 @@ PAPER_TABLES = {
 
 
 class MissingData(ValueError):
-    """What was given does not hold what a figure needs. The message says what would."""
+    """The runs and folders given do not have what a figure or table needs. The message says what would be needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ NetworkRun = tuple[Run, Setting]  # one network on one data set, and the run tha
 
 
 def read(folders: Iterable[Path]) -> tuple[Run, ...]:
-    """Read runs. Raises ValueError for a folder that is no run, a damaged run and one with no results."""
+    """Read runs. Raises ValueError for a folder that is not a run, and for a run that is damaged or without results."""
     runs = tuple(read_run(Path(folder)) for folder in folders)
     for run in runs:
         if not run.records:
@@ -163,7 +163,7 @@ def _reasons(runs: Sequence[Run], what: str) -> str:
 
 
 def require_all_comparable(networks: Sequence[NetworkRun], varying: Iterable[str] = NETWORK_FIELDS) -> None:
-    """Raise bench.records.Incomparable, naming the field, when two networks may not stand beside each other."""
+    """Raise bench.records.Incomparable, naming the field, when two networks may not be compared."""
     allowed = tuple(varying)
     for _, setting in networks[1:]:
         require_comparable(networks[0][1], setting, varying=allowed)
@@ -271,7 +271,7 @@ def provenance(networks: Sequence[NetworkRun], images: int | None = None) -> lis
     how = [
         _either(machine_text(e, s) for e, s in zip(environments, settings, strict=True)),
         f"{_either(s.backend for s in settings)}, network on {_either(s.device for s in settings)}, "
-        f"{_either(s.amp_dtype for s in settings)}, chunks of {_either(s.batch_size for s in settings)} crops",
+        f"{_either(s.amp_dtype for s in settings)}, batch size {_either(s.batch_size for s in settings)}",
         _either(versions_text(e) for e in environments),
     ]
     return ["; ".join(what), "; ".join(how)]
@@ -349,7 +349,7 @@ class ImagePredictions:
 
 
 def predictions(network: NetworkRun) -> ImagePredictions:
-    """The per-image answers of one network of a run. Raises MissingData when the run's folder does not hold them."""
+    """The per-image predictions of one network of a run. Raises MissingData when its folder does not hold them."""
     run, setting = network
     named = run.predictions_path(setting)
     paths = sorted(run.folder.glob("predictions-*.npz")) if named is None else [named] if named.is_file() else []
@@ -360,8 +360,8 @@ def predictions(network: NetworkRun) -> ImagePredictions:
             return stored[path]
         stored.pop(path, None)  # type: ignore[arg-type]
     raise MissingData(
-        f"needs the per-image answers of {setting.model}: {run.folder} has no predictions-*.npz that fits its records; "
-        "run it again"
+        f"needs the per-image predictions of {setting.model}: {run.folder} has no predictions-*.npz that fits its "
+        "records; run it again"
     )
 
 
@@ -425,7 +425,7 @@ def resized_picture(image: Path | Span, setting: Setting) -> np.ndarray:
 def published_rows(setting: Setting) -> pd.DataFrame:
     """The paper's own rows for this network (``analysis.published``), empty where there are none.
 
-    Only published weights on images that are not the demo's, with the aspect ratio kept, stand beside the paper's.
+    Only published weights on images that are not the demo's, with the aspect ratio kept, are compared with the paper's.
     """
     table = PAPER_TABLES.get(setting.published_in or "")
     if table is None or setting.is_demo or setting.weights != "pretrained" or setting.crop_mode != "center":

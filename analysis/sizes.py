@@ -1,7 +1,7 @@
-"""One network asked at several test resolutions: the sweep, and paired comparisons between two of its choices.
+"""One network evaluated at several test resolutions: the sweep, and paired comparisons within it.
 
-What is compared is compared on the same images, answer by answer: a larger crop against the network's own size, and
-one large crop against several of the own size that cost about as much, which is in none of the papers.
+All comparisons are paired, on the same images: a larger crop against the network's own size, and one large crop
+against several crops of the own size that cost about as much, which none of the papers compares.
 
     multicrop-bench sizes RUN...        # the tables; all rows: sizes.csv, equal_cost.csv in the first run
 """
@@ -42,19 +42,19 @@ LEVEL = "softmax"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A network's parts, one for each K, in order of K."""
+    """One network at each K, in order of K."""
 
     networks: tuple[NetworkRun, ...]
-    own_K: int | None  # at which the weights are meant to be asked; None where the run does not say
+    own_K: int | None  # the test size that the weights are made for; None where the run does not record it
     train_K: int | None
 
     @property
-    def sides(self) -> list[int]:
+    def resolutions(self) -> list[int]:
         return [setting.K for _, setting in self.networks]
 
     @property
     def base(self) -> NetworkRun:
-        """The part at the network's own size. Raises MissingData where it was not scored."""
+        """The network at its own size. Raises MissingData where it was not scored."""
         found = next((network for network in self.networks if self.own_K == network[1].K), None)
         if found is None:
             own = self.own_K or "the network's own size, which the run does not record"
@@ -75,9 +75,9 @@ class Sweep:
         return {}
 
     def right(self, K: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
-        """Names [b] and bool [b] of the labelled images. Raises MissingData where the answers are not there."""
+        """Names [b] and bool [b] of the labelled images. Raises MissingData without predictions."""
         if K not in self._answers:
-            self._answers[K] = predictions(self.networks[self.sides.index(K)])
+            self._answers[K] = predictions(self.networks[self.resolutions.index(K)])
         answers = self._answers[K]
         known = answers.labels >= 0
         return np.array(answers.names)[known], answers.of(policy, LEVEL)[known]
@@ -100,17 +100,17 @@ def sweeps(runs: Sequence[Run]) -> list[Sweep]:
 
 def _sweep(own: Sequence[NetworkRun]) -> Sweep:
     require_all_comparable(own, VARYING)
-    by_side: dict[int, NetworkRun] = {}
+    by_K: dict[int, NetworkRun] = {}
     for network in own:
-        earlier = by_side.setdefault(network[1].K, network)
+        earlier = by_K.setdefault(network[1].K, network)
         if earlier[1].S != network[1].S:
             raise MissingData(
-                f"{network[1].model} at K={network[1].K} has the crop ratios of S={earlier[1].S} and S={network[1].S}: "
-                "give runs with one --crop-pct"
+                f"{network[1].model} at K={network[1].K} has the crop ratios of S={earlier[1].S} and "
+                f"S={network[1].S}: give runs with one --crop-pct"
             )
         if len(_policies(network)) > len(_policies(earlier)):
-            by_side[network[1].K] = network
-    networks = tuple(by_side[K] for K in sorted(by_side))
+            by_K[network[1].K] = network
+    networks = tuple(by_K[K] for K in sorted(by_K))
     own_K, train_K = (next(_recorded(own, name), None) for name in ("own_K", "train_K"))
     return Sweep(networks, own_K, train_K)
 
@@ -120,7 +120,7 @@ def _policies(network: NetworkRun) -> set[str]:
 
 
 def _recorded(networks: Iterable[NetworkRun], name: str) -> Any:
-    """What run.json says of a network: its values that are not None."""
+    """The values that run.json records for a network, without None."""
     for run, setting in networks:
         for model in run.info.get("models", []):
             if model.get("model") == setting.model and model.get(name) is not None:
@@ -143,7 +143,7 @@ def difference(sweep: Sweep, one: tuple[int, str], other: tuple[int, str]) -> di
 def against_own_size(sweep: Sweep) -> pd.DataFrame:
     """One crop at each K against one at the network's own: K and the columns of ``difference``."""
     own = sweep.base[1].K
-    return pd.DataFrame([{"K": K, **difference(sweep, (K, "CC"), (own, "CC"))} for K in sweep.sides])
+    return pd.DataFrame([{"K": K, **difference(sweep, (K, "CC"), (own, "CC"))} for K in sweep.resolutions])
 
 
 def equal_cost(sweep: Sweep) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def equal_cost(sweep: Sweep) -> pd.DataFrame:
     own = sweep.base[1].K
     there = _policies(sweep.base)
     rows = []
-    for K in [side for side in sweep.sides if side > own]:
+    for K in [resolution for resolution in sweep.resolutions if resolution > own]:
         ratio = (K / own) ** 2
         counts = [n for n in range(2, ceil(2 * ratio) + 1) if 0.5 <= ratio / n <= 2 and f"{n}RC" in there]
         for n in counts:
@@ -177,7 +177,7 @@ def equal_cost(sweep: Sweep) -> pd.DataFrame:
 
 def _seconds(sweep: Sweep, K: int, crops: int) -> float:
     """Seconds per image, end to end; NaN where they were not measured."""
-    run, setting = sweep.networks[sweep.sides.index(K)]
+    run, setting = sweep.networks[sweep.resolutions.index(K)]
     rates = [t.rate for t in run.throughputs if t.setting == setting and (t.stage, t.crops) == (END_TO_END, crops)]
     return 1 / rates[0] if rates else float("nan")
 

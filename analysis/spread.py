@@ -1,4 +1,4 @@
-"""How sure is an accuracy? The papers' spread over folds, beside the suite's interval; the spread over crop seeds.
+"""How certain is an accuracy? The papers' spread over folds, the suite's interval, and the spread over crop seeds.
 
     multicrop-bench spread RUN                     # ten leave-one-out folds, for every policy
     multicrop-bench spread RUN RUN1 RUN2 ...       # also: how the accuracy varies with --seed, in which the runs differ
@@ -9,9 +9,10 @@ image's fold here is a hash of its name, so that every run has the same folds.
 
 What that number is: with k folds of n images that are right with probability p it is sqrt(k p (1 - p) / n) / (k - 1),
 for ten folds about a third (0.35) of the standard error of the accuracy; the jackknife multiplies by (k - 1) / sqrt(k)
-and has the standard error again. For 50,000 images and 77 % it is 0.066 points, not the printed 0.03, which would go
-with 96 %. The spread over seeds is of the random windows alone: the images, the network and the centre crop are the
-same. Both are about one accuracy; whether two policies differ, the paired interval of the gain says (summary.csv).
+and gives the standard error again. For 50,000 images and 77 % it is 0.066 points, not the printed 0.03, which would
+belong to 96 %. The spread over seeds comes from the random windows alone: the images, the network and the centre
+crop are the same. Both describe one accuracy; whether two policies differ, the paired interval of the gain tells
+(summary.csv).
 
 Prints a table; writes spread.csv (every policy and level) into the first run's folder, and seeds.csv likewise.
 """
@@ -46,7 +47,7 @@ from bench.records import (
 from pipelines.crops import parse_policy
 
 FOLDS = 10  # the papers'
-# What no answer depends on, or is compared.
+# Fields in which runs of several seeds may differ.
 VARYING = ("seed", *SPEED_FIELDS)
 
 
@@ -97,9 +98,9 @@ def fold_rows(run: Run, folds: int = FOLDS) -> list[dict[str, Any]]:
                 right = (stored.top1 == truth)[:, :, known]
                 spreads = fold_spread(right, fold[known], folds)
                 found = zip(np.ndindex(spreads.shape), spreads.flat, strict=True)
-                cells = [(*place, float(spread), right[place]) for place, spread in found]
+                rows_of_text = [(*place, float(spread), right[place]) for place, spread in found]
                 levels, policies = stored.levels, stored.policies
-                rows += [_row(setting, labels, levels[i], policies[p], s, own, folds) for i, p, s, own in cells]
+                rows += [_row(setting, labels, levels[i], policies[p], s, own, folds) for i, p, s, own in rows_of_text]
     return rows
 
 
@@ -130,7 +131,7 @@ def _scored(run: Run) -> list[Setting]:
 def _answers(run: Run, setting: Setting) -> Path:
     path = run.predictions_path(setting)
     if path is None or not path.is_file():
-        raise ValueError(f"{run.folder} does not hold the answers of {setting.model} at K={setting.K}: run it again")
+        raise ValueError(f"{run.folder} has no predictions of {setting.model} at K={setting.K}: run it again")
     return path
 
 
@@ -182,22 +183,22 @@ SEED_HEADINGS = ("network", "labels", "policy", "seeds", "mean top-1", "std", "m
 
 
 def fold_table(rows: Sequence[dict[str, Any]], level: str) -> list[str]:
-    """As text; of the curves the policies that every table of the suite shows."""
-    cells = []
+    """For the terminal; of the curves only some crop counts (analysis.runs.is_shown)."""
+    rows_of_text = []
     for row in _shown(rows, level):
         interval = f"{row['top1_low']:.2f}..{row['top1_high']:.2f}"
         deviations = [f"{row[name]:.3f}" for name in ("fold_std", "fold_std_expected", "standard_error")]
-        cells.append([_name(row), row["labels"], row["policy"], f"{row['top1']:.2f}", interval, *deviations])
-    return aligned([list(FOLD_HEADINGS), *cells])
+        rows_of_text.append([_name(row), row["labels"], row["policy"], f"{row['top1']:.2f}", interval, *deviations])
+    return aligned([list(FOLD_HEADINGS), *rows_of_text])
 
 
 def seed_table(rows: Sequence[dict[str, Any]], level: str) -> list[str]:
-    cells = []
+    rows_of_text = []
     for row in _shown(rows, level):
         top1 = [f"{row['top1_mean']:.2f}", f"{row['top1_seed_std']:.3f}"]
         gain = [f"{row['gain_mean']:+.2f}", f"{row['gain_seed_std']:.3f}"]
-        cells.append([_name(row), row["labels"], row["policy"], str(row["seeds"]), *top1, *gain])
-    return aligned([list(SEED_HEADINGS), *cells])
+        rows_of_text.append([_name(row), row["labels"], row["policy"], str(row["seeds"]), *top1, *gain])
+    return aligned([list(SEED_HEADINGS), *rows_of_text])
 
 
 def _name(row: dict[str, Any]) -> str:

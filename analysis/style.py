@@ -65,7 +65,7 @@ def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One quantity's axis text. ``demo_label`` is what it says when the images are the demo's."""
+    """One quantity's axis text. ``demo_label``: the text for the demo's images."""
 
     label: str
     demo_label: str = ""
@@ -118,7 +118,7 @@ def canvas(
 def finish(
     figure: Figure, *, title: str, notes: Sequence[str], handles: Sequence[Any] = (), columns: int = 3
 ) -> Figure:
-    """Title on top; below the axes the legend (``handles``, in ``columns``) and the small print, one line a note."""
+    """Title on top; below the axes the legend (``handles``, in ``columns``) and the notes, one line a note."""
     figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.02, ha="left")
     text = "\n".join(textwrap.fill(note, round(17.5 * figure.get_figwidth())) for note in notes)
     print_height = (len(text.splitlines()) * SMALLER * 1.3 + 4) / 72 / figure.get_figheight() if text else 0.0

@@ -1,14 +1,14 @@
-"""The paper's tables, published and measured side by side.
+"""The paper's tables: published and measured numbers beside each other.
 
     multicrop-bench tables RUN... [--out DIR]        # default: RUN/tables, of the first run
 
-Writes ``mid_table1`` to ``mid_table8`` and, for runs on the demo data, ``demo``, each as Markdown and CSV in the shape
-of the print: a row for each approach, a column for each network. They are derived from the runs: written again, they
-replace what is there.
+Writes ``mid_table1`` to ``mid_table8`` and, for runs on the demo data, ``demo``, each as Markdown and CSV, with the
+rows (approaches) and columns (networks) of the printed table. They are derived from the runs; writing them again
+replaces them.
 
-A measured accuracy stands beside a published one only where network, weights, S, K, interpolation, policy and level
-agree, the aspect ratio was kept, and the images are not the demo's. A cell that was not measured is empty and says why.
-The demo's accuracies have a table of their own, because they say nothing about ImageNet.
+A measured accuracy is compared with a published one only where network, weights, S, K, interpolation, policy and level
+agree, the aspect ratio was kept, and the images are not the demo's. A number that was not measured is empty, with the
+reason in a note. The demo's accuracies have a table of their own, because they say nothing about ImageNet.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ INTERPOLATION = {  # MID, Section IV.B
     "efficientnet": "bicubic",
     "nfnet": "bicubic",
 }
-POLICY_TABLES = (1, 8)  # bench/run.py knows them as --policies table1 and table8
+POLICY_TABLES = (1, 8)  # multicrop-bench run has them as --policies table1 and table8
 
 INTERVAL_NOTE = (
-    "Inside: the published value lies in Wilson's 95 % interval of the measured one. That interval is of images drawn "
-    "anew; the paper scored the same 50,000, so that a faithful reproduction comes closer than the interval is wide."
+    "Inside: the published value is in Wilson's 95 % interval of the measured one. That interval is for a new sample "
+    "of images; the paper scored the same 50,000, so a faithful reproduction is closer than the interval is wide."
 )
 
 
@@ -62,7 +62,7 @@ class Column:
 
     @property
     def architecture(self) -> str:
-        """The name without the variant of the weights, which ``home`` says."""
+        """The name without the suffix for the variant of the weights, which ``home`` tells."""
         return self.model.removesuffix("_ap").removesuffix("_ns")
 
 
@@ -75,13 +75,13 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One number of the print, the measurements of the same thing (perhaps none), and why there is none."""
+class Comparison:
+    """One printed number, the measurements of the same quantity, and why there is none."""
 
-    published: str  # as printed; "" where the print has a dash
+    published: str  # as printed; "" where a dash is printed
     value: float | None
     measured: tuple[Found, ...]
-    why_not: str  # "" where measured, and in rows that are other people's networks
+    why_not: str  # "" where measured, and in rows of other people's networks
     test_res: int | None = None
 
     @property
@@ -93,7 +93,7 @@ class Cell:
 
     @property
     def inside(self) -> bool | None:
-        """Whether the published value lies in the measured 95 % interval."""
+        """Whether the published value is in the measured 95 % interval."""
         if not self.measured or self.value is None:
             return None
         low, high = top1_interval(self.measured[0].record)
@@ -102,13 +102,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a table. ``own`` rows are MID's averages; the others are rivals, whose networks no run has."""
+    """One row of a table. ``own``: MID's averages; the other rows are baselines, networks that no run has."""
 
     approach: str  # as printed
     policy: str
     level: str
     own: bool
-    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +126,12 @@ class Table:
 
     @property
     def is_measured(self) -> bool:
-        return any(cell.measured for line in self.lines for cell in line.cells)
+        return any(comparison.measured for line in self.lines for comparison in line.comparisons)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table of text for people, as Markdown or HTML shows it."""
+    """A table of texts, as Markdown or HTML shows it."""
 
     title: str
     headings: tuple[str, ...]
@@ -143,7 +143,7 @@ class Grid:
 
 
 def table_policies(number: int) -> list[str]:
-    """The policies that MID's Table ``number`` (1 to 8) scores, in the order of the print, the centre crop first.
+    """The policies that MID's Table ``number`` (1 to 8) scores, in the printed order, the centre crop first.
 
     Raises ValueError for another number.
     """
@@ -189,12 +189,12 @@ def _other_preparation(setting: Setting, column: Column) -> str:
     return "" if setting.interpolation == wanted else f"resized {setting.interpolation}, the paper {wanted}"
 
 
-# Each says in what a setting differs from the paper's, or "". The first that differs is the reason given.
+# Each returns in what a setting differs from the paper's, or "". The first difference is the reason that is shown.
 DIFFERS: tuple[Callable[[Setting, Column], str], ...] = (_other_weights, _other_data, _other_sizes, _other_preparation)
 
 
 def difference_from(setting: Setting, column: Column) -> str:
-    """In what a run's setting differs from the paper's, or "" where its accuracies may stand beside the print."""
+    """How a run's setting differs from the paper's, or "" where its accuracies may be compared with printed ones."""
     return next((why for differs in DIFFERS if (why := differs(setting, column))), "")
 
 
@@ -230,15 +230,17 @@ def _why_not(candidate: _Candidate, column: Column, number: int, policy: str, le
     record = candidate.accuracies.get((policy, level))
     if record is None:
         flags = f"--policies table{number}" if number in POLICY_TABLES else "--crops 10,20"
-        return f"policy or level not among those of the run; bench/run.py {flags} has the table's"
+        return f"policy or level not among those of the run; multicrop-bench run {flags} scores the table's"
     if record.images > IMAGENET_IMAGES:
         return f"{record.images:,} images, more than the {IMAGENET_IMAGES:,} of ImageNet's validation set"
     return ""
 
 
-def _cell(line: dict[Any, Any], column: Column, candidates: list[_Candidate], number: int, any_run: bool) -> Cell:
+def _comparison(
+    line: dict[Any, Any], column: Column, candidates: list[_Candidate], number: int, any_run: bool
+) -> Comparison:
     policy = line["policy"]
-    level = "softmax" if policy == "CC" else line["level"]  # one view is its own mean: every level's answer is the same
+    level = "softmax" if policy == "CC" else line["level"]  # one view is its own mean: all levels predict the same
     measured: list[Found] = []
     reasons: list[str] = []
     for candidate in candidates:
@@ -249,7 +251,7 @@ def _cell(line: dict[Any, Any], column: Column, candidates: list[_Candidate], nu
     if not candidates:
         reasons = [f"no run of {column.model}" if any_run else "no run was given"]
     why_not = "" if measured else "; ".join(dict.fromkeys(reasons))
-    return Cell(line["printed"], line["value"], tuple(measured), why_not)
+    return Comparison(line["printed"], line["value"], tuple(measured), why_not)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def _print(number: int) -> _Print:
     columns: dict[str, Column] = {}
     rows: dict[tuple[str, str, str, bool], dict[str, dict[Any, Any]]] = {}
     for line in load(MID[number]).to_dict("records"):
-        own = not pd.isna(line["K"])  # rivals have no K: their crops were not cut by MID
+        own = not pd.isna(line["K"])  # baselines have no K: MID did not crop their images
         rows.setdefault((line["row"], line["policy"], line["level"], own), {})[line["model"]] = line
         if own and line["model"] not in columns:
             names = ("model", "variant", "family", "S", "K", "slack", "feature_dim")
@@ -282,21 +284,21 @@ def table(number: int, runs: Sequence[Run]) -> Table:
     candidates = {column.model: _candidates(runs, column) for column in printed.columns}
     lines = []
     for (approach, policy, level, own), by_model in printed.rows.items():
-        cells = []
+        comparisons = []
         for column in printed.columns:
             line = by_model.get(column.model)
             if line is None:
-                cells.append(Cell("", None, (), ""))
+                comparisons.append(Comparison("", None, (), ""))
             elif own:
-                cells.append(_cell(line, column, candidates[column.model], number, bool(runs)))
+                comparisons.append(_comparison(line, column, candidates[column.model], number, bool(runs)))
             else:
-                cells.append(Cell(line["printed"], line["value"], (), "", int(line["test_res"])))
-        lines.append(Line(approach, policy, level, own, tuple(cells)))
+                comparisons.append(Comparison(line["printed"], line["value"], (), "", int(line["test_res"])))
+        lines.append(Line(approach, policy, level, own, tuple(comparisons)))
     return Table(number, printed.columns, tuple(lines))
 
 
 def unmatched(runs: Sequence[Run]) -> list[str]:
-    """What was scored and stands in no table, demo or MID: one sentence for each network, with the reason."""
+    """What was scored and is in no table: one sentence for each network, with the reason."""
     columns = [column for number in MID if number != 8 for column in _print(number).columns]
     out = []
     for run in runs:
@@ -317,24 +319,26 @@ def _near(columns: list[Column], setting: Setting) -> list[Column]:
     return [column for column in same if column.home == setting.published_in] or same
 
 
-# ---- for people
+# ---- as Markdown and HTML show it
 
 
 def grid(one: Table) -> Grid:
-    """The table in the shape of the print. Rows that could be measured take three lines where anything was."""
+    """The table with the printed rows and columns. A row that could be measured has three lines if anything was."""
     marks: dict[str, str] = {}
     rows = [*_heads(one)]
     for line in one.lines:
-        rows.append((line.approach, "published", *(_published(cell, column) for cell, column in _pairs(one, line))))
+        rows.append(
+            (line.approach, "published", *(_published(comparison, column) for comparison, column in _pairs(one, line)))
+        )
         if line.own and one.is_measured:
-            rows.append(("", "measured", *(_measured(cell, marks) for cell in line.cells)))
-            rows.append(("", "difference", *(_difference(cell) for cell in line.cells)))
+            rows.append(("", "measured", *(_measured(comparison, marks) for comparison in line.comparisons)))
+            rows.append(("", "difference", *(_difference(comparison) for comparison in line.comparisons)))
     headings = ("Approach", "", *(column.variant for column in one.columns))
     return Grid(one.title, headings, tuple(rows), tuple(_notes(one, marks)))
 
 
-def _pairs(one: Table, line: Line) -> list[tuple[Cell, Column]]:
-    return list(zip(line.cells, one.columns, strict=True))
+def _pairs(one: Table, line: Line) -> list[tuple[Comparison, Column]]:
+    return list(zip(line.comparisons, one.columns, strict=True))
 
 
 def _heads(one: Table) -> list[tuple[str, ...]]:
@@ -346,24 +350,24 @@ def _heads(one: Table) -> list[tuple[str, ...]]:
     ]
 
 
-def _published(cell: Cell, column: Column) -> str:
-    if cell.test_res is not None and cell.test_res != column.K:
-        return f"{cell.published} (at {cell.test_res})"
-    return cell.published
+def _published(comparison: Comparison, column: Column) -> str:
+    if comparison.test_res is not None and comparison.test_res != column.K:
+        return f"{comparison.published} (at {comparison.test_res})"
+    return comparison.published
 
 
-def _measured(cell: Cell, marks: dict[str, str]) -> str:
-    if not cell.measured:
-        return f"[{marks.setdefault(cell.why_not, letters(len(marks)))}]" if cell.why_not else ""
-    record = cell.measured[0].record
+def _measured(comparison: Comparison, marks: dict[str, str]) -> str:
+    if not comparison.measured:
+        return f"[{marks.setdefault(comparison.why_not, letters(len(marks)))}]" if comparison.why_not else ""
+    record = comparison.measured[0].record
     low, high = top1_interval(record)
     return f"{record.top1:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _difference(cell: Cell) -> str:
-    if cell.difference is None:
+def _difference(comparison: Comparison) -> str:
+    if comparison.difference is None:
         return ""
-    return f"{cell.difference:+.2f} {'inside' if cell.inside else 'outside'}"
+    return f"{comparison.difference:+.2f} {'inside' if comparison.inside else 'outside'}"
 
 
 def letters(index: int) -> str:
@@ -375,8 +379,8 @@ def letters(index: int) -> str:
 def _notes(one: Table, marks: dict[str, str]) -> list[str]:
     if not one.is_measured:
         reasons: dict[str, list[str]] = {}
-        for column, cell in zip(one.columns, one.lines[0].cells, strict=True):
-            reasons.setdefault(cell.why_not, []).append(column.variant)
+        for column, comparison in zip(one.columns, one.lines[0].comparisons, strict=True):
+            reasons.setdefault(comparison.why_not, []).append(column.variant)
         return ["Nothing of this table was measured.", *(f"{', '.join(v)}: {why}." for why, v in reasons.items())]
     notes = [INTERVAL_NOTE, *_image_notes(one), *_repetitions(one)]
     return notes + [f"[{mark}] not measured: {why}." for why, mark in marks.items()]
@@ -386,8 +390,8 @@ def _image_notes(one: Table) -> list[str]:
     """How many images each measured column is of, and of which folder, where it is not the whole validation set."""
     notes = {}
     for line in one.lines:
-        for cell, column in _pairs(one, line):
-            for found in cell.measured[:1]:
+        for comparison, column in _pairs(one, line):
+            for found in comparison.measured[:1]:
                 record = found.record
                 if record.images < IMAGENET_IMAGES:
                     notes[column.variant, found.run] = (
@@ -398,42 +402,42 @@ def _image_notes(one: Table) -> list[str]:
 
 
 def _repetitions(one: Table) -> list[str]:
-    """Where several runs measured a cell: the first is shown, and the others are named."""
+    """Where several runs measured the same number: the first is shown, the others are named."""
     return [
-        f"{column.variant}, {line.policy}, {line.level}: shown is {cell.measured[0].run}; also "
-        + ", ".join(f"{found.record.top1:.2f} ({found.run})" for found in cell.measured[1:])
+        f"{column.variant}, {line.policy}, {line.level}: shown is {comparison.measured[0].run}; also "
+        + ", ".join(f"{found.record.top1:.2f} ({found.run})" for found in comparison.measured[1:])
         + "."
         for line in one.lines
-        for cell, column in _pairs(one, line)
-        if len(cell.measured) > 1
+        for comparison, column in _pairs(one, line)
+        if len(comparison.measured) > 1
     ]
 
 
 def frame(one: Table) -> pd.DataFrame:
-    """The table in the shape of the print: a row per approach, nine columns per network."""
+    """The table with the printed rows: a row per approach, nine columns per network."""
     rows = []
     for line in one.lines:
         row: dict[str, object] = {"approach": line.approach, "policy": line.policy, "level": line.level}
-        for cell, column in _pairs(one, line):
-            row |= {f"{column.variant} {name}": value for name, value in _values(cell).items()}
+        for comparison, column in _pairs(one, line):
+            row |= {f"{column.variant} {name}": value for name, value in _values(comparison).items()}
         rows.append(row)
     return pd.DataFrame(rows, dtype=object)
 
 
-def _values(cell: Cell) -> dict[str, object]:
-    if not cell.measured:
+def _values(comparison: Comparison) -> dict[str, object]:
+    if not comparison.measured:
         names = ("measured", "low", "high", "difference", "inside", "images", "run")
-        return {"published": cell.published, **dict.fromkeys(names, ""), "why_not": cell.why_not}
-    found = cell.measured[0]
+        return {"published": comparison.published, **dict.fromkeys(names, ""), "why_not": comparison.why_not}
+    found = comparison.measured[0]
     low, high = top1_interval(found.record)
-    assert cell.difference is not None
+    assert comparison.difference is not None
     return {
-        "published": cell.published,
+        "published": comparison.published,
         "measured": f"{found.record.top1:.4f}",
         "low": f"{low:.4f}",
         "high": f"{high:.4f}",
-        "difference": f"{cell.difference:.4f}",
-        "inside": "yes" if cell.inside else "no",
+        "difference": f"{comparison.difference:.4f}",
+        "inside": "yes" if comparison.inside else "no",
         "images": found.record.images,
         "run": found.run,
         "why_not": "",
@@ -477,7 +481,7 @@ def demo_grid(runs: Sequence[Run]) -> Grid:
     keys = list(dict.fromkeys((r.policy, r.level) for found in columns.values() for r in found))
     by_key = {name: {(r.policy, r.level): r for r in found} for name, found in columns.items()}
     rows = [
-        (policy, level, *(_demo_cell(by_key[name].get((policy, level))) for name in columns))
+        (policy, level, *(_demo_text(by_key[name].get((policy, level))) for name in columns))
         for policy, level in keys
         if is_shown(policy, parse_policy(policy).n_views)
     ]
@@ -499,7 +503,7 @@ def demo_grid(runs: Sequence[Run]) -> Grid:
     )
 
 
-def _demo_cell(record: Accuracy | None) -> str:
+def _demo_text(record: Accuracy | None) -> str:
     if record is None:
         return ""
     return f"{record.top1:.2f}" if record.policy == "CC" else f"{record.top1:.2f} ({record.gain:+.2f})"
@@ -556,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths:
         print(path)
     measured = [f"Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]
-    print(f"\nmeasured cells in: {', '.join(measured) or 'no table of the paper'}")
+    print(f"\nnumbers measured in: {', '.join(measured) or 'no table of the paper'}")
     for reason in unmatched(runs):
         print(f"in no table: {visible(reason)}")
     return 0

@@ -1,8 +1,8 @@
-"""Top-1 against the number of crops for one network: does the n-th crop still buy anything?
+"""Top-1 against the number of crops for one network: does the n-th crop still gain anything?
 
 Random crops alone, with the centre crop, and the centre crop as a horizontal line, at each level. The band is paired:
 centre crop + Newcombe's 95 % interval of the difference to it on the same images. That difference is what the figure
-asks about, and far better known than the accuracy itself, whose Wilson interval stands in the small print.
+shows, and it is known far better than the accuracy itself, whose Wilson interval is in the notes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINES: dict[str, Any] = {"softmax": "-", "logit": "--", "feature": ":"}  # level
 CURVES = {
     "RC": ("nRC: random crops", style.BLUE),
     "CC+RC": ("CC+(n−1)RC: with the centre", style.ORANGE),
-    "ARC": ("nARC: more for longer images", style.GREEN),  # at the mean number of views
+    "ARC": ("nARC: more for elongated images", style.GREEN),  # at the mean number of views
 }
 
 
@@ -130,7 +130,7 @@ def _curve(axes: Axes, frame: pd.DataFrame, level: str, colour: str) -> None:
 
 
 def _others(axes: Axes, frame: pd.DataFrame) -> list[Artist]:
-    """Policies that lie on no curve, each a marked point with its interval; returns legend handles."""
+    """Policies that are on no curve, each a marked point with its interval; returns legend handles."""
     handles: list[Artist] = []
     for i, row in enumerate(frame.to_dict("records")):
         colour, marker = style.colour(3 + i), style.marker(1 + i)

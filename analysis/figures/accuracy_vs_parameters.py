@@ -1,4 +1,4 @@
-"""Top-1 against the number of parameters: averaging crops beside training-based rivals (MID Figures 5, 6 and 8).
+"""Top-1 against the number of parameters: averaging crops beside training-based baselines (MID Figures 5, 6 and 8).
 
 A step to the right buys accuracy with a larger network; a step up buys it with more crops of the same one.
 """
@@ -54,24 +54,24 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A published figure: MID's table, and the FixEfficientNet table with the rival."""
+    """A published figure: MID's table, and the FixEfficientNet table with the baseline."""
 
     table: str
     title: str
-    rival: str = ""
+    baseline: str = ""
 
 
 GROUPS = {
     "efficientnet-advprop": Group("mid_table3", "EfficientNet AdvProp (MID Figure 5)", "fixeff_table2"),
     "efficientnet-noisystudent": Group("mid_table5", "EfficientNet NoisyStudent (MID Figure 6)", "fixeff_table1"),
     "nfnet": Group("mid_table4", "NFNet (MID Figure 8)"),
-    "resnet": Group("mid_table1", "ResNet and training-based rivals (MID Table I)"),
+    "resnet": Group("mid_table1", "ResNet and training-based baselines (MID Table I)"),
 }
-RIVALS = {  # of MID Table I
+BASELINES = {  # of MID Table I
     "meal": "MEAL", "meal_plus": "MEAL Plus", "meal_v2": "MEAL V2", "cutout": "Cutout", "mixup": "Mixup",
     "manifold_mixup": "Manifold Mixup", "cutmix": "CutMix", "fixres": "FixRes",
 }  # fmt: skip
-RIVAL_MARKERS = ("s", "^", "v", "P", "X", "*", "<", "h")
+BASELINE_MARKERS = ("s", "^", "v", "P", "X", "*", "<", "h")
 
 
 def pictures(inputs: Inputs) -> dict[str, Data]:
@@ -147,20 +147,20 @@ def _published(name: str) -> Data:
         Series("MID: softmax of 20RC, published", _points(twenty), style.RED, "D"),
     ]
     notes = [f"Hollow: published, MID Table {frame['table'].iloc[0]}; parameters as timm and torchvision count them."]
-    if group.rival:
-        rival = load(group.rival)
-        rival = rival[(rival["method"] == "fixres") & (rival["metric"] == "top1")]
-        series.append(Series("FixEfficientNet (fine-tuned), published", _points(rival), style.GREEN, "^"))
-        notes[0] += f" FixEfficientNet: its Table {rival['table'].iloc[0]}."
+    if group.baseline:
+        baseline = load(group.baseline)
+        baseline = baseline[(baseline["method"] == "fixres") & (baseline["metric"] == "top1")]
+        series.append(Series("FixEfficientNet (fine-tuned), published", _points(baseline), style.GREEN, "^"))
+        notes[0] += f" FixEfficientNet: its Table {baseline['table'].iloc[0]}."
     if name == "resnet":
-        series += _rivals(frame)
+        series += _baselines(frame)
     return Data(group.title, False, series, notes)
 
 
-def _rivals(frame: pd.DataFrame) -> list[Series]:
-    """MID Table I's rivals, a cloud each; several test resolutions of one network are several points."""
+def _baselines(frame: pd.DataFrame) -> list[Series]:
+    """MID Table I's baselines, one colour each; a network tested at several resolutions has several points."""
     colours = [colour for colour in style.COLOURS if colour not in (style.BLUE, style.RED)]
-    looks = zip(RIVALS.items(), colours, RIVAL_MARKERS, strict=True)
+    looks = zip(BASELINES.items(), colours, BASELINE_MARKERS, strict=True)
     return [
         Series(f"{text}", _points(frame[frame["method"] == method]), colour, marker, line=False)
         for (method, text), colour, marker in looks

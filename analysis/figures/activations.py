@@ -46,7 +46,7 @@ def read(folder: Path) -> Data:
         frame = pd.read_csv(folder / "activations.csv")
         info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no folder of multicrop-bench activations: {error}") from error
+        raise ValueError(f"{folder} was not written by multicrop-bench activations: {error}") from error
     demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else name_text(info["data"])
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "

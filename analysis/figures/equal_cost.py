@@ -1,6 +1,6 @@
-"""One large crop, or several of the network's own size, for the same cost? A comparison that is in none of the papers.
+"""One large crop, or several of the network's own size, for the same cost? None of the papers compares this.
 
-Left: accuracy against cost, along either way of spending it. Right: at each larger K the number of crops that costs
+Left: accuracy against cost, for both choices. Right: at each larger K the number of crops that costs
 most nearly the same, and the paired difference of the two answers on the same images. Three crops at 224 cost 1.8 times
 as much as one at 288; two cost 1.2 times.
 """
@@ -77,7 +77,7 @@ def draw(data: Data) -> Figure:
     handles: list[Artist] = []
     for curve, (colour, marker, words) in LOOKS.items():
         rows = data.choices[data.choices["curve"] == curve]
-        if curve != "CC":  # from the one crop of the own size that both ways begin with
+        if curve != "CC":  # both curves begin with one crop of the own size
             start = data.choices[(data.choices["curve"] == "CC") & (data.choices["K"] == data.own_K)]
             rows = pd.concat([start, rows[rows["n_views"] > 1]])
         _line(left, rows.sort_values("crops_cost"), data.timed, colour, marker, curve)

@@ -37,7 +37,7 @@ from analysis.stats import paired_difference
 
 ASPECT_EDGES = (1.0, 1.1, 1.3, 1.4, 1.55, np.inf)  # around what cameras give: 1, 4/3 and 3/2 each in a bin of its own
 BINS = 5  # of the object's offset and size, with equally many images
-FEWEST_IMAGES = 10  # in a bin: fewer say nothing
+FEWEST_IMAGES = 10  # in a bin: an interval of fewer is too wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     known = answers.labels >= 0
     change = (answers.of(policy).astype(int) - answers.of("CC"))[known]
     right = answers.of(policy)[known]
-    asked = variables(table).items()
-    answered = [panel(metric, values[known], change, right, edges) for metric, (values, edges) in asked]
-    panels = [one for one in answered if one is not None]
+    values_of = variables(table).items()
+    panels_of = [panel(metric, values[known], change, right, edges) for metric, (values, edges) in values_of]
+    panels = [one for one in panels_of if one is not None]
     if not panels:
         raise MissingData(f"needs more images: no bin holds {FEWEST_IMAGES}")
     notes = [
@@ -144,7 +144,7 @@ def draw(data: Data) -> Figure:
     for axes, one in zip(panels, data.panels, strict=True):
         _panel(axes, one)
     low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low - 0.08 * (high - low), high)  # room for the numbers; the panels share the axis
+    panels[0].set_ylim(low - 0.08 * (high - low), high)  # space for the numbers; the panels share the axis
     panels[0].set_ylabel(style.label("gain"))
     return style.finish(figure, title=f"{data.name}: which images gain", notes=data.notes)
 

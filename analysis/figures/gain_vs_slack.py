@@ -1,6 +1,6 @@
-"""Gain over the centre crop against the slack 1 - K/S: more room for random windows, more gain? (MID, Section V.B.)
+"""Gain over the centre crop against the slack 1 - K/S: more space for random windows, more gain? (MID, Section V.B.)
 
-The rank correlation is over networks; those of a family are no independent draws, so that its p value is a description.
+The rank correlation is over networks; networks of a family are not independent, so its p value is only descriptive.
 """
 
 from __future__ import annotations
@@ -42,5 +42,5 @@ def draw(data: Data) -> Figure:
     texts = [f"{words}: {found.text}" for words, found in trends.items() if found is not None]
     axes.set_title("\n".join(texts), fontsize=style.SMALL, loc="left")
     axes.set_xlabel(style.label("slack"))
-    title = "Gain of random crops against the room they have"
+    title = "Gain of random crops against the slack"
     return style.finish(figure, title=title, notes=data.points.notes, handles=handles, columns=3)

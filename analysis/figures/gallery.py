@@ -1,4 +1,4 @@
-"""Images where averaging random crops repairs the centre crop's answer, and where it spoils it (MID Figures 1 and 2).
+"""Images that averaging random crops makes newly correct, and newly wrong (MID Figures 1 and 2).
 
 Windows are planned again from the run's seed and sizes, which is exact; the pixels are PIL's, for looking at.
 """
@@ -57,9 +57,9 @@ class Picture:
     windows: np.ndarray
     right: np.ndarray  # bool [v]
     label: str
-    centre_said: str
-    averaged_said: str
-    said: list[tuple[str, int]]  # the views' answers, the most frequent first
+    centre_predicted: str
+    averaged_predicted: str
+    predicted: list[tuple[str, int]]  # the views' predictions, the most frequent first
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Data:
 
 
 def pictures(inputs: Inputs) -> dict[str, Data | MissingData]:
-    """One picture for each network whose per-image answers and images are there."""
+    """One picture for each network whose per-image predictions and images are there."""
     found = scored_networks(inputs.runs, beyond_centre=True)
     frame = accuracies(inputs.runs)
     return attempts(
@@ -102,14 +102,14 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     notes = [
         f"Of {(answers.labels >= 0).sum():,} images {policy} (softmax) repairs {repaired_count(answers, policy)} and "
         f"spoils {repaired_count(answers, policy, spoiled=True)}; shown are those on which the views agree most. "
-        "Below each: the answer at the centre, the averaged answer, the answers of the single random crops.",
+        "Below each: the prediction of the centre crop, of the average, and of the single random crops.",
         *provenance([network]),
     ]
     return Data(display_name(network[1]), policy, shown(repaired), shown(spoiled), notes)
 
 
 def repaired_count(answers: ImagePredictions, policy: str, *, spoiled: bool = False) -> int:
-    """Images right with the policy and wrong at the centre crop; ``spoiled``: the other way round."""
+    """Images right with the policy and wrong at the centre crop; ``spoiled``: the opposite."""
     return int((_changes(answers, policy) == (-1 if spoiled else 1)).sum())
 
 
@@ -133,7 +133,7 @@ def choose(answers: ImagePredictions, policy: str, each: int = EACH) -> tuple[li
 
 
 def class_names(table: pd.DataFrame, labels: np.ndarray) -> dict[int, str]:
-    """Label -> name: the demo's class, or the folder's where every image of a label lies in one."""
+    """Label -> name: the demo's class, or the folder's name where every image of a label is in one folder."""
     texts = table["class"] if "class" in table else table["name"].str.partition("/")[0]
     out: dict[int, str] = {}
     for label, own in texts.groupby(labels):
@@ -152,7 +152,7 @@ def picture(
     pixels = resized_picture(span, setting)
     windows = planner.windows([answers.names[row]], np.array([pixels.shape[:2]]))[0]
     own = planner.views
-    said = answers.view_top1[row, views.take(parse_policy(policy))].tolist()
+    predicted = answers.view_top1[row, views.take(parse_policy(policy))].tolist()
     label = int(answers.labels[row])
     p, level = answers.policies.index, answers.levels.index("softmax")
 
@@ -164,11 +164,11 @@ def picture(
         K=setting.K,
         centre=tuple(windows[own.columns["CC"][0], :2].tolist()),
         windows=windows[own.take(parse_policy(policy)), :2],
-        right=np.array(said) == label,
+        right=np.array(predicted) == label,
         label=name(label),
-        centre_said=name(int(answers.top1[level, p("CC"), row])),
-        averaged_said=name(int(answers.top1[level, p(policy), row])),
-        said=[(name(number), count) for number, count in Counter(said).most_common()],
+        centre_predicted=name(int(answers.top1[level, p("CC"), row])),
+        averaged_predicted=name(int(answers.top1[level, p(policy), row])),
+        predicted=[(name(number), count) for number, count in Counter(predicted).most_common()],
     )
 
 
@@ -209,8 +209,8 @@ def _picture(axes: Axes, one: Picture, title: str, policy: str) -> None:
             Rectangle((x, y), one.K - 1, one.K - 1, fill=False, edgecolor=colour, linestyle="--", linewidth=width)
         )
     axes.set_title(title, fontsize=style.SMALL, fontweight="bold", pad=3)
-    tally = "\n".join(f"{count} × {name}" for name, count in one.said[:3])
-    text = f"centre: {one.centre_said}\naveraged: {one.averaged_said}\n{tally}"
+    tally = "\n".join(f"{count} × {name}" for name, count in one.predicted[:3])
+    text = f"centre: {one.centre_predicted}\naveraged: {one.averaged_predicted}\n{tally}"
     axes.annotate(
         text, (0, height), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7.5, annotation_clip=False
     )

@@ -1,7 +1,7 @@
-"""ImageNet-V2 accuracy against ImageNet accuracy (FixEfficientNet Figure 2, as far as its tables print it).
+"""ImageNet-V2 accuracy against ImageNet accuracy (FixEfficientNet Figure 2, as far as its tables have the numbers).
 
-With runs: the networks that were scored on both sets, with intervals, beside the printed ones. Those that overfit
-ImageNet's validation images lie lower than others of the same accuracy.
+With runs: the networks that were scored on both sets, with intervals, beside the printed ones. Networks that overfit
+ImageNet's validation images are lower than others of the same accuracy.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def pairs_of(tables: dict[str, tuple[str, str]], columns: tuple[str, str]) -> pd
     return pd.concat(frames, ignore_index=True)
 
 
-LOOKS: dict[str, tuple[str, Any, str, tuple[int, int]]] = {  # method -> words, line, marker, where the names stand
+LOOKS: dict[
+    str, tuple[str, Any, str, tuple[int, int]]
+] = {  # method -> words, line, marker, where the names are written
     "baseline": ("EfficientNet", "--", "o", (9, -11)),
     "fixres": ("FixEfficientNet (fine-tuned)", "-", "^", (-9, 7)),
 }

@@ -1,4 +1,4 @@
-"""Distribution of the longer side after resizing the shorter one to S (MID Figure 4): the room outside the centre."""
+"""Distribution of the longer side after resizing the shorter one to S (MID Figure 4): what the centre crop leaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BINS = 60
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """``sides``: int64 [b], pixels after resizing to ``S``; ``K`` the crop's side, where a run says one."""
+    """``sides``: int64 [b], pixels after resizing to ``S``; ``K`` the crop's side, where a run gives one."""
 
     sides: np.ndarray
     S: int
@@ -45,7 +45,7 @@ def longer_sides(sizes: np.ndarray, S: int) -> np.ndarray:
 
 
 def words(sides: np.ndarray, S: int) -> str:
-    """What the distribution says, in a sentence."""
+    """The distribution in a sentence."""
     square, long = (100 * float(np.mean(mask)) for mask in (sides <= 1.05 * S, sides > 1.5 * S))
     middle = np.median(sides)
     return (

@@ -69,12 +69,12 @@ WHY = (
 
 
 def words(rows: list[Row], K_train: int) -> str:
-    """What the numbers say, in a sentence."""
+    """The numbers in a sentence."""
     square = next(row for row in rows if row.images == "1:1")
-    said = f"Equation 5: {square.paper:.3f}. Drawn, square images: {square.sampled:.3f}"
+    sentence = f"Equation 5: {square.paper:.3f}. Drawn, square images: {square.sampled:.3f}"
     if rows[0] is not square:
-        said += f"; {rows[0].images}: {rows[0].as_resized:.3f}"
-    return f"{said}. Training crops of {K_train}, areas {sizes.AREA[0]} to {sizes.AREA[1]:g}."
+        sentence += f"; {rows[0].images}: {rows[0].as_resized:.3f}"
+    return f"{sentence}. Training crops of {K_train}, areas {sizes.AREA[0]} to {sizes.AREA[1]:g}."
 
 
 @style.styled

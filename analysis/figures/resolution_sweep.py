@@ -81,8 +81,8 @@ def _most_crops(frame: pd.DataFrame) -> list[str]:
 
 
 def published_points(network: NetworkRun, train_K: int | None, images: int) -> pd.DataFrame:
-    """K, top1 of FixRes Table 5 (left), where they may stand beside the measurement: ResNet-50 with pretrained weights
-    trained at a resolution of the table, all of ImageNet's validation images, the aspect ratio kept."""
+    """K, top1 of FixRes Table 5 (left), where they may be compared with the measurement: ResNet-50 with pretrained
+    weights trained at a resolution of the table, all of ImageNet's validation images, the aspect ratio kept."""
     setting = network[1]
     table = load("fixres_table5")
     rows = table[(table["adaptation"] == "none") & (table["train_res"] == train_K)]

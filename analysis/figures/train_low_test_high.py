@@ -54,7 +54,7 @@ def read(folder: Path) -> Data:
         frame = pd.read_csv(folder / "results.csv")
         info = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no finished run of multicrop-bench train-low-test-high: {error}") from error
+        raise ValueError(f"{folder} is not a finished run of multicrop-bench train-low-test-high: {error}") from error
     resized, fixed = frame[frame["crop"] == RESIZED], frame[frame["crop"] == FIXED]
     ours = (
         resized[resized["adaptation"] == "none"],
@@ -97,8 +97,10 @@ def draw(data: Data) -> Figure:
             axes.set_xticks(sorted(set(frame["test_res"].astype(int))))
             axes.tick_params(axis="x", labelrotation=60)
         panels[3 * row].set_ylabel(style.label("top1", demo=demo))
-        side = "demo" if demo else "published"
-        handles += [Line2D([], [], color=colours[r], marker="o", label=f"{side}, trained at {r}") for r in resolutions]
+        source = "demo" if demo else "published"
+        handles += [
+            Line2D([], [], color=colours[r], marker="o", label=f"{source}, trained at {r}") for r in resolutions
+        ]
     return style.finish(figure, title=data.title, notes=data.notes, handles=handles, columns=4)
 
 

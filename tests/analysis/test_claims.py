@@ -446,12 +446,12 @@ def test_every_claim_says_why_it_was_not_measured(maker):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("softmax_beats_feature", "124 of 124 cells agree"),
-        ("mirrored_help", "20 of 20 cells agree"),
-        ("random_beat_fixed", "0 of 20 cells agree"),
-        ("average_beats_centre", "347 of 348 cells agree"),
+        ("softmax_beats_feature", "124 of 124 comparisons agree"),
+        ("mirrored_help", "20 of 20 comparisons agree"),
+        ("random_beat_fixed", "0 of 20 comparisons agree"),
+        ("average_beats_centre", "347 of 348 comparisons agree"),
         # ResNet-18, feature: 71.94 to 71.91 (-0.03); ResNet-18, softmax, with fixed crops: 72.40 to 72.33.
-        ("saturates_at_twenty", "-0.07 to +0.06 points (Tables I and VIII, 20 cells)"),
+        ("saturates_at_twenty", "-0.07 to +0.06 points (Tables I and VIII, 20 comparisons)"),
     ],
 )
 def test_what_the_papers_tables_say(name, says):

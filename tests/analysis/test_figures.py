@@ -314,9 +314,9 @@ def test_published_accuracy_against_parameters():
     ]  # fmt: skip
     assert series["FixEfficientNet (fine-tuned), published"]["top1"].iloc[[0, -1]].tolist() == [79.3, 85.7]
     assert series["MID: softmax of 20RC, published"]["params"].iloc[0] == 5288548
-    rivals = {one.label for one in found["resnet"].series if not one.line}
+    baselines = {one.label for one in found["resnet"].series if not one.line}
     methods = set(load("mid_table1")["method"]) - {"baseline", "repeated_augmentation", "billion_scale+fixres"}
-    assert rivals == {parameters_figure.RIVALS[method] for method in methods}
+    assert baselines == {parameters_figure.BASELINES[method] for method in methods}
 
 
 def test_measured_accuracy_stands_in_the_papers_figure(maker):
@@ -467,10 +467,10 @@ def test_the_gallery_shows_what_changed_and_the_runs_own_windows(maker, labelled
     data = gallery.pictures(Inputs((run,)))[""]
     assert data.policy == "5RC" and data.repaired and data.spoiled
     for picture in data.repaired:
-        assert picture.averaged_said == picture.label != picture.centre_said
+        assert picture.averaged_predicted == picture.label != picture.centre_predicted
         assert picture.label in ("cats", "dogs") and picture.right.mean() > 0.5
     for picture in data.spoiled:
-        assert picture.centre_said == picture.label != picture.averaged_said
+        assert picture.centre_predicted == picture.label != picture.averaged_predicted
     shares = [picture.right.mean() for picture in data.repaired]
     assert shares == sorted(shares, reverse=True)
     # The windows are those of the whole run, whose plan held every policy's views.
@@ -599,7 +599,7 @@ def test_what_is_not_drawn_is_listed_with_its_reason(maker, tmp_path, capsys):
     assert "accuracy_vs_crops.png" in drawn
     assert f"throughput_vs_crops: needs a run with a throughput pass; the run says: {reason}" in undrawn
     assert "crop_ratio: needs one network at several S: run with --crop-pct" in undrawn
-    assert "gallery: needs the per-image answers of resnet18.tv_in1k" in undrawn
+    assert "gallery: needs the per-image predictions of resnet18.tv_in1k" in undrawn
 
 
 def test_runs_that_cannot_be_compared_are_listed_by_the_field_that_differs(maker, tmp_path, capsys):

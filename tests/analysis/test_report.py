@@ -157,8 +157,8 @@ def test_claims_contradictions_and_what_is_missing(run):
 
 def test_all_of_the_papers_tables_are_there_and_the_demo_apart(run):
     page = Page(report.html([run]))
-    overview = page.table("Table", "Cells measured")
-    assert [row["Cells measured"].split()[0] for row in overview] == ["0"] * 8
+    overview = page.table("Table", "Numbers measured")
+    assert [row["Numbers measured"].split()[0] for row in overview] == ["0"] * 8
     assert (
         "MID Table VIII: Top-1 on ImageNet, ResNet family: fixed and random crops mixed: nothing measured" in page.text
     )
@@ -169,8 +169,8 @@ def test_all_of_the_papers_tables_are_there_and_the_demo_apart(run):
 def test_an_imagenet_run_is_compared_and_not_called_a_demo(maker):
     run = maker.run("a", [maker.accuracy(maker.setting(), "20RC", 35_900, 0, 0, images=50_000)])
     page = Page(report.html([run]))
-    first = page.table("Table", "Cells measured")[0]
-    assert first["Cells measured"] == "1 of 85" and first["Largest difference, points"] == "-0.03"
+    first = page.table("Table", "Numbers measured")[0]
+    assert first["Numbers measured"] == "1 of 85" and first["Largest difference, points"] == "-0.03"
     assert "ResNet-34, ResNet-50, ResNet-101, ResNet-152: no run" in first["Not measured because"]
     assert "DEMO" not in page.text
 
@@ -371,11 +371,11 @@ def browser(tmp_path_factory):
 
 
 COLUMN = """
-const table = [...document.querySelectorAll("table")].find((t) => t.rows[0].cells[0].textContent === "Policy");
-const place = [...table.rows[0].cells].findIndex((c) => c.textContent === "%s");
-const heading = table.rows[0].cells[place];
+const table = [...document.querySelectorAll("table")].find((t) => t.rows[0].comparisons[0].textContent === "Policy");
+const place = [...table.rows[0].comparisons].findIndex((c) => c.textContent === "%s");
+const heading = table.rows[0].comparisons[place];
 if (%s) heading.%s;
-return [heading.getAttribute("aria-sort"), [...table.tBodies[0].rows].map((r) => r.cells[place].textContent)];
+return [heading.getAttribute("aria-sort"), [...table.tBodies[0].rows].map((r) => r.comparisons[place].textContent)];
 """
 PRESS_ENTER = 'dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}))'
 

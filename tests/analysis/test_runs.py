@@ -115,8 +115,7 @@ def test_the_small_print_says_where_numbers_come_from(maker):
         "pixels, bilinear; seed 0"
     )
     assert how == (
-        "Some CPU, 2 cores; dali-cpu, network on cpu, float32, chunks of 64 crops; torch 2.15.0, timm 1.0.31, "
-        "DALI 2.4.0"
+        "Some CPU, 2 cores; dali-cpu, network on cpu, float32, batch size 64; torch 2.15.0, timm 1.0.31, DALI 2.4.0"
     )
     two = maker.setting(S=300)
     assert "crops of 224 from 256 pixels, bilinear / 224 from 300" in runs.provenance([(run, demo), (run, two)])[0]

@@ -78,7 +78,7 @@ def only(found):
 
 def test_a_sweep_is_one_network_at_its_sizes_in_order(sweep_run):
     sweep = only(sizes.sweeps([sweep_run()]))
-    assert (sweep.sides, sweep.own_K, sweep.train_K) == ([64, 96, 136, 192], 96, 96)
+    assert (sweep.resolutions, sweep.own_K, sweep.train_K) == ([64, 96, 136, 192], 96, 96)
     rows = sweep.frame[sweep.frame["policy"] == "CC"]
     assert rows[["K", "S", "top1"]].to_numpy().tolist() == [[64, 73, 50], [96, 110, 70], [136, 155, 65], [192, 220, 50]]
 

@@ -135,4 +135,4 @@ def test_a_run_without_its_answers_says_so(seeded: Callable[..., Path], capsys: 
     folder = seeded(0)
     next(folder.glob("predictions-*.npz")).unlink()
     assert spread.main([str(folder)]) == 2
-    assert "does not hold the answers of resnet:demo at K=64: run it again" in capsys.readouterr().err
+    assert "has no predictions of resnet:demo at K=64: run it again" in capsys.readouterr().err

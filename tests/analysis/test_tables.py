@@ -15,7 +15,7 @@ from analysis.summary import top1_interval
 from bench.records import Accuracy
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
-# Typed from the print, in its order; bench/run.py has the same lists under --policies table1 and table8.
+# Typed from the print, in its order; multicrop-bench run has the same lists under --policies table1 and table8.
 ROWS_OF_TABLE_1 = ["CC", "10RC", "20RC", "5RC+5MRC", "10RC+10MRC", "15RC+15MRC", "20RC+20MRC", "5FC", "5FC+5MFC"]
 ROWS_OF_TABLE_8 = [
     "CC", "5FC", "5FC+5MFC", "5FC+5RC", "5FC+10RC", "5FC+15RC", "5FC+20RC", "5FC+5MFC+5RC+5MRC",
@@ -48,7 +48,7 @@ def wilson_by_hand(correct, n):
 
 def cell(one, variant, policy, level):
     line = next(line for line in one.lines if line.own and (line.policy, line.level) == (policy, level))
-    return line.cells[[column.variant for column in one.columns].index(variant)]
+    return line.comparisons[[column.variant for column in one.columns].index(variant)]
 
 
 # ---- policies and shape
@@ -72,7 +72,7 @@ def test_no_such_table():
 @pytest.mark.parametrize("number", range(1, 9))
 def test_every_published_value_is_in_the_table_once(number):
     one = tables.table(number, ())
-    values = sorted(cell.value for line in one.lines for cell in line.cells if cell.value is not None)
+    values = sorted(cell.value for line in one.lines for cell in line.comparisons if cell.value is not None)
     assert values == sorted(load(tables.MID[number])["value"])
     assert len({line.approach for line in one.lines}) == len(one.lines)
 

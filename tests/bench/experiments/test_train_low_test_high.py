@@ -159,5 +159,5 @@ def test_figure_draws_both_sides(tmp_path: Path) -> None:
     assert np.asarray(lines["demo 48"]).tolist() == [[K, (100 + K) / 2] for K in (32, 48, 64, 96)]
     published = {line.get_gid(): line for line in drawn.axes[0].get_lines() if line.get_gid()}
     assert [288, 78.4] in np.asarray(published["published 224"].get_xydata()).tolist()
-    with pytest.raises(ValueError, match="is no finished run"):
+    with pytest.raises(ValueError, match="is not a finished run"):
         figure.read(tmp_path / "nowhere")
