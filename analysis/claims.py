@@ -46,7 +46,7 @@ from analysis.published import load_all
 from analysis.published.checks import MID_GAIN_TABLES, indexed, with_gains
 from analysis.runs import read
 from analysis.text import markdown_table, markdown_text, visible, write_csv
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 RULES = (
     "Two policies are compared on the same images. The effect is the difference of their top-1 accuracies, its p value "

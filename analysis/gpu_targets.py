@@ -27,7 +27,7 @@ from bench.compare import loader_records
 from bench.compare.gpu_steps import HEADLINE, NETWORKS, PARITY_HW_LOADS, folder_of
 from bench.compare.loader_table import OURS
 from bench.compare.network import COMPILED, TIMM
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 OVER_PIL = {1: 5.0, 20: 20.0}  # crops -> times as fast
 FAR_APART, FAR, NEAR = 1.5, 0.95, 0.85

@@ -50,8 +50,8 @@ from analysis.tables import (
     table,
     unmatched,
 )
-from bench.files import write_whole
 from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput
+from pipelines.files import write_whole
 
 HERE = Path(__file__).parent
 TEMPLATE, SCRIPT = "report_template.html", "report.js"

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats import mcnemar, paired_difference, wilson
-from bench.files import write_whole
 from bench.records import Absent, Accuracy, FailedModel, ImageAccounting, Record, Throughput
+from pipelines.files import write_whole
 
 
 def top1_interval(record: Accuracy) -> tuple[float, float]:

@@ -26,9 +26,9 @@ from analysis.published import TABLES, load
 from analysis.runs import is_shown, read
 from analysis.summary import derived, top1_interval
 from analysis.text import markdown_table, markdown_text, visible, write_csv
-from bench.files import write_whole
 from bench.records import Accuracy, Run, Setting
 from pipelines.crops import parse_policy
+from pipelines.files import write_whole
 
 MID = {number: f"mid_table{number}" for number in range(1, 9)}
 HOME = {"VIII": "I"}  # Table VIII has Table I's networks, which the records file under Table I

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: control, format, surrogates, private, separators
 LONGEST_NAME = 60  # characters of a name in a figure

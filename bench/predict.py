@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bench import logs, values
 from bench.config import LoadingConfig, NetworkConfig, OutputConfig, option
 from bench.errors import UserError, exit_status
-from bench.files import locked, whole_file, write_whole
+from bench.files import locked
 from bench.options import group_flags, parse_group, shared
+from pipelines.files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from models import MultiCrop

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.files import whole_file
 from bench.records import ORIGINAL
 from pipelines.batch import Failure
+from pipelines.files import whole_file
 
 BASELINE = "CC"  # what "newly correct" and "newly wrong" compare with
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 SCHEMA = 2
 PARTIAL_RESULTS = "partial"  # folder of a run while a network is scored (bench.measure.partial_results)
@@ -107,7 +107,7 @@ class Accuracy:
     newly_wrong: int
     mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
     labels: str = ORIGINAL  # one of LABELS
-    fitting_batch_size: int | None = None  # where memory gave out: the crops per forward that fitted
+    fitting_batch_size: int | None = None  # after running out of memory: the batch size that fitted
 
     @property
     def top1(self) -> float:
@@ -139,7 +139,7 @@ class Throughput:
     peak_mem_bytes: int  # this process and its children, sampled between rounds
     gpu_used_bytes: int | None
     frame_error_levels: float  # worst mean difference of a checked frame from the reference, grey levels (rule 7)
-    fitting_batch_size: int | None = None  # where memory gave out: the crops per forward that fitted
+    fitting_batch_size: int | None = None  # after running out of memory: the batch size that fitted
     # Of several processes, per second [rounds][processes]. They start together: `counts` are of all of them, and
     # `durations_s` of the slowest, so that `rate` is what all of them do together, at least.
     rank_rates: list[list[float]] = field(default_factory=list)
@@ -317,9 +317,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder. Raises ValueError, naming the file and line, for what is no run or is damaged."""
+    """Read a run's folder. Raises ValueError, naming file and line, where it is not a run or is damaged."""
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is no run: it has no run.json. Give a folder that bench/run.py wrote")
+        raise ValueError(f"{folder} is not a run: it has no run.json. Give a folder that multicrop-bench run wrote")
     try:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except ValueError as error:

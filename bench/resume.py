@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import RunConfig, first_difference, from_plain
 from bench.errors import Different, UserError
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 if TYPE_CHECKING:
     from bench.distributed import Processes

@@ -39,12 +39,13 @@ from bench import cases, distributed, logs, resume
 from bench.config import RunConfig, to_plain
 from bench.distributed import ALONE, Processes
 from bench.errors import Different, UserError, one_line, with_flags
-from bench.files import locked, remove_parts, write_whole
+from bench.files import locked, remove_parts
 from bench.measure import limits
 from bench.options import CommandLine, flag_names, parse
 from bench.resume import NetworkPlan
 from bench.setup import default_weights, find_images, make_job, resolve
 from pipelines.crops import union
+from pipelines.files import write_whole
 
 if TYPE_CHECKING:
     from bench.cases import ModelCase

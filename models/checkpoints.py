@@ -54,7 +54,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"`checkpoint` {path} is no readable safetensors file: {error}") from error
+        raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:

@@ -130,7 +130,7 @@ def _demo_of(model: str, weights: str, checkpoint: Path | None) -> families.Demo
     family = model.removesuffix(":demo")
     if family not in families.FAMILIES:
         raise ValueError(
-            f"{model!r} is no demo network: those are {', '.join(f'{name}:demo' for name in families.FAMILIES)}; "
+            f"{model!r} is not a demo network: those are {', '.join(f'{name}:demo' for name in families.FAMILIES)}; "
             "name one of them, or use `weights` pretrained or `weights` random"
         )
     if weights == "pretrained" and checkpoint is None:

@@ -66,7 +66,7 @@ COMES_IN = {1: "ones, as CC", 5: "fives, as 5FC or 5MFC"}
 GRAMMAR = (
     "a policy is a sum of terms such as CC, 20RC, 10RC+10MRC, CC+4RC or 5FC+5MFC+15RC+15MRC, where CC is the centre "
     "crop, 5FC the four corners and the centre, 5MFC their mirror images, nRC and nMRC n random crops, plain and "
-    f"mirrored (n from 1 to {MAX_VIEWS}), nARC and nAMRC up to n, the more the centre crop leaves out; each stream "
+    f"mirrored (n from 1 to {MAX_VIEWS}), nARC and nAMRC up to n, more for elongated images; each stream "
     "once; @K after a term, as in CC@192+5RC@256: crops of K pixels instead of the network's own size"
 )
 
@@ -146,7 +146,7 @@ def parse_policy(text: str) -> Policy:
         term = raw.strip().upper()
         match = re.fullmatch(r"(\d*)([A-Z]+)(?:@(\d+))?", term)
         if not match or match[2] not in TERMS:
-            raise PolicyError(text, f"{raw.strip()!r} is no term" if term else "a term is empty")
+            raise PolicyError(text, f"{raw.strip()!r} is not a term" if term else "a term is empty")
         n, size = int(match[1] or 1), int(match[3]) if match[3] else None
         name = at_size(match[2], size)
         stream = STREAMS[ADAPTIVE.get(match[2], match[2])]
@@ -155,7 +155,7 @@ def parse_policy(text: str) -> Policy:
         if size is not None and not 1 <= size <= MAX_SIZE:
             raise PolicyError(text, f"{term} asks for crops of {size} pixels")
         if stream.count is not None and n != stream.count:
-            raise PolicyError(text, f"{term} is no term: {match[2]} comes in {COMES_IN[stream.count]}")
+            raise PolicyError(text, f"{term} is not a term: {match[2]} comes in {COMES_IN[stream.count]}")
         if not 1 <= n <= MAX_VIEWS:
             raise PolicyError(text, f"{term} asks for {n} views")
         counts[name] = n

@@ -286,8 +286,8 @@ def kernels(out: Path, config: GpuConfig) -> int:
     NVML's). The pipeline's kernels count as the network's do; copies and fills do not. No share on a CPU."""
     import pandas as pd
 
-    from bench.files import write_whole
     from bench.measure.throughput import Bench
+    from pipelines.files import write_whole
 
     crops = [1, 2] if config.quick else [1, 5, 10, 20]
     job = network_job(config, HEADLINE, crops)

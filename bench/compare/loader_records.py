@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 SCHEMA = 2
 CONFIDENCE = 0.95

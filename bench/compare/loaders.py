@@ -187,8 +187,8 @@ def write_info(
     out: Path, options: LoaderComparison, command: Sequence[str], comparison: Comparison, names: Sequence[str]
 ) -> None:
     """run.json."""
-    from bench.files import write_whole
     from bench.machine import environment
+    from pipelines.files import write_whole
 
     files = comparison.files
     settings = asdict(replace(comparison, files=Files(files.root, [], files.stored[:0])))

@@ -265,7 +265,7 @@ def write(out: Path, command: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
     import pandas as pd
 
     from bench import machine
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     out.mkdir(parents=True)
     write_whole(out / "network.csv", pd.DataFrame(list(rows)).to_csv(index=False))

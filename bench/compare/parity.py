@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(config: RunConfig) -> int:
     """Compare the backends on the first of the named networks. Returns 1 when they disagree."""
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     out = config.output.out
     if out and out.exists():

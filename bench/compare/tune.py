@@ -176,7 +176,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, A
     """tune.csv and tuned.json."""
     import pandas as pd
 
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     out.mkdir(parents=True)
     write_whole(out / "tune.csv", pd.DataFrame(list(rows)).to_csv(index=False))

@@ -225,7 +225,7 @@ def write(
     import pandas as pd
 
     from bench import machine
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     write_whole(out / "activations.csv", pd.DataFrame(list(rows)).to_csv(index=False))
     top = highest(measured[train_K])

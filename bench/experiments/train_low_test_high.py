@@ -283,10 +283,10 @@ def train(config: TrainLowTestHigh, trained: Trained, data: Dataset, make: MakeB
     """One network: the demo networks' optimiser and schedule, crops of one size; saved with its log."""
     import torch
 
-    from bench.files import write_whole
     from models.demo import train as demo_train
     from models.fixres import finetune
     from models.normalization import Normalize
+    from pipelines.files import write_whole
 
     batch_size = demo_train.BATCH
     if len(data) < batch_size:
@@ -416,7 +416,7 @@ def right(classifier: Any, crops: torch.Tensor, labels: torch.Tensor) -> np.ndar
 def finish(config: TrainLowTestHigh, elapsed_s: float) -> int:
     """results.csv, results.json, the figure, a table; the last line of standard output is JSON."""
     from bench import machine
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     entries = read_log(config.out)
     rows = sorted(
@@ -452,7 +452,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A line for each row, with the derived figures."""
     import pandas as pd
 
-    from bench.files import write_whole
+    from pipelines.files import write_whole
 
     write_whole(path, pd.DataFrame([{**asdict(row), **row.derived()} for row in rows]).to_csv(index=False))
 

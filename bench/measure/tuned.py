@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.files import write_whole
+from pipelines.files import write_whole
 
 FILE = "tuned.json"
 

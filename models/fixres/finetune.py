@@ -45,6 +45,7 @@ from models.classifier import Classifier
 from pipelines.batch import Backend, Failure, Source
 from pipelines.crops import GroupPlan, Plan, Planner, Sizes, centre_offset, parse_policy, uniforms, union
 from pipelines.data.spans import Span
+from pipelines.files import whole_path
 from pipelines.inputspec import InputSpec
 
 TUNES = ("classifier", "classifier+bn")
@@ -597,7 +598,7 @@ class FineTuning:
 
     def run(self) -> Iterator[Epoch]:
         """The epochs that are left; whoever stops iterating can go on later. Raises ValueError when too few images
-        can be read, RuntimeError when the loss is no number."""
+        can be read, RuntimeError when the loss is not a number."""
         if self.epochs_done < self.recipe.epochs:
             self._kept = self._keep()
         for epoch in range(self.epochs_done, self.recipe.epochs):
@@ -732,12 +733,12 @@ class FineTuning:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{path} is no saved state of a fine-tuning ({error}): start anew in a new `out`"
+                f"{path} is not a saved state of a fine-tuning ({error}): start again in a new `out`"
             ) from error
         own = self.tuned_state()
         if about["recipe"] != asdict(self.recipe) or not set(own) <= set(tensors):
             raise ValueError(
-                f"{path} belongs to a fine-tuning with another recipe or network: start anew in a new `out`"
+                f"{path} belongs to a fine-tuning with another recipe or network: start again in a new `out`"
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -794,7 +795,7 @@ def save_weights(net: nn.Module, path: Path) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
-    part = path.with_name(f"{path.name}.part")
     # safetensors refuses tensors that share memory
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part, metadata)
-    part.replace(path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_path(path) as part:
+        save_file(copies, part, metadata)

@@ -14,12 +14,10 @@ time, and reads only what changed. Files that fail are never cached, so that a m
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
 import stat
-import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,12 +36,13 @@ from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
 from pipelines.data.spans import Span
+from pipelines.files import whole_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})  # timm's IMG_EXTENSIONS, compared in lower case as there
 DEMO_TABLE = "demo.csv"
 DEMO_COLUMNS = ("name", "label", "class", "width", "height")  # how the table of pipelines.data.demo begins
 CHUNK_FILES = 512
-START_BYTES = 16  # of a file that is no image, for the message
+START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
 BATCH_ROWS = 512
@@ -482,20 +481,16 @@ def _versioned(mark: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 def write_cache(path: Path, mark: dict[bytes, bytes], table: pa.Table) -> None:
     """Atomically: another reader, or the start after a killed run, finds a whole file. Failure costs time only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata(_versioned(mark)), temporary, compression="zstd")
-        temporary.replace(path)
+        with whole_path(path) as part:
+            pq.write_table(table.replace_schema_metadata(_versioned(mark)), part, compression="zstd")
     except OSError as error:
         message = (
             f"cannot write the header cache {path} ({error}): the next start reads all headers again; "
             "set MULTICROP_CACHE to a folder that can be written"
         )
         warnings.warn(message, stacklevel=2)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -523,7 +518,7 @@ def _demo_table_in(root: Path) -> pd.DataFrame | None:
 def read_demo_table(source: Path | io.BytesIO, shown: Path) -> pd.DataFrame | None:
     """``demo.csv`` when it begins as pipelines.data.demo writes it; a file of that name with other columns is not ours.
 
-    Raises DatasetError, which names it ``shown``, when it is no table.
+    Raises DatasetError, which names it ``shown``, when it is not a table.
     """
     try:
         demo = pd.read_csv(source, dtype={"name": TEXT, "class": TEXT, "subsampling": TEXT})

@@ -17,7 +17,7 @@ PNG_END = b"IEND\xaeB`\x82"
 
 
 def decode(source: str | Path | Span | io.BytesIO) -> np.ndarray:
-    """uint8 [H, W, 3]: PIL's pixels. Raises OSError and others of PIL's for a file that is no readable image.
+    """uint8 [H, W, 3]: PIL's pixels. Raises OSError and others of PIL's for a file that is not a readable image.
 
     Stricter than PIL, so that backends score the same files: raises OSError too for other formats than FORMATS and for
     a PNG that ends before its end chunk.

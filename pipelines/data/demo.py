@@ -43,6 +43,8 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
+from pipelines.files import PART, whole_path, write_whole
+
 # Part of every folder name and random key: raise it with any change that alters a file.
 # 1: 8 shapes x 2 textures; small networks told 99 % of the textures but only half of the shapes. 2: 4 x 4.
 VERSION = 2
@@ -128,7 +130,7 @@ def ensure(
     plans = [plan(split, index) for index in range(images)]
     _write_all(root, [one for one in plans if not _is_whole(root, one, recorded)], workers or _usable_cores())
     _sweep_leftovers(root)
-    _write_atomically(root / TABLE_NAME, _table(root, plans).to_csv(index=False).encode())
+    write_whole(root / TABLE_NAME, _table(root, plans).to_csv(index=False))
     return root
 
 
@@ -680,22 +682,13 @@ def _write_listed(root: Path, split: str) -> None:
 
 
 def _write_one(root: Path, one: Plan) -> None:
-    _write_atomically(root / one.name, encode(one, render(one)))
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """A reader, or the next start after an interruption, sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_path(root / one.name) as part:
+        part.write_bytes(encode(one, render(one)))
 
 
 def _sweep_leftovers(root: Path) -> None:
     """Remove what killed runs left half-written; an hour's grace, for another run may be writing now."""
-    for leftover in root.glob("*/.*.tmp"):
+    for leftover in root.glob(f"*/.*{PART}"):
         if time.time() - leftover.stat().st_mtime > 3600:
             leftover.unlink(missing_ok=True)
 

@@ -271,7 +271,7 @@ def _by_rank(scan: Scan, classes: list[str], num_classes: int, what: str) -> tup
         unreadable = {name.split("/")[0] for name in scan.unreadable["name"]}
         folders = sorted({*classes, *(unreadable & set(scan.folders))})
     if len(folders) != num_classes:
-        one_level_up = f"; if {classes[0]!r} is no class, give {scan.root / classes[0]} as `data`"
+        one_level_up = f"; if {classes[0]!r} is not a class, give {scan.root / classes[0]} as `data`"
         raise DatasetError(
             f"{len(folders)} {what} ({_some(folders)}) cannot be matched by rank with a model of {num_classes} "
             f"classes: {MAP_REMEDY}{one_level_up if len(folders) == 1 else ''}; {SPEED_ONLY}"
@@ -384,7 +384,7 @@ def refuse_absurd(path: Path, flag: str) -> None:
 
 
 def _read_lines(path: Path, flag: str) -> list[str]:
-    """Lines without the blank ones at the end. A byte-order mark, as Windows editors write it, is no part of them."""
+    """Lines without the blank ones at the end. A byte-order mark, as of Windows editors, does not count."""
     refuse_absurd(path, flag)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -16,7 +16,7 @@ from pipelines.data.spans import Span
 
 
 class MemorySpan(Span):
-    """The bytes of an image that is no file."""
+    """The bytes of an image that is not a file."""
 
     data: bytes
 

@@ -109,7 +109,7 @@ def shards(pattern: Path | str) -> list[str]:
         if path.lower().endswith(COMPRESSED):
             raise DatasetError(f"{path} is compressed: {REPACK}")
         if not path.lower().endswith(".tar"):
-            raise DatasetError(f"{path}, of {text}, is no .tar: give a folder of images, or tars only, as `data`")
+            raise DatasetError(f"{path}, of {text}, is not a .tar: give a folder of images, or tars only, as `data`")
     missing = [path for path in found if not Path(path).exists()]
     if missing:
         others = f"; {len(missing)} of the {len(found)} tars of {text} are missing" if len(found) > 1 else ""
@@ -136,7 +136,7 @@ def _words(text: str, pattern: str) -> Iterable[str]:
     if ends is None:
         if "," in text:
             return text.split(",")
-        raise DatasetError(f"{{{text}}} in {pattern} is no range such as {{000..099}} and no list such as {{a,b}}")
+        raise DatasetError(f"{{{text}}} in {pattern} is not a range such as {{000..099}} or a list such as {{a,b}}")
     first, last = int(ends[1]), int(ends[2])
     if first > last:
         raise DatasetError(f"{{{text}}} in {pattern} goes down: write the smaller number first")

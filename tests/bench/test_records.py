@@ -176,7 +176,7 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path: Path, damage: Any) -> N
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: it has no run\.json") as refused:
+    with pytest.raises(ValueError, match=r"is not a run: it has no run\.json") as refused:
         records.read_run(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(refused.value)
 

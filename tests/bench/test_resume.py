@@ -223,7 +223,7 @@ def test_the_size_of_an_adaptations_reference_is_not_searched_for(
 
 def test_what_a_killed_writer_left_is_swept_away(small_run: Small, resume: Small) -> None:
     finished = small_run(*ARGV)
-    left = finished.out / "summary.csv.123.part"
+    left = finished.out / ".summary.csv.123-1.part"
     left.write_text("half of a li")
     assert resume(finished.out)[0] == 0
     assert not left.exists()
@@ -434,7 +434,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_the_old_file_or_the_new(tm
     """Forty SIGKILLs of a process that does nothing but write."""
     code = f"""
 from pathlib import Path
-from bench.files import write_whole
+from pipelines.files import write_whole
 n = 0
 while True:
     n += 1

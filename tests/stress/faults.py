@@ -45,13 +45,13 @@ from PIL import Image
 from analysis.text import aligned
 from bench import cases
 from bench.config import LoadingConfig, MeasureConfig, NetworkConfig, RunConfig
-from bench.files import write_whole
 from bench.setup import make_job, resolve
 from pipelines.backends import BACKENDS, unusable
 from pipelines.data.dataset import Scan
 from pipelines.data.decode import READS, decode_error
 from pipelines.data.demo import CLASSES
 from pipelines.data.scanning import scan
+from pipelines.files import write_whole
 
 if TYPE_CHECKING:
     from bench.job import Job

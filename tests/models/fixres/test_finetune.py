@@ -349,7 +349,7 @@ def test_a_state_of_another_recipe_is_refused(images: Any, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="another recipe or network"):
         tuning_of(images, name="test_efficientnet").load_state(path)
     path.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="no saved state"):
+    with pytest.raises(ValueError, match="not a saved state"):
         tuning_of(images).load_state(path)
 
 

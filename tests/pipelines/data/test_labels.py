@@ -239,7 +239,7 @@ def test_our_order_of_folders_is_timms() -> None:
         (("cat/x.jpg", "loose.jpg"), "1 images of its own and 1 in folders below it: move"),
         (("val/cat/x.jpg", "val/dog/x.jpg"), r"more than one folder below .*perhaps .*val\)"),
         (("val/n01440764/x.jpg", "train/n01440764/x.jpg"), r"more than one folder below .*perhaps .*train\)"),
-        (("all/x.jpg", "all/y.jpg"), r"if 'all' is no class, give .*images/all as `data`"),
+        (("all/x.jpg", "all/y.jpg"), r"if 'all' is not a class, give .*images/all as `data`"),
     ],
 )
 def test_ambiguous_folders_are_refused_with_a_remedy(names: tuple[str, ...], message: str, fill: Fill) -> None:

@@ -125,9 +125,9 @@ def test_patterns_name_tars_as_in_the_shell(pattern: str, names: list[str], tmp_
         ("s-{3..1}.tar", r"\{3\.\.1\} in .* goes down"),
         ("s-{001.tar", "braces of .* do not match"),
         ("s-1}.tar", "braces of .* do not match"),
-        ("s-{a}.tar", r"\{a\} in .* is no range"),
+        ("s-{a}.tar", r"\{a\} in .* is not a range"),
         ("s-{0..99999}{0..99999}.tar", "more than 100,000"),
-        ("s-*", r"notes\.txt, of .*, is no \.tar"),
+        ("s-*", r"notes\.txt, of .*, is not a \.tar"),
         *[(name, "is compressed: unpack it") for name in ("a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.zst", "a.tar.xz")],
     ],
 )
