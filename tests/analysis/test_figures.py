@@ -613,7 +613,7 @@ def test_runs_that_cannot_be_compared_are_listed_by_the_field_that_differs(maker
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{root}/nowhere"], r"nowhere is no run: it has no run\.json"),
+        (["{root}/nowhere"], r"nowhere is not a run: it has no run\.json"),
         (["{root}/empty"], "empty holds no results"),
         (["{root}/one", "--only", "accuracy"], "no figure accuracy; known: accuracy_vs_crops"),
     ],
