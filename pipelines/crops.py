@@ -33,6 +33,7 @@ from hashlib import blake2b
 import numpy as np
 
 from pipelines.inputspec import InputSpec
+from pipelines.philox import random_raw
 
 Sizes = np.ndarray  # int64 [b, 2]: height, width
 
@@ -60,6 +61,7 @@ TERMS = ("CC", "FC", "MFC", "RC", "ARC", "MRC", "AMRC")  # canonical order
 # Of the room (y, x), the share that each corner takes: torchvision's five_crop order.
 CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int64)
 MAX_SIZE = 10_000  # pixels
+VECTOR_IMAGES = 24  # from so many on, drawing all of a batch together is faster
 MAX_VIEWS = 1000  # of one stream: a typing error of a few zeros would plan terabytes
 
 COMES_IN = {1: "ones, as CC", 5: "fives, as 5FC or 5MFC"}
@@ -297,9 +299,24 @@ def uniforms(seed: int, name: str, stream: str, n: int) -> np.ndarray:
     NumPy's Philox keyed by a hash. ``random_raw`` and the shift are spelled out because NumPy promises that its bit
     generators never change, and does not promise it of ``Generator.random``. Rows are drawn in order, so prefixes nest.
     """
-    key = blake2b(f"{seed}\0{stream}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-    raw = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(2 * n)
+    raw = np.random.Philox(key=np.frombuffer(_key(seed, name, stream), dtype="<u8")).random_raw(2 * n)
     return (raw >> np.uint64(11)).reshape(n, 2) * 2.0**-53
+
+
+def uniforms_of(seed: int, names: Sequence[str], stream: str, n: int) -> np.ndarray:
+    """``uniforms`` of each name, float64 [b, n, 2], the same bits: many images in one computation.
+
+    Few images are drawn one by one: the computation has a fixed cost.
+    """
+    if len(names) < VECTOR_IMAGES:
+        return np.array([uniforms(seed, name, stream, n) for name in names]).reshape(len(names), n, 2)
+    keys = np.frombuffer(b"".join([_key(seed, name, stream) for name in names]), dtype="<u8").reshape(-1, 2)
+    raw = random_raw(keys, 2 * n)
+    return (raw >> np.uint64(11)).reshape(len(names), n, 2) * 2.0**-53
+
+
+def _key(seed: int, name: str, stream: str) -> bytes:
+    return blake2b(f"{seed}\0{stream}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +345,7 @@ class Planner:
 
     ``sized``: the specs of other crop sizes, where they are not ``spec.at(K)``.
 
-    Made batch by batch: a Philox object costs 32 us an image and stream, too much for 1.3 million images at start.
+    Made batch by batch: random numbers for 1.3 million images would take too long at the start.
     """
 
     spec: InputSpec
@@ -366,7 +383,7 @@ class Planner:
     def _offsets(self, stream: str, n: int, names: Sequence[str], room: np.ndarray) -> np.ndarray:
         """(y, x) int64 [b, n, 2] (or [b, 1, 2]) of a stream's first n views; ``room`` [b, 1, 2]."""
         if STREAMS[stream].random:
-            u = np.array([uniforms(self.seed, name, stream, n) for name in names]).reshape(len(names), n, 2)
+            u = uniforms_of(self.seed, names, stream, n)
             # Every offset is equally likely; u < 1 keeps the product below room + 1, also after rounding.
             return np.floor(u * (room + 1)).astype(np.int64)
         centre = centre_offset(room)

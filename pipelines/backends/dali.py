@@ -15,10 +15,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -128,7 +129,7 @@ class _Dali:
         return self._pipes[key]
 
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
-        changed = [i for i in range(len(plan.rows)) if _changed(plan, i, outputs[0])]
+        changed = _changed_images(plan, outputs[0])
         groups = []
         for group, output in zip(plan.groups, outputs[1:], strict=True):
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
@@ -233,7 +234,7 @@ class _Fed:
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
         encoded, *planned = fn.external_source(
-            self._feed, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims
+            _weakly(self._feed), num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims
         )
         if self.by_path:
             encoded = fn.io.file.read(encoded, dont_use_mmap=not config.mmap)  # type: ignore[attr-defined]
@@ -322,6 +323,20 @@ def _encoded_input(span: Span) -> np.ndarray:
         return REFUSED
 
 
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """The method without a reference to its object: the pipeline must not keep alive what keeps the pipeline alive, or
+    closing would free nothing until the garbage collector comes."""
+    reference = WeakMethod(method)
+
+    def call() -> T:
+        bound = reference()
+        if bound is None:
+            raise StopIteration
+        return bound()
+
+    return call
+
+
 def _parsed(encoded: Any) -> Any:
     """The same bytes, behind a look at their header.
 
@@ -337,6 +352,12 @@ def _parsed(encoded: Any) -> Any:
 def _changed(plan: Plan, i: int, shapes: Any) -> str | None:
     """Why image ``i`` no longer fits its plan (DALI would silently squash it), or None."""
     return changed(plan.source_sizes[i], np.asarray(shapes.at(i))[:2])
+
+
+def _changed_images(plan: Plan, shapes: Any) -> list[int]:
+    """The images that no longer fit their plan; all shapes are read in one call."""
+    found = np.asarray(shapes.as_array())[: len(plan.rows), :2]
+    return np.flatnonzero((found != plan.source_sizes).any(axis=1)).tolist()
 
 
 def _short(error: Exception) -> str:

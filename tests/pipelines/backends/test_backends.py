@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -892,3 +893,20 @@ def test_default_batches_are_bounded_by_their_crops_bytes() -> None:
                 assert 1 <= images <= most_images
                 assert images == 1 or images * views * K * K * 3 <= most_bytes
                 assert images == most_images or (images + 1) * views * K * K * 3 > most_bytes
+
+
+@pytest.mark.dali
+def test_closing_frees_the_pipeline_at_once(random_images: Any) -> None:
+    """On a GPU each one holds hundreds of megabytes, and tuning builds a hundred."""
+    config = LoadConfig(batch_images=4, workers=2)
+    gc.disable()  # it may come by at the right moment
+    try:
+        backend = pipelines.backend("dali-cpu")(random_images, planner("2RC", S=64, K=48), config)
+        assert sum(len(batch.rows) for batch in backend.batches(random_images.rows)) == len(random_images)
+        (fed,) = backend._pipes.values()  # type: ignore[attr-defined]
+        freed = [weakref.ref(fed), weakref.ref(fed.pipe)]
+        del fed
+        backend.close()
+        assert [one() for one in freed] == [None, None]
+    finally:
+        gc.enable()
