@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import predict as predict_module
 from models.loading import load
 from models.predict import Network, OutOfMemory, Predicted, predict
 from pipelines.batch import CropBatch, Failure, Group
@@ -445,3 +446,25 @@ def test_replayed_graphs_give_each_crop_its_own_answer(amp_dtype: str) -> None:
         answers[compiled] = torch.cat([outputs.logits.flatten(0, 1).cpu() for outputs in found if outputs is not None])
     distance = torch.cdist(answers[True], answers[False])
     assert distance.argmin(1).tolist() == list(range(IMAGES * VIEWS.total))
+
+
+def test_consecutive_places_need_no_index_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index copied from ordinary memory makes the host wait for the GPU after every forward pass."""
+    made: list[int] = []
+    real = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: made.append(len(array)) or real(array))
+    values = torch.arange(20)
+    for places, expected in (([4, 5, 6], 0), ([7], 0), ([4, 6, 5], 1), ([4, 5, 7], 1)):
+        made.clear()
+        index = predict_module._index_of(np.array(places), torch.device("cpu"))
+        assert values[index].tolist() == places and len(made) == expected
+
+
+def test_float32_is_not_rounded_to_tf32() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        Network(load("resnet:demo", weights="demo"), chunk=1)
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
