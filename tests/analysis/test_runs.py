@@ -11,7 +11,7 @@ from bench.records import Incomparable
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no run: it has no run\.json"):
+    with pytest.raises(ValueError, match=r"not a run: it has no run\.json"):
         runs.read([tmp_path])
 
 
