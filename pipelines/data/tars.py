@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import math
 import os
 import posixpath
 import re
@@ -23,11 +24,10 @@ import stat
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from braceexpand import braceexpand
 from tqdm import tqdm
 
 from pipelines.data.dataset import (
@@ -99,9 +100,7 @@ def shards(pattern: Path | str) -> list[str]:
     tars some are missing.
     """
     text = os.path.abspath(Path(pattern).expanduser())  # noqa: PTH100 - links stay: a store may hide names behind them
-    named = [text] if Path(text).exists() else list(islice(_expanded(text, text), MOST_SHARDS + 1))
-    if len(named) > MOST_SHARDS:
-        raise DatasetError(f"{text} names more than {MOST_SHARDS:,} tars: give a smaller range as `data`")
+    named = [text] if Path(text).exists() else _expanded(text)
     found = [path for name in named for path in _globbed(name)]
     for path in found:
         if not path.isascii() and path != os.fsencode(path).decode(errors="replace"):
@@ -117,32 +116,27 @@ def shards(pattern: Path | str) -> list[str]:
     return found
 
 
-def _expanded(text: str, pattern: str) -> Iterator[str]:
-    before, brace, rest = text.partition("{")
-    words, end, after = rest.partition("}")
-    if (brace and not end) or "}" in before or "{" in words:
+def _expanded(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for, as the shell has it. Raises DatasetError."""
+    groups = re.findall(r"\{([^{}]*)\}", pattern)
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
         raise DatasetError(f"the braces of {pattern} do not match: write {{000..099}} for a range, {{a,b}} for a list")
-    if not brace:
-        yield text
-        return
-    for word in _words(words, pattern):
-        for tail in _expanded(after, pattern):
-            yield before + word + tail
+    if math.prod(_group_size(words, pattern) for words in groups) > MOST_SHARDS:
+        raise DatasetError(f"{pattern} names more than {MOST_SHARDS:,} tars: give a smaller range as `data`")
+    return list(braceexpand(pattern, escape=False))
 
 
-def _words(text: str, pattern: str) -> Iterable[str]:
-    """``008..010`` -> 008, 009, 010 and ``a,b`` -> a, b, as the shell does."""
-    ends = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", text, re.ASCII)
+def _group_size(words: str, pattern: str) -> int:
+    """How many names ``008..010`` or ``a,b`` gives. Raises DatasetError for what is neither."""
+    ends = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", words, re.ASCII)
     if ends is None:
-        if "," in text:
-            return text.split(",")
-        raise DatasetError(f"{{{text}}} in {pattern} is not a range such as {{000..099}} or a list such as {{a,b}}")
+        if "," in words:
+            return words.count(",") + 1
+        raise DatasetError(f"{{{words}}} in {pattern} is not a range such as {{000..099}} or a list such as {{a,b}}")
     first, last = int(ends[1]), int(ends[2])
     if first > last:
-        raise DatasetError(f"{{{text}}} in {pattern} goes down: write the smaller number first")
-    padded = any(end.startswith("0") and len(end) > 1 for end in ends.groups())
-    width = max(map(len, ends.groups())) if padded else 0
-    return (f"{number:0{width}}" for number in range(first, last + 1))
+        raise DatasetError(f"{{{words}}} in {pattern} goes down: write the smaller number first")
+    return last - first + 1
 
 
 def _globbed(path: str) -> list[str]:
