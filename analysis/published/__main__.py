@@ -1,13 +1,25 @@
-"""python -m analysis.published: writes contradictions.md beside the CSV files and prints how many there are."""
+"""The papers' numbers, and where they contradict themselves or each other: rewrites contradictions.md.
+
+multicrop-bench published          # also: python -m analysis.published
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
 
 from analysis.published import FOLDER, contradictions, markdown
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints how many there are. Returns the exit status."""
+    argparse.ArgumentParser(
+        prog="multicrop-bench published", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     path = FOLDER / "contradictions.md"
     path.write_text(markdown(), encoding="utf-8")
-    print(f"{path.name}: {len(contradictions())} contradictions")
+    print(f"{path}: {len(contradictions())} contradictions")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
