@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -77,3 +78,26 @@ def test_the_shell_completes_commands_and_flags(line: str, expected: set[str], t
     }  # fmt: skip
     subprocess.run([sys.executable, "-m", "bench"], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert {one.strip() for one in found.read_text().splitlines()} == expected
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_commands_and_files_that_exist() -> None:
+    assert len(README.splitlines()) <= 160
+    used = set(re.findall(r"^multicrop-bench ([a-z]+(?: [a-z-]+)?)", README, re.MULTILINE))
+    known = {*cli.COMMANDS, *(name.split()[0] for name in cli.COMMANDS)}
+    assert {name for name in used if name not in known and name.split()[0] not in known} == set()
+    tree = README.partition("## Where things are")[2]
+    folder = ROOT
+    for line in filter(None, tree.split("```")[1].splitlines()):
+        first, *words = line.split()
+        if not line.startswith(" "):
+            folder = ROOT / first
+            assert folder.is_dir(), line
+        named = [first, *words] if line.startswith(" ") else words
+        for word in named:
+            if word.endswith((".py", ".py:")) or word.strip(",:;").endswith("/"):
+                assert (folder / word.strip(",:;")).exists(), line
+    for picture in re.findall(r"!\[.*\]\((.*)\)", README):
+        assert (ROOT / picture).is_file()
