@@ -112,6 +112,8 @@ def test_answer_is_the_weighted_mean_of_the_views_seen():
     scores = np.array([[[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]])
     means = stopping.running_means(scores, np.array([1, 3, 0]))
     np.testing.assert_allclose(means[0], [[0.9, 0.1], [0.375, 0.625], [0.375, 0.625]], atol=1e-15)
+    not_taken = np.array([[[0.9, 0.1], [np.nan, np.nan], [0.5, 0.5]]])
+    np.testing.assert_allclose(stopping.running_means(not_taken, np.array([1, 0, 1]))[0, 2], [0.7, 0.3], atol=1e-15)
     running = stopping.summarize(means, np.array([1, 3, 0]), np.array([1, 1.8, 1]))
     never = stopping.stop(running, np.zeros((1, 3), dtype=bool))
     assert (never.stage[0], never.top1[0], never.forwards[0]) == (1, 1, 2.8)
@@ -159,11 +161,13 @@ def test_with_a_certificate():
 
 
 def test_the_sequence_ends_at_the_first_failure():
-    """Disagreements at margins around 0.9 only; below them nothing goes wrong, and yet nothing below is tested."""
-    margin = np.concatenate([np.full((500, 1), 0.999), np.full((30, 1), 0.9), np.full((470, 1), 0.3)])
-    top1 = np.concatenate([np.zeros(500), np.ones(30), np.zeros(470)]).astype(int)[:, None]
-    two = np.ones((1000, 2))
-    running = Running(np.hstack([top1, top1 * 0]), np.hstack([margin, margin]), two, two, np.zeros(1000, int))
+    """30 images are wrong for thresholds from 0.3 to 0.9 and right below: what passes again there is not tested."""
+    margin, top1 = np.full((1000, 3), 0.999), np.zeros((1000, 3), int)
+    margin[:30], top1[:30] = (0.3, 0.9, 0.9), (0, 1, 0)
+    three = np.ones((1000, 3))
+    running = Running(top1, margin, three, three, np.zeros(1000, int))
+    counted = dict(zip(stopping.THRESHOLDS.tolist(), stopping.disagreements(running).tolist(), strict=True))
+    assert (counted[0.9], counted[0.895], counted[0.3], counted[0.295]) == (0, 30, 30, 0)
     found = stopping.certify(running, 0.01)
     assert found.threshold == pytest.approx(0.9) and found.wrong == 0
 
