@@ -141,7 +141,7 @@ class Job:
         asked = self.config.network
         return Network(
             self.classifier,
-            chunk=batch_size,
+            batch_size=batch_size,
             device=self.device,
             amp_dtype=asked.amp_dtype,
             channels_last=bool(asked.channels_last),

@@ -125,7 +125,7 @@ class MultiCrop:
         self.planner = Planner(self.classifier.spec, self.views, seed, sizes)
         self.classes = class_names_for(self.classifier, class_names)
         self._settings: dict[str, Any] = {
-            "chunk": batch_size or default_batch_size(self.classifier.spec.K, self.device),
+            "batch_size": batch_size or default_batch_size(self.classifier.spec.K, self.device),
             "device": self.device,
             "amp_dtype": amp_dtype,
             "channels_last": self.device == "cpu" if channels_last is None else channels_last,

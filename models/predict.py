@@ -1,11 +1,12 @@
-"""CropBatches -> the network, one fixed chunk shape at a time -> each image's view outputs.
+"""CropBatches -> the network, one batch of fixed shape at a time -> each image's view outputs.
 
-The network always sees ``[chunk, 3, K, K]``, one chunk for each crop size; the last ones are padded. So one compiled
-graph a size serves the whole run, and an image's outputs do not depend on what shares its batch: rows are bit-equal
-under permutation, padding and the number of workers (shown by tests/models/test_predict.py).
+The network always sees ``[batch_size, 3, K, K]``, one batch for each crop size; the last ones are padded. So one
+compiled graph a size serves the whole run, and an image's outputs do not depend on what shares its batch: rows are
+bit-equal under permutation, padding and the number of workers (shown by tests/models/test_predict.py).
 
 When memory gives out, the forward is halved, again and again down to one crop, and the run goes on. Another shape may
-round otherwise: outputs then differ by less than 1e-5 of the largest, and ``Network.rows`` says what fitted.
+round otherwise: outputs then differ by less than 1e-5 of the largest, and ``Network.fitting_batch_size`` says what
+fitted.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def default_batch_size(K: int, device: str) -> int:
 
 
 class Network:
-    """A classifier on its device, fed with whole chunks of uint8 crops.
+    """A classifier on its device, fed with whole batches of uint8 crops.
 
-    ``rows``: crops per forward; ``chunk``, until memory gives out.
+    ``fitting_batch_size``: crops per forward pass; ``batch_size``, until memory runs out.
 
     ``amp_dtype`` float16 or bfloat16 runs under autocast; the averages are float64 all the same.
     """
@@ -64,34 +65,34 @@ class Network:
         self,
         classifier: Classifier,
         *,
-        chunk: int,
+        batch_size: int,
         device: str = "cpu",
         amp_dtype: str = "float32",
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
-        if chunk < 1:
-            raise ValueError(f"`batch_size` {chunk}: the number of crops per forward must be at least 1")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` {batch_size}: the number of crops per forward must be at least 1")
         dtype = AMP_DTYPES[amp_dtype]
         exact_float32()
         self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
-        self.chunk, self.device, self.dtype = chunk, torch.device(device), dtype
-        self.rows = chunk
+        self.batch_size, self.device, self.dtype = batch_size, torch.device(device), dtype
+        self.fitting_batch_size = batch_size
         # A compiler fuses the first step by itself, and a GPU does not mind new memory.
         self.keep_normalized = self.device.type == "cpu" and not compiled
-        self.buffers: dict[int, Tensor] = {}  # by crop size, uint8 [chunk, K, K, 3]
+        self.buffers: dict[int, Tensor] = {}  # by crop size, uint8 [batch_size, K, K, 3]
         self.normalized: dict[int, Tensor | None] = {}
         self.buffer = self.buffer_of(classifier.spec.K)
         step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
-        # Not dynamic: each crop size has a graph of its own, as it has one chunk shape. "reduce-overhead" replays CUDA
+        # Not dynamic: each crop size has a graph of its own, as it has one batch shape. "reduce-overhead" replays CUDA
         # graphs: the next forward overwrites the outputs of this one, so ``predict`` copies them before it (_store).
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         self._forward = torch.compile(step, dynamic=False, mode=mode) if compiled else step
 
     def buffer_of(self, K: int) -> Tensor:
-        """The chunk of crops of this size."""
+        """The input batch of crops of this size."""
         if K not in self.buffers:
-            shape = (self.chunk, K, K, 3)
+            shape = (self.batch_size, K, K, 3)
             self.buffers[K] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             self.normalized[K] = torch.zeros(shape) if self.keep_normalized else None
         return self.buffers[K]
@@ -108,46 +109,48 @@ class Network:
 
     @torch.inference_mode()
     def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
-        """Run the chunk of crops of K pixels, by default the network's own: features float [chunk, f] or None, logits
-        float [chunk, n]; good until the next call. Raises OutOfMemory when not even one crop fits."""
+        """Run the batch of crops of K pixels, by default the network's own: features float [batch_size, f] or None,
+        logits float [batch_size, n]; good until the next call. Raises OutOfMemory when not even one crop fits."""
         buffer = self.buffer if K is None else self.buffer_of(K)
         while True:
             try:
-                return self._forward(buffer) if self.rows == self.chunk else self._in_pieces(buffer)
+                return self._forward(buffer) if self.fitting_batch_size == self.batch_size else self._in_pieces(buffer)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             self._halve(buffer.shape[1])  # not above: there the exception still holds the failed forward's tensors
 
     def _halve(self, K: int) -> None:
-        if self.rows == 1:
+        if self.fitting_batch_size == 1:
             raise OutOfMemory(
                 f"{self.classifier.name} runs out of memory on {self.device} with a single crop of {K} pixels: "
                 "use `amp_dtype` bfloat16, a smaller `img_size`, or a machine with more memory"
             )
-        self.rows = -(-self.rows // 2)
+        self.fitting_batch_size = -(-self.fitting_batch_size // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _in_pieces(self, buffer: Tensor) -> tuple[Tensor | None, Tensor]:
         """Forwards of ``rows`` crops each, the last one padded: the shape is still one."""
-        padded = torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, 0, 0, -self.chunk % self.rows))
+        padded = torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, 0, 0, -self.batch_size % self.fitting_batch_size))
         done: list[tuple[Tensor | None, Tensor]] = []
-        for piece in padded.split(self.rows):
+        for piece in padded.split(self.fitting_batch_size):
             features, logits = self._forward(piece)
             # A CUDA graph's next replay overwrites its outputs.
             done.append((None if features is None else features.clone(), logits.clone()))
-        logits = torch.cat([logits for _, logits in done])[: self.chunk]
-        features = None if done[0][0] is None else torch.cat([f for f, _ in done if f is not None])[: self.chunk]
+        logits = torch.cat([logits for _, logits in done])[: self.batch_size]
+        features = None if done[0][0] is None else torch.cat([f for f, _ in done if f is not None])[: self.batch_size]
         return features, logits
 
     @torch.inference_mode()
     def head(self, features: Tensor) -> Tensor:
         """[m, f] -> [m, n] in padded pieces of ``rows`` rows: matrix products of other shapes round otherwise."""
         m = len(features)
-        padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.rows))
+        padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.fitting_batch_size))
         with self._autocast():
-            return torch.cat([self.classifier.head(piece).float() for piece in padded.split(self.rows)])[:m]
+            return torch.cat([self.classifier.head(piece).float() for piece in padded.split(self.fitting_batch_size)])[
+                :m
+            ]
 
 
 @dataclass(slots=True)
@@ -175,28 +178,28 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
     """Run all crops of the batches; yields each batch as soon as its last crop is through. Views that an image does not
     need (adaptive policies) have outputs of zero, which no policy reads.
 
-    Chunks fill across batches, so that only the run's very last one (of each crop size) is padded.
+    Input batches fill across batches of images, so that only the run's very last one (of each crop size) is padded.
     """
     waiting: list[_Pending] = []
-    chunks: dict[int, _Chunk] = {}  # by crop size
+    inputs: dict[int, _InputBatch] = {}  # by crop size
     for batch in batches:
         pending = _pending(batch, views)
         waiting.append(pending)
         for group, places in zip(batch.groups, pending.positions, strict=True):
             K = group.crops.shape[1]
-            if K not in chunks:
-                chunks[K] = _Chunk(network, K)
+            if K not in inputs:
+                inputs[K] = _InputBatch(network, K)
             for start, stop in _runs(places):
-                chunks[K].add(pending, group.crops[start:stop], places[start:stop])
+                inputs[K].add(pending, group.crops[start:stop], places[start:stop])
         while waiting and waiting[0].missing == 0:
             yield _done(waiting.pop(0))
-    for chunk in chunks.values():
-        chunk.flush()
+    for waiting_input in inputs.values():
+        waiting_input.flush()
     for pending in waiting:
         yield _done(pending)
 
 
-class _Chunk:
+class _InputBatch:
     """The network's input of one crop size, filled as crops come and run when it is full."""
 
     def __init__(self, network: Network, K: int) -> None:
@@ -207,11 +210,11 @@ class _Chunk:
     def add(self, pending: _Pending, crops: Tensor, places: np.ndarray) -> None:
         start = 0
         while start < len(crops):
-            take = min(len(crops) - start, self.network.chunk - self.used)
+            take = min(len(crops) - start, self.network.batch_size - self.used)
             self.buffer[self.used : self.used + take].copy_(crops[start : start + take], non_blocking=True)
             self.filled.append((pending, places[start : start + take]))
             self.used, start = self.used + take, start + take
-            if self.used == self.network.chunk:
+            if self.used == self.network.batch_size:
                 self.flush()
 
     def flush(self) -> None:

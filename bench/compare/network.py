@@ -184,7 +184,7 @@ def network_of(job: Job, variant: Variant, crops: Tensor) -> Network | AsTimm:
         classifier.fold()
     network = Network(
         classifier,
-        chunk=len(crops),
+        batch_size=len(crops),
         device=job.device,
         amp_dtype=variant.amp_dtype,
         channels_last=variant.channels_last,

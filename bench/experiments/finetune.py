@@ -278,7 +278,7 @@ def make_tuning(own: FineTuneConfig, job: Job, crops: TrainingCrops, recipe: Rec
         crops,
         job.data.table["label"].to_numpy(np.int64),
         recipe,
-        chunk=job.batch_size,
+        trunk_batch_size=job.batch_size,
         device=job.device,
         keep_bytes=int(own.keep_gib * 2**30),
         lap=watch.lap,
@@ -321,7 +321,7 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
             "of_parameters": network.param_count,
             "split": tuning.split.where,
         },
-        "chunk": tuning.chunk,
+        "trunk_batch_size": tuning.trunk_batch_size,
         "device": job.device,
         "notes": network.notes,
         "environment": machine.environment(),
@@ -341,7 +341,7 @@ def require_same(note: dict[str, Any], fresh: dict[str, Any]) -> None:
         was, found = note[group][field], fresh[group][field]
         if was != found:
             raise UserError(f"`resume`: {group}.{field} was {was!r} when the run was begun and is {found!r} now")
-    for field in ("chunk", "device"):
+    for field in ("trunk_batch_size", "device"):
         if note[field] != fresh[field]:
             raise UserError(f"`resume`: {field} was {note[field]!r} when the run was begun and is {fresh[field]!r} now")
 
@@ -389,7 +389,7 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
             for f in tuning.crops.failed.values()
         ],
         "notes": note["notes"] + tuning.notes,
-        "step_ms": step_ms(note["epochs"], note["recipe"]["batch_size"], note["chunk"]),
+        "step_ms": step_ms(note["epochs"], note["recipe"]["batch_size"], note["trunk_batch_size"]),
         "score_with": score,
     }
     write_note(out, note)
@@ -447,14 +447,14 @@ def score_command(job: Job, path: Path) -> str:
     return shlex.join(command)
 
 
-def step_ms(epochs: list[dict[str, Any]], batch_size: int, chunk: int) -> dict[str, dict[str, float]]:
-    """Median, least and most milliseconds of each stage of a step. A kept trunk's are scaled from chunk to batch."""
+def step_ms(epochs: list[dict[str, Any]], batch_size: int, trunk_batch_size: int) -> dict[str, dict[str, float]]:
+    """Median, least and most milliseconds of each stage of a step. A kept trunk's are scaled to the batch."""
     took: dict[str, list[float]] = defaultdict(list)
     for epoch in epochs:
         for stage, ms in epoch["ms"].items():
             took[stage] += ms
     if kept := took.pop("keep-trunk", None):
-        took["trunk"] = [ms * batch_size / chunk for ms in kept] if "trunk" not in took else took["trunk"]
+        took["trunk"] = [ms * batch_size / trunk_batch_size for ms in kept] if "trunk" not in took else took["trunk"]
     took.pop("keep-load", None)
     return {stage: _summary(ms) for stage, ms in sorted(took.items())}
 

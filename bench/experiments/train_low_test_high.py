@@ -354,7 +354,7 @@ def score_at(config: TrainLowTestHigh, K: int, networks: list[Trained], sets: Se
             lambda *_: InMemory(adapt_crops),  # type: ignore[arg-type,return-value]
         )
         labels = sets.adapt.table["label"].to_numpy(np.int64)
-        tuning = finetune.FineTuning(classifier, in_memory, labels, recipe, chunk=BATCH_SIZE)
+        tuning = finetune.FineTuning(classifier, in_memory, labels, recipe, trunk_batch_size=BATCH_SIZE)
         epochs = [asdict(epoch) for epoch in tuning.run()]
         after = right(classifier, val_crops, val_labels)
         common = (config.family, CROPS[trained.crop], trained.train_res, K, classifier.spec.S)

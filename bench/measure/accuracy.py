@@ -36,7 +36,7 @@ def accuracy_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[re
     partial = partial_results(job, out)
     _score_missing(job, partial)
     # After the exchange, all partial results are on the disk.
-    fitting = partial.smallest_batch_size(min(job.processes.all_gather(job.network.rows)))
+    fitting = partial.smallest_batch_size(min(job.processes.all_gather(job.network.fitting_batch_size)))
     kept: list[Predictions] = []  # in the main process only: those of a million images are not sent around
 
     def whole() -> list[Failure]:
@@ -83,8 +83,8 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
 
             def progress(images: int) -> None:
                 bar.update(images)
-                if job.network.rows < job.batch_size:
-                    partial.note_batch_size(job.network.rows)
+                if job.network.fitting_batch_size < job.batch_size:
+                    partial.note_batch_size(job.network.fitting_batch_size)
 
             fill(partial, own, parts, progress)
     finally:

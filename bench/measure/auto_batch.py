@@ -1,9 +1,9 @@
-"""``-b auto``: the largest chunk that fits, found by trying.
+"""``-b auto``: the largest batch size that fits, found by trying.
 
-Powers of two, upwards, each with a forward of zeros. On a GPU a chunk fits when torch has taken no more than a share of
-the memory: the pipeline needs the rest. On a CPU, where the system ends a process that takes too much instead of
-telling it, the next chunk is tried only while the growth so far says that it leaves half of the free memory free, and
-while a forward takes no longer than a few seconds.
+Powers of two, upwards, each with a forward of zeros. On a GPU a batch size fits when torch has taken no more than a
+share of the memory: the pipeline needs the rest. On a CPU, where the system ends a process that takes too much instead
+of telling it, the next batch size is tried only while the growth so far says that it leaves half of the free memory
+free, and while a forward takes no longer than a few seconds.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ MOST = 1024  # crops: beyond it no network here gets faster, and a forward takes
 
 
 def largest(make: Callable[[int], Network], K: int) -> int:
-    """The largest power of two up to ``MOST`` that fits; ``make(chunk)`` places the network. Raises OutOfMemory."""
+    """The largest power of two up to ``MOST`` that fits; ``make`` places the network. Raises OutOfMemory."""
     best, peaks = 1, [peak_bytes()]
     free = _free_bytes()
-    chunk = 1
-    while chunk <= MOST:
-        network = make(chunk)
+    batch_size = 1
+    while batch_size <= MOST:
+        network = make(batch_size)
         start = time.perf_counter()
         network.forward(K)  # of a single crop: raises OutOfMemory where even that is too much
-        if network.rows < chunk or not _leaves_room(network):
+        if network.fitting_batch_size < batch_size or not _leaves_room(network):
             break
-        best = chunk
+        best = batch_size
         peaks.append(peak_bytes())
         growth = peaks[-1] - peaks[-2]
         on_cpu, forward_s = network.device.type == "cpu", time.perf_counter() - start
         if on_cpu and (peaks[-1] + 2 * growth - peaks[0] > CPU_SHARE * free or 2 * forward_s > LONGEST_S):
             break
-        chunk *= 2
+        batch_size *= 2
     return best
 
 

@@ -85,7 +85,7 @@ class Bench:
     def _forwards(self) -> Iterator[int]:
         while True:
             self.network.forward()
-            yield self.network.chunk
+            yield self.network.batch_size
 
     def _loads(self, n: int) -> Iterator[int]:
         for batch in self.backends[n].batches(self.rows):
@@ -102,15 +102,15 @@ class Bench:
             yield len(predicted.rows)
 
     def fill(self) -> None:
-        """Put real crops into the network's chunk, so that the network alone is timed on what it will see."""
+        """Put real crops into the network's input batch, so that the network alone is timed on what it will see."""
         n = max(self.backends)
         used = 0
         for batch in self.backends[n].batches(self.rows):
             for group in batch.groups:
-                take = min(len(group.crops), self.network.chunk - used)
+                take = min(len(group.crops), self.network.batch_size - used)
                 self.network.buffer[used : used + take].copy_(group.crops[:take])
                 used += take
-            if used == self.network.chunk:
+            if used == self.network.batch_size:
                 return
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ def _timed(job: Job, setting: records.Setting, readable: np.ndarray) -> Iterator
             )
     finally:
         bench.close()
-    fitting = min(processes.all_gather(job.network.rows))
+    fitting = min(processes.all_gather(job.network.fitting_batch_size))
     for everyone in zip(*processes.all_gather(measured), strict=True):  # the same measurement of each process
         yield _record(job, setting, list(everyone), max(errors), fitting)
 

@@ -1,7 +1,7 @@
 """Activation statistics at each test resolution, and the two parametric adaptations to a resolution (FixRes).
 
-    train = measure(Network(load("resnet:50"), chunk=64), batches)                  # at K_train: the reference
-    network = Network(load("resnet:50", img_size=320), chunk=64)                    # the same weights at K_test
+    train = measure(Network(load("resnet:50"), batch_size=64), batches)                  # at K_train: the reference
+    network = Network(load("resnet:50", img_size=320), batch_size=64)                    # the same weights at K_test
     test = measure(network, batches_at_320)
     test.pooled.zero_share, test.pooled.cdf(points)                                 # Figures 3 and 4
     adaptation = ADAPTATIONS["frechet"].fit(train, test)
@@ -478,7 +478,7 @@ def measure(network: Network, batches: Iterable[CropBatch]) -> Statistics:
     except NotAdaptable as reason:
         absent = str(reason)
     with _removed_after(handles):
-        for piece in _pieces(batches, network.chunk):
+        for piece in _pieces(batches, network.batch_size):
             rows = len(piece)
             network.buffer[:rows].copy_(piece)  # what lies behind is padding, as in predict
             features, _ = network.forward()
@@ -493,12 +493,12 @@ def measure(network: Network, batches: Iterable[CropBatch]) -> Statistics:
     )
 
 
-def _pieces(batches: Iterable[CropBatch], chunk: int) -> Iterable[Tensor]:
-    """The crops without padding, uint8 [m, K, K, 3], at most ``chunk`` at a time."""
+def _pieces(batches: Iterable[CropBatch], most: int) -> Iterable[Tensor]:
+    """The crops without padding, uint8 [m, K, K, 3], at most ``most`` at a time."""
     for batch in batches:
         for group in batch.groups:
             real = torch.from_numpy(np.flatnonzero(group.image >= 0)).to(group.crops.device)
-            yield from (group.crops[part] for part in real.split(chunk) if len(part))
+            yield from (group.crops[part] for part in real.split(most) if len(part))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -523,7 +523,7 @@ STAGES = {
     "forward": "the tuned part and the loss",
     "backward": "gradients and the update",
     "keep-load": "waiting for crops, once an image, where activations are kept",
-    "keep-trunk": "the frozen part of a chunk of crops, padded",
+    "keep-trunk": "the frozen part of a trunk_batch_size of crops, padded",
 }
 
 
@@ -534,10 +534,10 @@ def no_lap(stage: str) -> None:
 class FineTuning:
     """Trains ``classifier.net`` in place. Run it to the end, or an epoch at a time with ``save_state`` in between.
 
-    ``labels`` int64 [images]. ``chunk``: crops per run of the frozen part, whose results do not depend on it as long as
-    it is the same. ``keep_bytes``: the most memory that activations may take; above it they are computed anew in every
-    epoch, and ``notes`` says so. ``lap(stage)`` is called after each stage, for whoever holds a clock: one of STAGES,
-    or "" where a stretch begins.
+    ``labels`` int64 [images]. ``trunk_batch_size``: crops per run of the frozen part, whose results do not depend on it
+    as long as it is the same. ``keep_bytes``: the most memory that activations may take; above it they are computed
+    anew in every epoch, and ``notes`` says so. ``lap(stage)`` is called after each stage, for whoever holds a clock:
+    one of STAGES, or "" where a stretch begins.
 
     Raises ValueError where the network has no such layers, there are fewer images than a batch, or labels are missing.
     """
@@ -549,7 +549,7 @@ class FineTuning:
         labels: np.ndarray,
         recipe: Recipe,
         *,
-        chunk: int = 64,
+        trunk_batch_size: int = 64,
         device: str = "cpu",
         keep_bytes: int = 4 << 30,
         lap: Lap = no_lap,
@@ -557,7 +557,12 @@ class FineTuning:
         _check_data(crops, labels, recipe, classifier.num_classes)
         self.classifier, self.crops, self.recipe = classifier.place(device), crops, recipe
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))
-        self.chunk, self.device, self.keep_bytes, self.lap = chunk, torch.device(device), keep_bytes, lap
+        self.trunk_batch_size, self.device, self.keep_bytes, self.lap = (
+            trunk_batch_size,
+            torch.device(device),
+            keep_bytes,
+            lap,
+        )
         self.notes: list[str] = []
         self.epochs_done = 0
         net, x = classifier.net, _probe(classifier)
@@ -670,11 +675,11 @@ class FineTuning:
 
     @torch.no_grad()
     def frozen(self, crops: Tensor) -> tuple[Tensor, ...]:
-        """Activations at the split of uint8 crops [n, K, K, 3], in padded pieces of ``chunk`` crops."""
+        """Activations at the split of uint8 crops [n, K, K, 3], in padded pieces of ``trunk_batch_size`` crops."""
         pieces = []
-        for piece in crops.split(self.chunk):
+        for piece in crops.split(self.trunk_batch_size):
             n = len(piece)
-            padded = functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, self.chunk - n)).to(self.device)
+            padded = functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, self.trunk_batch_size - n)).to(self.device)
             pieces.append(tuple(tensor[:n] for tensor in self.split.frozen(self.classifier.prepare(padded))))
         return tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
 
@@ -693,7 +698,7 @@ class FineTuning:
             return None
         kept = _Kept(tuple(t.new_empty((images, *t.shape[1:]), device="cpu") for t in shapes), np.zeros(images, bool))
         self.lap("")
-        for rows, crops in regroup(self.crops.epoch(0, np.arange(images)), self.chunk, tail=True):
+        for rows, crops in regroup(self.crops.epoch(0, np.arange(images)), self.trunk_batch_size, tail=True):
             self.lap("keep-load")
             for tensor, found in zip(kept.tensors, self.frozen(crops), strict=True):
                 tensor[torch.from_numpy(rows)] = found.cpu()

@@ -129,13 +129,13 @@ def test_no_batch_holds_an_image_twice(make_job: Callable[..., Job]) -> None:
 class Steady:
     """A network whose every forward takes 10 ms."""
 
-    def __init__(self, chunk: int) -> None:
-        self.chunk, self.forwards = chunk, 0
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.forwards = batch_size, 0
 
     def forward(self) -> tuple[None, torch.Tensor]:
         time.sleep(0.01)
         self.forwards += 1
-        return None, torch.zeros(self.chunk, 16)
+        return None, torch.zeros(self.batch_size, 16)
 
 
 @pytest.mark.parametrize(

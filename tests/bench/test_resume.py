@@ -764,7 +764,7 @@ def test_auto_finds_the_largest_chunk_that_fits(make_job: Callable[..., Job], mo
 
     monkeypatch.setattr(job_module, "Network", Small64)
     job = make_job("-b", "auto")
-    assert job.batch_size == job.network.chunk == 64
+    assert job.batch_size == job.network.batch_size == 64
     assert job.setting().batch_size == 64
 
 
@@ -772,9 +772,11 @@ def test_auto_stops_before_a_cpus_memory_is_half_full(monkeypatch: pytest.Monkey
     """1 GB a crop, 40 GB free: 16 crops take 16, 32 would take 32 of the 20 that may be used."""
     taken: list[int] = []
 
-    def make(chunk: int) -> Any:
+    def make(batch_size: int) -> Any:
         return SimpleNamespace(
-            rows=chunk, device=SimpleNamespace(type="cpu"), forward=lambda K: taken.append(chunk * 10**9)
+            fitting_batch_size=batch_size,
+            device=SimpleNamespace(type="cpu"),
+            forward=lambda K: taken.append(batch_size * 10**9),
         )
 
     monkeypatch.setattr(auto_batch, "peak_bytes", lambda: max(taken, default=0))

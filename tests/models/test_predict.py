@@ -1,11 +1,11 @@
-"""predict and Network against the same network run on each crop by itself, in a chunk of noise.
+"""predict and Network against the same network run on each crop by itself, in an input batch of noise.
 
-An image's outputs must be bit for bit the same whatever else is in the chunk, the batch and the run: that is what makes
-two runs comparable image by image. Tried on small networks of every family with random weights; crops are noise.
+An image's outputs must be bit for bit the same whatever else is in the input batch, the batch and the run: that is what
+makes two runs comparable image by image. Tried on small networks of every family with random weights; crops are noise.
 
-On a CPU this takes a chunk that is a multiple of 16. Otherwise the last few numbers of a tensor may go through scalar
-code where the others go through vectors (SiLU of test_efficientnet in chunks of 3), or rows through different matrix
-kernels (SqueezeNet's 11 classes in chunks of 8), and the place in the chunk shows in the last bit.
+On a CPU this takes an input batch that is a multiple of 16. Otherwise the last few numbers of a tensor may go through
+scalar code where the others go through vectors (SiLU of test_efficientnet in batches of 3), or rows through different
+matrix kernels (SqueezeNet's 11 classes in batches of 8), and the place in the input batch shows in the last bit.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views, parse_policy, union
 
 MODELS = ["test_resnet", "test_efficientnet", "test_nfnet", "mobilenetv3_small_050", "torchvision:squeezenet1_0"]
-K, CHUNK, IMAGES = 48, 16, 7
+K, BATCH_SIZE, IMAGES = 48, 16, 7
 VIEWS = union([parse_policy("CC+2RC")])
 
 
 def network_of(model: str, **arguments: Any) -> Network:
     classifier = load(model, weights="random", num_classes=11, img_size=K, crop_pct=0.875, seed=3)
-    return Network(classifier, **{"chunk": CHUNK, **arguments})
+    return Network(classifier, **{"batch_size": BATCH_SIZE, **arguments})
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -62,10 +62,10 @@ def batch_of(rows: list[int], views: Views = VIEWS, padding: int = 0, failed: li
 
 
 def one_by_one(network: Network) -> tuple[Tensor | None, Tensor]:
-    """Features [b, v, f] and logits [b, v, n], each crop at another place of a chunk of noise."""
+    """Features [b, v, f] and logits [b, v, n], each crop at another place of an input batch of noise."""
     features, logits = [], []
     for i, crop in enumerate(CROPS.flatten(0, 1)):
-        place = (5 * i + 3) % network.chunk
+        place = (5 * i + 3) % network.batch_size
         network.buffer.copy_(noise(*network.buffer.shape, seed=100 + i))
         network.buffer[place] = crop
         of_features, of_logits = network.forward()
@@ -103,7 +103,7 @@ def equal(a: tuple[Tensor | None, Tensor], b: tuple[Tensor | None, Tensor]) -> b
 
 
 def test_outputs_do_not_depend_on_the_company(network: Network) -> None:
-    """Batch split, order of images, padding in a batch, what lay in the buffer before, how full the last chunk is."""
+    """Batch split, order of images, padding in a batch, what lay in the buffer before, how full the last one is."""
     expected = one_by_one(network)
     assert len(expected[1].flatten(0, 1).unique(dim=0)) == IMAGES * VIEWS.total  # else equality would say little
     assert (expected[0] is None) == (not network.classifier.has_feature_level)
@@ -116,10 +116,10 @@ def test_outputs_do_not_depend_on_the_company(network: Network) -> None:
             assert equal(got, expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 21, 25])
-def test_any_chunk_size_serves_every_crop(chunk: int) -> None:
-    """A chunk that divides the crops, one that does not, and one larger than the run; equal but for the last bits."""
-    network = network_of("test_efficientnet", chunk=chunk)
+@pytest.mark.parametrize("batch_size", [1, 3, 21, 25])
+def test_any_chunk_size_serves_every_crop(batch_size: int) -> None:
+    """A size that divides the crops, one that does not, and one larger than the run; equal but for the last bits."""
+    network = network_of("test_efficientnet", batch_size=batch_size)
     expected = one_by_one(network)[1]
     got = gathered(network, [batch_of([0, 1, 2]), batch_of([3, 4, 5]), batch_of([6])])[1]
     apart = (expected[:, None] - expected[None]).abs().amax((2, 3)) + torch.eye(IMAGES)
@@ -177,11 +177,13 @@ def test_outputs_handed_over_stay_as_they_are(resnet: Network) -> None:
 def test_the_heads_rows_do_not_depend_on_their_number(model: str) -> None:
     network = network_of(model)
     assert network.classifier.feature_dim is not None
-    features = torch.randn(3 * CHUNK + 5, network.classifier.feature_dim, generator=torch.Generator().manual_seed(1))
+    features = torch.randn(
+        3 * BATCH_SIZE + 5, network.classifier.feature_dim, generator=torch.Generator().manual_seed(1)
+    )
     everything = network.head(features)
     assert everything.shape == (len(features), 11)
     assert len(everything.unique(dim=0)) == len(features)
-    for m in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK):
+    for m in (1, 2, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, 3 * BATCH_SIZE):
         assert torch.equal(network.head(features[:m]), everything[:m])
         assert torch.equal(network.head(features[-m:]), everything[-m:])
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(2))
@@ -294,18 +296,18 @@ def test_a_batch_is_handed_over_as_soon_as_it_is_through() -> None:
             taken.append(row)
             yield batch_of([row])
 
-    # Image 0's three crops wait for the chunk of eight, which image 2's second crop completes.
-    first = next(predict(coming(), network_of("test_resnet", chunk=8), VIEWS))
+    # Image 0's three crops wait for the input batch of eight, which image 2's second crop completes.
+    first = next(predict(coming(), network_of("test_resnet", batch_size=8), VIEWS))
     assert first.rows.tolist() == [0]
     assert taken == [0, 1, 2]
 
 
 def test_chunks_fill_across_batches() -> None:
-    """21 crops in chunks of 8 are three forwards, however they were batched."""
-    network, forwards = network_of("test_resnet", chunk=8), 0
+    """21 crops in batches of 8 are three forwards, however they were batched."""
+    network, forwards = network_of("test_resnet", batch_size=8), 0
 
     class Counting:
-        chunk, buffer_of = network.chunk, network.buffer_of
+        batch_size, buffer_of = network.batch_size, network.buffer_of
 
         def forward(self, K: int) -> tuple[Tensor | None, Tensor]:
             nonlocal forwards
@@ -318,10 +320,10 @@ def test_chunks_fill_across_batches() -> None:
     assert forwards == 3
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_an_empty_chunk_is_refused(chunk: int) -> None:
-    with pytest.raises(ValueError, match=f"`batch_size` {chunk}"):
-        network_of("test_resnet", chunk=chunk)
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_an_empty_chunk_is_refused(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"`batch_size` {batch_size}"):
+        network_of("test_resnet", batch_size=batch_size)
 
 
 def test_nothing_remembers_gradients(resnet: Network) -> None:
@@ -342,12 +344,12 @@ def test_crops_of_two_sizes_are_what_each_size_alone_gives() -> None:
         other = Group(large[rows].flatten(0, 1), np.array(rows), np.full(len(rows), 2, np.int32))
         return CropBatch([own, other], np.array(rows))
 
-    network = network_of("test_resnet", chunk=4)
+    network = network_of("test_resnet", batch_size=4)
     done = list(predict([batch([0, 1]), batch([2]), batch(list(range(3, IMAGES)))], network, views))
     assert np.concatenate([one.rows for one in done]).tolist() == list(range(IMAGES))
     got = torch.cat([one.outputs.logits for one in done if one.outputs])
     for crops, columns, K in ((small, [0, 1], 48), (large, [2], 64)):
-        alone = network_of("test_resnet", chunk=4)
+        alone = network_of("test_resnet", batch_size=4)
         flat = crops.flatten(0, 1)
         for place, crop in enumerate(flat):
             alone.buffer_of(K).copy_(noise(4, K, K, 3, seed=place))
@@ -375,7 +377,7 @@ def crowded(network: Network, room: int, error: Exception) -> list[int]:
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "squeezenet"])
-@pytest.mark.parametrize("room", range(1, CHUNK + 1))
+@pytest.mark.parametrize("room", range(1, BATCH_SIZE + 1))
 def test_the_chunk_is_halved_until_it_fits_and_the_outputs_stay(room: int, model: str) -> None:
     if model == "squeezenet":
         model = "torchvision:squeezenet1_0"  # no features
@@ -383,10 +385,10 @@ def test_the_chunk_is_halved_until_it_fits_and_the_outputs_stay(room: int, model
     network = network_of(model)
     sizes = crowded(network, room, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     got = gathered(network, [batch_of([0, 1, 2]), batch_of([3]), batch_of([4, 5, 6])])
-    halved = CHUNK
+    halved = BATCH_SIZE
     while halved > room:
         halved = -(-halved // 2)
-    assert set(sizes) == {halved} == {network.rows}
+    assert set(sizes) == {halved} == {network.fitting_batch_size}
     for mine, theirs in zip(got, expected, strict=True):
         if theirs is None:
             assert mine is None
@@ -398,9 +400,9 @@ def test_the_chunk_is_halved_until_it_fits_and_the_outputs_stay(room: int, model
 
 
 def test_the_shape_that_fits_gives_the_same_bits_as_a_run_of_that_shape(resnet: Network) -> None:
-    expected = gathered(network_of("test_resnet", chunk=-(-CHUNK // 2)), [batch_of(list(range(IMAGES)))])
+    expected = gathered(network_of("test_resnet", batch_size=-(-BATCH_SIZE // 2)), [batch_of(list(range(IMAGES)))])
     network = network_of("test_resnet")
-    crowded(network, CHUNK - 1, MemoryError())
+    crowded(network, BATCH_SIZE - 1, MemoryError())
     assert equal(gathered(network, [batch_of(list(range(IMAGES)))]), expected)
 
 
@@ -418,14 +420,14 @@ def test_the_shape_that_fits_gives_the_same_bits_as_a_run_of_that_shape(resnet: 
 )
 def test_only_a_lack_of_memory_halves_the_chunk(error: Exception, is_memory: bool) -> None:
     network = network_of("test_resnet")
-    crowded(network, CHUNK - 1, error)
+    crowded(network, BATCH_SIZE - 1, error)
     if is_memory:
         network.forward()
-        assert network.rows == -(-CHUNK // 2)
+        assert network.fitting_batch_size == -(-BATCH_SIZE // 2)
     else:
         with pytest.raises(type(error), match=str(error)):
             network.forward()
-        assert network.rows == CHUNK
+        assert network.fitting_batch_size == BATCH_SIZE
 
 
 def test_without_room_for_one_crop_the_error_names_the_network_and_the_remedy() -> None:
@@ -464,7 +466,7 @@ def test_float32_is_not_rounded_to_tf32() -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        Network(load("resnet:demo", weights="demo"), chunk=1)
+        Network(load("resnet:demo", weights="demo"), batch_size=1)
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -175,7 +175,7 @@ def test_step_times_scale_a_kept_trunk_to_a_batch() -> None:
         {"ms": {"keep-load": [1.0], "keep-trunk": [10.0, 30.0], "forward": [1.0, 3.0]}},
         {"ms": {"forward": [2.0], "backward": [4.0]}},
     ]
-    found = finetune.step_ms(epochs, batch_size=64, chunk=16)
+    found = finetune.step_ms(epochs, batch_size=64, trunk_batch_size=16)
     assert found == {
         "backward": {"median": 4.0, "min": 4.0, "max": 4.0, "steps": 1},
         "forward": {"median": 2.0, "min": 1.0, "max": 3.0, "steps": 3},

@@ -33,7 +33,7 @@ from pipelines.crops import Planner, parse_policy, uniforms, union
 from pipelines.data.dataset import Dataset
 
 SEED = 3
-CHUNK = 8
+BATCH_SIZE = 8
 POLICIES = ["CC", "1RC", "3RC", "CC+2RC", "5FC", "5FC+5MFC", "CC+5FC+2RC+2MRC", "4ARC"]
 LEVELS = ["feature", "logit", "softmax"]
 ON_A_CPU = [name for name in BACKENDS if name != "dali-gpu"]
@@ -91,7 +91,7 @@ def resnet(data: Dataset) -> Setup:
 
 def make_setup(family: str, data: Dataset) -> Setup:
     net = loading.load(f"{family}:demo", weights="demo")
-    return Setup(net, Network(net, chunk=CHUNK), data)
+    return Setup(net, Network(net, batch_size=BATCH_SIZE), data)
 
 
 def counted(images: int, top1: int, top5: int, nll_mean: float, newly_correct: int, newly_wrong: int) -> dict[str, Any]:

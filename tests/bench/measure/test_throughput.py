@@ -27,7 +27,7 @@ from pipelines.crops import Planner, Policy, union
 from pipelines.inputspec import InputSpec
 
 SPEC = InputSpec(S=8, K=6)
-BATCH_IMAGES, CHUNK, CLASSES = 4, 8, 5
+BATCH_IMAGES, BATCH_SIZE, CLASSES = 4, 8, 5
 # What each thing takes. No sleep is shorter than asked for, so no rate may be above the one that follows from it.
 BATCH_MS = {"read": 2, "decode": 4, "resize": 6}
 CROP_MS = 1.0  # of the pipeline
@@ -91,7 +91,7 @@ class Slow(nn.Module):
 @pytest.fixture(scope="module")
 def network() -> Network:
     torch.manual_seed(0)
-    return Network(Classifier(Slow(), SPEC, name="slow", weights="random"), chunk=CHUNK)
+    return Network(Classifier(Slow(), SPEC, name="slow", weights="random"), batch_size=BATCH_SIZE)
 
 
 def make_planner(policy: Policy) -> Planner:
@@ -122,10 +122,10 @@ def known_rate(measurement: Measurement) -> float:
     if measurement.stage in BATCH_MS:
         return 1e3 * BATCH_IMAGES / BATCH_MS[measurement.stage]
     if measurement.stage == MODEL:
-        return 1e3 * CHUNK / FORWARD_MS
+        return 1e3 * BATCH_SIZE / FORWARD_MS
     assert measurement.crops is not None
     image_ms = CROP_MS * measurement.crops + (
-        FORWARD_MS * measurement.crops / CHUNK if measurement.stage == END_TO_END else 0
+        FORWARD_MS * measurement.crops / BATCH_SIZE if measurement.stage == END_TO_END else 0
     )
     return 1e3 / image_ms
 
@@ -147,7 +147,7 @@ def test_every_rate_is_that_of_the_work_done(measured: dict[Measurement, Timed])
         # batch whose chunk was computed in the warm-up.
         assert 0.3 < rate(one) / known_rate(measurement) < 1.25, measurement
         for segment in one.segments:
-            unit = CHUNK if measurement.stage == MODEL else BATCH_IMAGES
+            unit = BATCH_SIZE if measurement.stage == MODEL else BATCH_IMAGES
             assert segment.count % unit == 0 and segment.count >= 2 * unit
             assert len(segment.interval_ms) == segment.count / unit
             assert sum(segment.interval_ms) / 1e3 <= segment.duration_s
@@ -226,7 +226,7 @@ def test_images_are_read_in_the_order_of_the_table_again_and_again(
         total = sum(next(stream) for _ in range(5))
         seen = [row for backend in bench.backends.values() for row in backend.rows_seen]  # type: ignore[attr-defined]
         if measurement.stage == MODEL:
-            assert seen == [] and total == 5 * CHUNK
+            assert seen == [] and total == 5 * BATCH_SIZE
         else:
             assert total == 5 * BATCH_IMAGES <= len(seen)
             assert seen == np.resize(ROWS, len(seen)).tolist()
@@ -302,7 +302,7 @@ def test_the_network_alone_is_timed_on_real_crops(network: Network) -> None:
     bench = bench_of(network)
     network.buffer.fill_(255)
     bench.fill()
-    expected = [(row, view) for row in ROWS.tolist() for view in range(max(CROPS))][:CHUNK]
+    expected = [(row, view) for row in ROWS.tolist() for view in range(max(CROPS))][:BATCH_SIZE]
     assert list(map(tuple, network.buffer[:, 0, 0, :2].tolist())) == expected
 
 

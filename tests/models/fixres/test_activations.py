@@ -371,7 +371,7 @@ def test_every_crop_counts_once_and_padding_never():
     crops = noise(11, K, K, 3)
     classifier = classifier_of("test_resnet")
     features, before = by_hand(classifier, crops)
-    found = measure(Network(classifier, chunk=4), batches_of(crops, 5, padding=3))
+    found = measure(Network(classifier, batch_size=4), batches_of(crops, 5, padding=3))
     assert (found.crops, found.K, found.S, found.weight_hash) == (11, K, 73, classifier.weight_hash)
     assert found.pooled.values == features.size
     assert found.pooled.zeros == (features == 0).sum() > 0 and found.pooled.above == (features > 2).sum()
@@ -386,7 +386,7 @@ def test_every_crop_counts_once_and_padding_never():
 def test_batches_and_order_change_no_count():
     crops = noise(9, K, K, 3)
     classifier = classifier_of("test_resnet")
-    network = Network(classifier, chunk=4)
+    network = Network(classifier, batch_size=4)
     one = measure(network, batches_of(crops, 9))
     other = measure(network, batches_of(crops.flip(0), 2, padding=1))
     assert np.array_equal(one.pooled.counts, other.pooled.counts)
@@ -397,7 +397,7 @@ def test_batches_and_order_change_no_count():
 
 def test_a_network_without_a_last_activation_is_counted_all_the_same():
     classifier = classifier_of("convnext_atto")
-    found = measure(Network(classifier, chunk=2), batches_of(noise(2, K, K, 3), 2))
+    found = measure(Network(classifier, batch_size=2), batches_of(noise(2, K, K, 3), 2))
     assert found.before is None and "no activation function known here" in str(found.before_absent_reason)
     summary = found.summary()
     assert summary["negative"] and summary["frechet_mu"] is None and "negative" in str(summary["frechet_absent_reason"])
@@ -406,13 +406,13 @@ def test_a_network_without_a_last_activation_is_counted_all_the_same():
 
 def test_no_features_and_no_crops_are_refused():
     with pytest.raises(ValueError, match="has no pooled activations: SqueezeNet"):
-        measure(Network(classifier_of("torchvision:squeezenet1_0"), chunk=2), [])
+        measure(Network(classifier_of("torchvision:squeezenet1_0"), batch_size=2), [])
     with pytest.raises(ValueError, match=r"no crop reached test_resnet.*give images that can be read"):
-        measure(Network(classifier_of("test_resnet"), chunk=2), [])
+        measure(Network(classifier_of("test_resnet"), batch_size=2), [])
 
 
 def test_the_summary_is_plain_numbers():
-    found = measure(Network(classifier_of("test_resnet"), chunk=4), batches_of(noise(4, K, K, 3), 4))
+    found = measure(Network(classifier_of("test_resnet"), batch_size=4), batches_of(noise(4, K, K, 3), 4))
     summary = found.summary()
     assert summary["zero_percent"] == 100 * found.pooled.zero_share
     fit = Frechet.fit(found.pooled)
@@ -482,7 +482,7 @@ def test_a_shared_relu_is_adapted_at_its_last_run_only(model):
     """The maps that go into the ReLU: all but the last are what they were, the last has the reference's moments."""
     classifier = classifier_of(model, 64)
     crops = noise(4, 64, 64, 3)
-    found = measure(Network(classifier, chunk=4), batches_of(crops, 4))
+    found = measure(Network(classifier, batch_size=4), batches_of(crops, 4))
     wanted = Moments()
     wanted.count, wanted.total = found.before.count, found.before.total + 2 * found.before.count
     wanted.squares = found.before.squares + 4 * found.before.total + 4 * found.before.count  # of x + 2
@@ -517,7 +517,7 @@ def test_a_shared_relu_is_adapted_at_its_last_run_only(model):
 
 def test_an_adaptation_of_the_identity_changes_nothing():
     classifier = classifier_of("test_resnet", 64)
-    network = Network(classifier, chunk=4)
+    network = Network(classifier, batch_size=4)
     found = measure(network, batches_of(noise(5, K, K, 3), 5))
     x = classifier.prepare(noise(4, K, K, 3, seed=2))
     with torch.inference_mode():
@@ -531,12 +531,12 @@ def test_an_adaptation_of_the_identity_changes_nothing():
 def test_before_silu_too():
     found = {}
     for size in (64, 96):
-        network = Network(classifier_of("test_efficientnet", size), chunk=4)
+        network = Network(classifier_of("test_efficientnet", size), batch_size=4)
         found[size] = measure(network, batches_of(noise(4, size, size, 3), 4))
     classifier = classifier_of("test_efficientnet", 96)
     adaptation = GaussianAdaptation.fit(found[64], found[96])
     attach(classifier, adaptation)
-    after = measure(Network(classifier, chunk=4), batches_of(noise(4, 96, 96, 3), 4))
+    after = measure(Network(classifier, batch_size=4), batches_of(noise(4, 96, 96, 3), 4))
     # The measuring hook stands behind the adapting one, on the same input.
     assert torch.allclose(after.before.mean, found[64].before.mean, atol=1e-3)
     assert torch.allclose(after.before.std, found[64].before.std, atol=1e-3)

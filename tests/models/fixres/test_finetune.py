@@ -88,7 +88,7 @@ def crops_of(images: Any, recipe: Recipe, spec: InputSpec, batch_images: int = 5
 def tuning_of(images: Any, recipe: Recipe = QUICK, name: str = "test_resnet", **words: Any) -> FineTuning:
     classifier = untrained(name)
     crops = crops_of(images, recipe, classifier.spec, words.pop("batch_images", 5))
-    return FineTuning(classifier, crops, LABELS, recipe, chunk=8, **words)
+    return FineTuning(classifier, crops, LABELS, recipe, trunk_batch_size=8, **words)
 
 
 def state(tuning: FineTuning) -> dict[str, torch.Tensor]:
@@ -285,7 +285,7 @@ def test_label_smoothing_is_torchs_own(images: Any) -> None:
         labels = logits.argmax(1)
         labels[0] = (labels[0] + 1) % 4
         expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, labels)
-        (epoch,) = FineTuning(classifier, crops, labels.numpy(), recipe, chunk=8).run()
+        (epoch,) = FineTuning(classifier, crops, labels.numpy(), recipe, trunk_batch_size=8).run()
         assert epoch.loss == pytest.approx(expected.item(), rel=1e-4)
         assert epoch.top1 == pytest.approx(100 * 23 / 24)
         losses.append(epoch.loss)
