@@ -135,7 +135,7 @@ class Throughput:
     batch_images: int | None  # images per pipeline batch in this case
     counts: list[int]  # images (of `model`: crops) in each round
     durations_s: list[float]
-    interval_ms: list[float]  # between successive batches (of `model`: chunks), all rounds
+    interval_ms: list[float]  # between successive batches, all rounds
     peak_mem_bytes: int  # this process and its children, sampled between rounds
     gpu_used_bytes: int | None
     frame_error_levels: float  # worst mean difference of a checked frame from the reference, grey levels (rule 7)

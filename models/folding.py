@@ -3,7 +3,7 @@
 * BatchNorm behind a convolution: in inference an affine map of each channel, which the convolution's weights can hold
   (``torch.nn.utils.fusion``). A pass over every feature map is saved; its activation, if it has one, stays.
 * NFNet's scaled weight standardisation (Brock et al. 2021, "Characterizing signal propagation"): timm's
-  ``ScaledStdConv2d`` standardises its weights at every forward, whatever the chunk.
+  ``ScaledStdConv2d`` standardises its weights at every forward, whatever the batch size.
 
 Mean and std of the input are not folded into the first convolution: it pads with zeros, which are the mean colour
 behind the normalisation and black before it, so that the border of every feature map would change. ``Normalize`` makes

@@ -26,7 +26,7 @@ class Segment:
 
     count: int  # images or crops that came out
     duration_s: float
-    interval_ms: list[float]  # between successive items (batches or chunks): on the GPU by events, without waiting
+    interval_ms: list[float]  # between successive items (batches): on the GPU by events, without waiting
 
 
 class _Marks:

@@ -19,7 +19,7 @@ resolution"), so that it, and it alone, is in training mode. All else is frozen 
 ``LAYERS`` says which modules these are in the four families.
 
 **What is computed once.** The network is split where training begins. Whatever lies before is run without gradients, in
-chunks of one fixed shape; under test DA, where an image is the same crop in every epoch, it is run once an image and
+batches of one fixed shape; under test DA, where an image is the same crop in every epoch, it is run once an image and
 kept. Chunks of one shape make both ways equal bit for bit.
 
 Left out: fine-tuning "the last three cells" (PNASNet, Table 1) and "layer 4" (Table 10).

@@ -7,12 +7,7 @@ network, averages in plain Python.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -249,18 +244,6 @@ def test_random_weights_are_timed_and_not_scored(images: Path, tmp_path: Path) -
     assert "random" in found.absents[0].reason
 
 
-def test_a_long_run_asks(
-    images: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from bench.measure import estimate
-
-    monkeypatch.setattr(estimate, "expected_s", lambda job: 7201.0)
-    assert run.main(command(images, checkpoint, "--out", str(tmp_path / "out"))) == 2
-    said = capsys.readouterr().err
-    assert "--yes" in said and "--limit" in said and "2.0 h" in said
-    assert not (tmp_path / "out").exists()
-
-
 def test_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,20 +256,3 @@ def test_dry_run_writes_nothing(
     assert "there is no folder nowhere" in capsys.readouterr().err
     assert run.main([*dry, "--data", "val-{0..3}.tar"]) == 2
     assert "there is no tar" in capsys.readouterr().err
-
-
-def test_ctrl_c_leaves_whole_lines(images: Path, checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    args = command(images, checkpoint, "--crops", "1,2,5", "--rounds", "500", "--yes", "--out", str(out))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(
-        [sys.executable, str(ROOT / "bench" / "run.py"), *args], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "results.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    started.send_signal(signal.SIGINT)
-    _, error = started.communicate(timeout=60)
-    assert started.returncode == 130
-    assert "interrupted" in error and "Traceback" not in error
-    assert records.read_run(out).accuracies
