@@ -60,6 +60,7 @@ def build_parser(
     """A parser with an option for each field of RunConfig but those in ``leave_out``, in its groups."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        usage=f"{prog} [options]     (--help lists them)",  # the full list would hide an error behind 25 lines
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
