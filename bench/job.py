@@ -22,7 +22,7 @@ from models.classifier import Classifier
 from models.loading import load
 from models.predict import Network, default_batch_size
 from pipelines.backends import BACKENDS, backend
-from pipelines.batch import Backend, Failure, LoadConfig, default_batch_images, split
+from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, split
 from pipelines.crops import Planner, Policy, union
 from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
@@ -231,7 +231,7 @@ class Job:
             prefetch=loading.prefetch or LoadConfig().prefetch,
             mmap=loading.mmap,
             hw_load=loading.hw_load if BACKENDS[loading.data_backend].on_gpu else None,
-            crop_operator=loading.crop_operator,
+            crop_operator=crop_operator_at(spec.K, loading.crop_operator, on_gpu=BACKENDS[loading.data_backend].on_gpu),
         )
 
     def describe(self) -> dict[str, Any]:

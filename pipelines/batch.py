@@ -66,6 +66,28 @@ CROP_OPERATOR_NAMES = (
 )  # DALI's operators for the crops (pipelines.backends.crop_ops); the first is the usual one
 
 
+PASTE_BLOCK, PASTE_THREADS, CHANNELS = 256, 32, 3  # values of an output row for each CUDA block, and its threads
+
+
+def paste_reads_out_of_bounds(K: int) -> bool:
+    """Whether ``multi_paste`` on a GPU reads beyond its list of patches for crops of K x K pixels.
+
+    Each thread of the last block in a row first searches the patch of its own first value, without a bound. Where the
+    block is narrower than its threads, some of them start behind the row and find no patch. The pixels are right, so
+    comparing them does not show it. Source: PasteKernel in dali/kernels/imgproc/paste/paste_gpu.h (DALI 2.4.0).
+    """
+    return 0 < CHANNELS * K % PASTE_BLOCK < PASTE_THREADS
+
+
+def crop_operator_at(K: int, usual: str | None, *, on_gpu: bool) -> str | None:
+    """The name of the operator that makes crops of K x K pixels: ``usual``, unless it may read out of bounds there.
+
+    ``usual``: one of CROP_OPERATOR_NAMES; None is the first of them.
+    """
+    paste, warp = CROP_OPERATOR_NAMES
+    return warp if on_gpu and usual in (None, paste) and paste_reads_out_of_bounds(K) else usual
+
+
 @dataclass(frozen=True, slots=True)
 class LoadConfig:
     """How a backend works; nothing in here changes a pixel on one backend (but see ``hw_load``)."""

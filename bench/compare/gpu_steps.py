@@ -39,7 +39,7 @@ BATCH_SIZES = (256, 64, 8, 1)
 CROPS = [1, 5, 20]
 LARGE_K, HUGE_K = 380, 600  # crops from so many pixels on: batch size by what fits; a network takes longer
 DALI = "nvidia.dali"
-SANITIZED_K = 260  # 3 K mod 256 is below 32: DALI's multi_paste was seen to read out of bounds there
+SANITIZED_K = 260  # DALI's multi_paste reads out of bounds there, so the backend must take warp_affine
 KERNEL_SECONDS = 3.0  # that a profiler watches
 
 

@@ -4,7 +4,8 @@
 output whatever the number of views. Where windows are mirrored the frame lies beside its mirror image.
 
 ``warp_affine`` with a matrix for each window, NVIDIA's recipe for several crops of an image, takes over on a GPU where
-``multi_paste`` does not do what it does on a CPU (``working_crop_operator`` asks). Every image has as many slots as the
+``multi_paste`` does not do what it does on a CPU (``working_crop_operator`` asks), and at crop sizes where it reads out
+of bounds (``pipelines.batch.paste_reads_out_of_bounds``). Every image has as many slots as the
 one with the most views; on two CPU cores it does half as many images/s at 20 crops of 224 pixels (212 to 217, against
 436 to 451), while at one crop it keeps 0.94. On a GPU multicrop-bench tune tries both.
 """

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 from weakref import WeakMethod
 
@@ -28,7 +29,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
 from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, CropOperator, working_crop_operator
-from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, crop_operator_at, split
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode_error
 from pipelines.data.spans import Span
@@ -53,15 +54,17 @@ class _Dali:
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None:
         self.source, self.planner, self.config = source, planner, config
         self.device = f"cuda:{config.device_id}" if self.mixed else "cpu"
-        self.crop_operator = (
-            CROP_OPERATORS[config.crop_operator]
-            if config.crop_operator
-            else working_crop_operator(config.device_id)
-            if self.mixed
-            else PASTE
-        )
+        self.crop_operators = self._operators()
         self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
         self._readers = self._new_readers()
+
+    def _operators(self) -> tuple[CropOperator, ...]:
+        """The operator of each of the plan's groups: the same, but for crop sizes that it cannot safely make."""
+        usual = self.config.crop_operator
+        if usual is None:
+            usual = working_crop_operator(self.config.device_id).name if self.mixed else PASTE.name
+        sizes = [spec.K for spec in self.planner.specs().values()]
+        return tuple(CROP_OPERATORS[crop_operator_at(K, usual, on_gpu=self.mixed) or usual] for K in sizes)
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
@@ -125,15 +128,15 @@ class _Dali:
         key = (what, by_path, alone)
         if key not in self._pipes:
             config = replace(self.config, batch_images=1) if alone else self.config
-            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.crop_operator, self.mixed)
+            self._pipes[key] = _Fed(what, by_path, self.planner, config, self.crop_operators, self.mixed)
         return self._pipes[key]
 
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
         changed = _changed_images(plan, outputs[0])
         groups = []
-        for group, output in zip(plan.groups, outputs[1:], strict=True):
+        for group, output, operator in zip(plan.groups, outputs[1:], self.crop_operators, strict=True):
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
-            slots = self.crop_operator.slots(group, len(plan.rows)).reshape(-1)
+            slots = operator.slots(group, len(plan.rows)).reshape(-1)
             empty = (slots < 0) | np.isin(group.image[slots], changed)
             image = np.where(empty, -1, plan.rows[group.image[slots]])
             groups.append(Group(crops, image, np.where(empty, -1, group.view[slots])))
@@ -202,9 +205,15 @@ class _Fed:
     """One built graph and what is in flight in it."""
 
     def __init__(
-        self, what: str, by_path: bool, planner: Planner, config: LoadConfig, crop_operator: CropOperator, mixed: bool
+        self,
+        what: str,
+        by_path: bool,
+        planner: Planner,
+        config: LoadConfig,
+        crop_operators: tuple[CropOperator, ...],  # one for each of the plan's groups
+        mixed: bool,
     ) -> None:
-        self.what, self.by_path, self.crop_operator = what, by_path, crop_operator
+        self.what, self.by_path, self.crop_operators = what, by_path, crop_operators
         self.requests: Iterator[_Request] = iter(())
         self.in_flight: deque[Plan] = deque()
         self.running = False  # a pass was begun and its end not reached
@@ -221,16 +230,12 @@ class _Fed:
         self.pipe.build()
 
     def _graph(self, planner: Planner, config: LoadConfig, mixed: bool) -> list[Any]:
-        groups = len(planner.views.sizes)
-        crop_input, crop_sizes = (
-            (self.crop_operator.dtypes, self.crop_operator.ndims),
-            [spec.K for spec in planner.specs().values()],
-        )
-        parts = [
-            ENCODED_INPUT,
-            *[SIZES] * groups * (self.what in RESIZES),
-            *[crop_input] * groups * (self.what == "crops"),
-        ]
+        specs = list(planner.specs().values())
+        parts = [ENCODED_INPUT]
+        if self.what in RESIZES:
+            parts += [SIZES] * len(specs)
+        if self.what == "crops":
+            parts += [(list(operator.dtypes), list(operator.ndims)) for operator in self.crop_operators]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
         encoded, *planned = fn.external_source(
@@ -248,18 +253,18 @@ class _Fed:
         outputs = [image.shape()]
         if self.what == "decode":
             return [*outputs, image]
-        for g in range(groups):
+        sizes, arguments = planned[: len(specs)], iter(planned[len(specs) :])
+        for spec, size, operator in zip(specs, sizes, self.crop_operators, strict=True):
             frame = fn.resize(
                 image,
-                size=planned[g],
+                size=size,
                 interp_type=INTERPOLATION[planner.spec.interpolation],
                 antialias=True,
                 subpixel_scale=False,
             )
             if self.what == "crops":
-                first = groups + g * len(crop_input[0])
-                arguments = planned[first : first + len(crop_input[0])]
-                frame = self.crop_operator.operator(frame, *arguments, K=crop_sizes[g], mirrored=planner.views.mirrored)
+                own = islice(arguments, len(operator.dtypes))
+                frame = operator.operator(frame, *own, K=spec.K, mirrored=planner.views.mirrored)
             outputs.append(frame)
         return outputs
 
@@ -269,10 +274,9 @@ class _Fed:
         self.in_flight.append(plan)
         # In C order: DALI refuses arrays whose rows are not dense.
         sizes = [np.ascontiguousarray(group.sizes, dtype=np.float32) for group in plan.groups if self.what in RESIZES]
-        operator = self.crop_operator
         windows = [
             operator.arguments(group, operator.slots(group, len(encoded_inputs)))
-            for group in plan.groups
+            for group, operator in zip(plan.groups, self.crop_operators, strict=True)
             if self.what == "crops"
         ]
         return (encoded_inputs, *sizes, *(x for arguments in windows for x in arguments))

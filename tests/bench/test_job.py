@@ -97,6 +97,13 @@ def test_another_operator_than_the_usual_one_is_said_and_recorded(
     assert job.setting().crop_operator == job.load_config(1).crop_operator == "warp_affine"
 
 
+def test_the_operator_that_a_crop_size_needs_on_a_gpu_is_recorded(make_job: Callable[..., Job]) -> None:
+    job = make_job("--img-size", "88")  # multi_paste would read out of bounds there
+    assert job.setting().crop_operator is None
+    change(job, "loading", data_backend="dali-gpu")
+    assert job.setting().crop_operator == "warp_affine"
+
+
 # --------------------------------------------------------------------------------------------------- how it is loaded
 
 

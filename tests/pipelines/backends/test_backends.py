@@ -644,26 +644,39 @@ def test_images_may_have_different_numbers_of_views(
     assert same(got, {(row, view): crop for (row, view), crop in expected.items() if view < counts[row]})
 
 
-@pytest.mark.parametrize("device", ["dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)])
-def test_each_way_to_cut_gives_the_same_crops(device: str, make: Callable[..., Any], random_images: Any) -> None:
-    """Plain and mirrored, of two sizes, of different numbers, from any row of the batch."""
-    from pipelines.backends.crop_ops import CROP_OPERATORS
+def crops_by_place(backend: Any, rows: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """(row, view) -> crop of a whole pass, of all sizes."""
+    found = {}
+    for batch in backend.batches(rows):
+        for group in batch.groups:
+            places = zip(group.image.tolist(), group.view.tolist(), strict=True)
+            found.update(zip(places, group.crops.cpu().numpy(), strict=True))
+    return {place: crop for place, crop in found.items() if place != (-1, -1)}
 
-    def crops(one: Any, way: str) -> dict[tuple[int, int], np.ndarray]:
-        found = {}
-        for batch in make(device, random_images, one, batch_images=3, crop_operator=way).batches(random_images.rows):
-            for group in batch.groups:
-                places = zip(group.image.tolist(), group.view.tolist(), strict=True)
-                found.update(zip(places, group.crops.cpu().numpy(), strict=True))
-        return {place: crop for place, crop in found.items() if place != (-1, -1)}
+
+@pytest.mark.parametrize("device", ["dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)])
+def test_each_crop_operator_gives_the_same_crops(device: str, make: Callable[..., Any], random_images: Any) -> None:
+    """Plain and mirrored, of two sizes, of different numbers, from any row of the batch; one operator for all sizes, or
+    one for each."""
+    from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, WARP
 
     runnable(device)
+    rows = random_images.rows
     ragged = Ragged(planner("CC+3MRC"), [3, 1, 4, 4, 2, 3, 1, 4])
-    for one in (planner("CC+2RC"), planner("5FC+5MFC+4ARC+3AMRC"), planner("CC+CC@33+2MRC@33+1ARC"), ragged):
-        first, *others = (crops(one, way) for way in CROP_OPERATORS)
-        assert len(first) >= 2 * len(random_images.rows)
+    two_sizes = planner("CC+4ARC+CC@33+2MRC@33+6ARC@33")  # both sizes: images have different numbers of crops
+    for one in (planner("CC+2RC"), planner("5FC+5MFC+4ARC+3AMRC"), two_sizes, ragged):
+        first, *others = (
+            crops_by_place(make(device, random_images, one, batch_images=3, crop_operator=name), rows)
+            for name in CROP_OPERATORS
+        )
+        assert len(first) >= 2 * len(rows)
         assert others
         assert all(same(first, other) for other in others)
+    expected = crops_by_place(make(device, random_images, two_sizes, batch_images=3), rows)
+    for operators in ((PASTE, WARP), (WARP, PASTE)):
+        backend = make(device, random_images, two_sizes, batch_images=3)
+        backend.crop_operators = operators
+        assert same(crops_by_place(backend, rows), expected)
 
 
 def test_memory_is_taken_anew_only_when_nobody_holds_it() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.batch import CROP_OPERATOR_NAMES
-from pipelines.crops import GroupPlan, crop_windows
+from pipelines.batch import CROP_OPERATOR_NAMES, LoadConfig, crop_operator_at, paste_reads_out_of_bounds
+from pipelines.crops import GroupPlan, Planner, crop_windows, parse_policy, union
+from pipelines.inputspec import InputSpec
 
 pytestmark = pytest.mark.dali
 
@@ -137,3 +139,54 @@ def test_the_second_way_is_taken_where_the_first_is_wrong(
     monkeypatch.setattr(crop_ops, "CROP_OPERATORS", {"multi_paste": paste})
     with pytest.raises(RuntimeError, match="no DALI operator makes correct crops here: multi_paste: "):
         crop_ops.working_crop_operator(None)
+
+
+def paste_kernel_stays_inside(K: int, crops: int, samples: int) -> bool:
+    """DALI's PasteKernel on ``samples`` outputs of ``crops`` crops on top of each other: both searches, of every thread
+    of every block of a row, in the list of all patches. Python's IndexError is the read out of bounds."""
+    width = 3 * K  # channels lie in the row
+    patch_end = [width] * (crops * samples)  # one column of patches a sample, each as wide as the output
+    for first_patch in range(0, crops * samples, crops):
+        for block_start in range(0, width, 256):
+            block_end = min(block_start + 256, width)
+            for thread in range(32):
+                try:
+                    patch = first_patch
+                    while thread + block_start >= patch_end[patch]:
+                        patch += 1
+                    for x in range(thread + block_start, block_end, 32):
+                        while x >= patch_end[patch]:
+                            patch += 1
+                except IndexError:
+                    return False
+    return True
+
+
+def test_the_crop_sizes_at_which_multi_paste_reads_out_of_bounds() -> None:
+    for K in range(1, 1025):
+        assert paste_kernel_stays_inside(K, crops=2, samples=2) != paste_reads_out_of_bounds(K), K
+    assert [K for K in (224, 260, 300, 380, 456, 528, 600) if paste_reads_out_of_bounds(K)] == [260, 600]
+
+
+@pytest.mark.parametrize("K", [1, 10, 11, 88, 224, 260, 600])
+def test_warp_affine_is_taken_where_multi_paste_reads_out_of_bounds(K: int) -> None:
+    for usual in (None, *CROP_OPERATOR_NAMES):
+        assert crop_operator_at(K, usual, on_gpu=False) == usual  # the CPU's multi_paste has no such search
+    unsafe = K not in (11, 224)
+    assert crop_operator_at(K, None, on_gpu=True) == ("warp_affine" if unsafe else None)
+    assert crop_operator_at(K, "multi_paste", on_gpu=True) == ("warp_affine" if unsafe else "multi_paste")
+    assert crop_operator_at(K, "warp_affine", on_gpu=True) == "warp_affine"
+
+
+@pytest.mark.parametrize("asked", [None, "multi_paste"])
+@pytest.mark.parametrize(("mixed", "expected"), [(True, ["PASTE", "WARP"]), (False, ["PASTE", "PASTE"])])
+def test_each_crop_size_has_its_own_operator(
+    crop_ops: Any, monkeypatch: pytest.MonkeyPatch, asked: str | None, mixed: bool, expected: list[str]
+) -> None:
+    from pipelines.backends import dali
+
+    monkeypatch.setattr(dali, "working_crop_operator", lambda device_id: crop_ops.PASTE)
+    planner = Planner(InputSpec(S=256, K=224), union([parse_policy("CC+2RC@260")]))
+    config = LoadConfig(crop_operator=asked)
+    backend: Any = SimpleNamespace(planner=planner, config=config, mixed=mixed)
+    assert list(dali._Dali._operators(backend)) == [getattr(crop_ops, name) for name in expected]
