@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "compare network": Command("ways of running a network: speed and agreement", "bench.compare.network"),
     "compare parity": Command("do the data backends agree? windows, pixels, answers", "bench.compare.parity"),
     "compare one-pass": Command("what the small crop counts cost beside the largest", "bench.compare.one_pass"),
+    "compare host-cost": Command("what Python costs for each image of a DALI batch", "bench.compare.host_cost"),
     "compare gpu": Command("everything that only a GPU can show", "bench.compare.gpu"),
     "tune": Command("find this machine's fastest pipeline settings and keep them", "bench.compare.tune"),
     "finetune": Command("FixRes: fine-tune the last layers at another test size", "bench.experiments.finetune"),

@@ -83,7 +83,7 @@ def tune(options: TuneConfig) -> int:
     print(why)
     cores, gpu = usable_cores(), BACKENDS[name].on_gpu
     data = unlabelled(scanning.scan(options.data or demo.ensure("val"), workers=cores), "not needed")
-    operators = working_crop_operators() if gpu else [None]
+    operators = working_crop_operators(options.img_size) if gpu else [None]
     best = LoadConfig(workers=cores, crop_operator=operators[0])
     measured: list[dict[str, Any]] = []
     for choices in candidates(cores, gpu, operators):
@@ -132,11 +132,15 @@ def rate_of(options: TuneConfig, name: str, data: Source, crops: int) -> Callabl
     return rate
 
 
-def working_crop_operators() -> list[str | None]:
-    """DALI's operators that make correct crops on this GPU."""
+def working_crop_operators(K: int) -> list[str | None]:
+    """DALI's operators that make correct crops on this GPU, without what K x K pixels rule out."""
     from pipelines.backends.crop_ops import CROP_OPERATORS, fault_of
+    from pipelines.batch import crop_operator_at
 
-    return [name for name, operator in CROP_OPERATORS.items() if fault_of(operator, 0) is None]
+    safe = {
+        name: operator for name, operator in CROP_OPERATORS.items() if crop_operator_at(K, name, on_gpu=True) == name
+    }
+    return [name for name, operator in safe.items() if fault_of(operator, 0) is None]
 
 
 def candidates(cores: int, gpu: bool, operators: Sequence[str | None] = ()) -> list[list[dict[str, Any]]]:
