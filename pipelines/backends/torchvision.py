@@ -57,7 +57,7 @@ class Torchvision:
         return None
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
-        """One CropBatch for each ``batch_images`` rows, in request."""
+        """One CropBatch for each ``batch_images`` rows, in order."""
         for plan, loaded in self._load(rows, ship_frames=None):
             groups = []
             for g, group in enumerate(plan.groups):
@@ -201,7 +201,7 @@ class _Request:
 
 
 class _Batches(Dataset):
-    """Item ``order``: the batch's plan, and what became of it."""
+    """Item ``request``: the batch's plan, and what became of it."""
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
