@@ -74,7 +74,8 @@ def paste_reads_out_of_bounds(K: int) -> bool:
 
     Each thread of the last block in a row first searches the patch of its own first value, without a bound. Where the
     block is narrower than its threads, some of them start behind the row and find no patch. The pixels are right, so
-    comparing them does not show it. Source: PasteKernel in dali/kernels/imgproc/paste/paste_gpu.h (public source, its version not compared with the installed one).
+    comparing them does not show it. Source: PasteKernel in dali/kernels/imgproc/paste/paste_gpu.h, the public source
+    (not compared with the installed version).
     """
     return 0 < CHANNELS * K % PASTE_BLOCK < PASTE_THREADS
 
