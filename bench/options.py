@@ -32,8 +32,10 @@ class CommandLine:
     own: dict[str, Any] = field(default_factory=dict)  # options that a program has beside the shared ones
 
     def applied_to(self, config: RunConfig) -> RunConfig:
-        """``config`` with the options that this command line names."""
-        return with_values(config, self.given)
+        """``config`` with the options that this command line names, and with what they imply (``settled``)."""
+        names = {*self.given, "models"} if "model_list" in self.given else set(self.given)
+        groups = {name: group for group, name, _ in options_of(RunConfig)}
+        return with_values(config, {name: getattr(getattr(self.config, groups[name]), name) for name in names})
 
 
 def flag_names(config_class: type = RunConfig) -> dict[str, str]:

@@ -223,6 +223,32 @@ def test_only_fields_that_may_not_differ_are_compared() -> None:
     assert free == {one.name for one in fields(OutputConfig) if option_of(one)}
 
 
+LIST = ["--model-list", "FILE"]
+
+
+@pytest.mark.parametrize("argv", [LIST, ["--models", "a", *LIST], ["--amp", "--amp-dtype", "float32"], ["--amp"]])
+def test_the_whole_command_line_may_be_given_again(argv: list[str], tmp_path: Path) -> None:
+    listed = tmp_path / "networks.txt"
+    listed.write_text("b\nc\n")
+    line = parse([str(listed) if word == "FILE" else word for word in argv])
+    assert first_difference(line.config, line.applied_to(line.config)) is None
+
+
+@pytest.mark.parametrize("models", [[], ["--models", "a"]])
+@pytest.mark.parametrize("now", ["b\n", "b\nc\nd\n", "c\nb\n"])
+def test_a_list_of_networks_that_was_edited_is_noticed_when_it_is_given_again(
+    now: str, models: list[str], tmp_path: Path
+) -> None:
+    listed = tmp_path / "networks.txt"
+    listed.write_text("b\nc\n")
+    argv = [*models, "--model-list", str(listed)]
+    stored = parse(argv).config
+    listed.write_text(now)
+    assert first_difference(stored, parse([]).applied_to(stored)) is None  # the run's own configuration has the names
+    difference = first_difference(stored, parse(argv).applied_to(stored))
+    assert difference == ("models", [*models[1:], "b", "c"], [*models[1:], *now.split()])
+
+
 def test_python_tools_make_a_configuration_without_a_command_line() -> None:
     made = RunConfig(network=NetworkConfig(family="resnet"), data=DataConfig(data=Path("x")))
     assert replace(parse(["--family", "resnet", "--data", "x"]).config, measure=made.measure) == made
