@@ -248,7 +248,7 @@ def make_plans(session: Session) -> tuple[dict[str, NetworkPlan], list[FailedMod
                 plans[case.label] = plan_of(job)
         except Exception as error:
             raise_if_fatal(error, only)
-            failed.append(FailedModel(case.label, "load", one_line(error)))
+            failed.append(FailedModel(case.label, "load", with_flags(one_line(error), flag_names())))
             log.warning("%s is left out: %s", case.label, failed[-1].reason)
             continue
         if only:
@@ -468,6 +468,9 @@ def finish(session: Session) -> int:
     print(with_flags(console.text(done.records), flag_names()))
     for line in console.accounting_lines(done.image_accounts) + console.failure_lines(done.failed):
         print(f"\n{line}")
+    models = console.headline(done.records)
+    for one in models:
+        one["not_measured"] = {what: with_flags(why, flag_names()) for what, why in one["not_measured"].items()}
     print("\nwritten:")
     for path in sorted(path.resolve() for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")
@@ -476,7 +479,7 @@ def finish(session: Session) -> int:
         "summary": str(summary.resolve()),
         "figures": [str(path) for path in figures],
         "elapsed_s": round(time.monotonic() - session.started_s, 1),
-        "models": console.headline(done.records),
+        "models": models,
         "images": console.accounting_headline(done.image_accounts),
         "failed": [{"model": one.label, "stage": one.stage, "reason": one.reason} for one in done.failed],
     }

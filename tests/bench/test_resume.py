@@ -605,7 +605,7 @@ def test_a_network_that_takes_too_long_to_load_is_left_out(
     made, failed = run.make_plans(session)
     assert list(made) == ["fast"]
     assert [(one.label, one.stage, one.reason) for one in failed] == [
-        ("slow", "load", "it took longer than `timeout` 1 s")
+        ("slow", "load", "it took longer than --timeout 1 s")
     ]
     session.cases = [slow]
     with pytest.raises(UserError, match="`timeout` 1 s"):
@@ -753,7 +753,7 @@ def test_kills_would_notice_a_difference(tmp_path: Path, small_run: Small) -> No
 # -------------------------------------------------------------------------------------------------------------- -b auto
 
 
-def test_auto_finds_the_largest_chunk_that_fits(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_finds_the_largest_batch_that_fits(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     class Small64(Network):
         """A device with room for 64 crops."""
 
@@ -829,7 +829,7 @@ if __name__ == "__main__":
     assert alive == []
 
 
-def test_a_chunk_that_was_halved_before_an_interruption_is_recorded(
+def test_a_batch_size_that_was_halved_before_an_interruption_is_recorded(
     small_run: Small, resume: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first process has room for 3 of the 8 crops of a forward, its continuation for all."""

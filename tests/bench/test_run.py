@@ -232,7 +232,8 @@ def test_accuracy_alone_says_that_nothing_was_timed(small_run: Small) -> None:
     assert finished.status == 0
     assert finished.run.throughputs == []
     assert [(a.what, a.reason) for a in finished.run.absents] == [("throughput", "not asked for (`throughput`)")]
-    assert finished.last["models"][0]["images_per_sec"] is None
+    (said,) = finished.last["models"]
+    assert said["images_per_sec"] is None and said["not_measured"] == {"throughput": "not asked for (--no-throughput)"}
 
 
 def test_a_dry_run_prints_the_cases_and_writes_nothing(
