@@ -33,7 +33,7 @@ from tests.bench.conftest import change, run_job
 @pytest.mark.parametrize(
     ("K", "crops"), [(32, 64), (64, 64), (96, 64), (112, 64), (160, 32), (224, 16), (320, 8), (800, 8)]
 )
-def test_a_chunk_on_a_cpu_holds_about_as_many_pixels_whatever_the_crops_size(K: int, crops: int) -> None:
+def test_a_batch_on_a_cpu_holds_about_as_many_pixels_whatever_the_crops_size(K: int, crops: int) -> None:
     assert default_batch_size(K, "cpu") == crops
     assert default_batch_size(K, "cuda:0") == 256
 

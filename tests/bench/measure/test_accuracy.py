@@ -75,7 +75,7 @@ class Setup:
             source.close()
 
 
-# Family -> images: odd, so that the last batch and the last chunk are short.
+# Family -> images: odd, so that the last batch of images and the last batch of crops are short.
 SCORED = {"resnet": 15, "mobilenet": 11}
 
 

@@ -77,7 +77,7 @@ class Sleeping:
 
 
 class Slow(nn.Module):
-    """A tiny network that takes FORWARD_MS for each chunk."""
+    """A tiny network that takes FORWARD_MS for each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def test_every_rate_is_that_of_the_work_done(measured: dict[Measurement, Timed])
     assert list(measured) == MEASUREMENTS
     for measurement, one in measured.items():
         # Slower than the sleeps by the machine's load and the real work; faster only where a segment begins with a
-        # batch whose chunk was computed in the warm-up.
+        # batch whose crops were computed in the warm-up.
         assert 0.3 < rate(one) / known_rate(measurement) < 1.25, measurement
         for segment in one.segments:
             unit = BATCH_SIZE if measurement.stage == MODEL else BATCH_IMAGES
@@ -306,7 +306,7 @@ def test_the_network_alone_is_timed_on_real_crops(network: Network) -> None:
     assert list(map(tuple, network.buffer[:, 0, 0, :2].tolist())) == expected
 
 
-def test_a_batch_smaller_than_the_chunk_fills_it_with_the_next(network: Network) -> None:
+def test_a_batch_of_images_below_the_batch_size_is_filled_with_the_next(network: Network) -> None:
     bench = bench_of(network, rows=ROWS[:1])
     network.buffer.fill_(255)
     bench.fill()
