@@ -5,7 +5,8 @@
 
 Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read,
 and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending
-of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again.
+of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again: rows
+that were written stay, and the images without one follow, those added to the folder meanwhile among them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class PredictConfig:
     )
     topk: int = option("--topk", default=5, metavar="K", parse=values.positive, help="classes an image (default: 5)")
     out: Path | None = option(
-        "--out", metavar="FILE", parse=values.path, help="a new .csv, .jsonl or .parquet file (default: print CSV)"
+        "--out", metavar="FILE", parse=values.path, help="a new .csv, .jsonl or .parquet file (default: print)"
     )
     results_format: str | None = option(
         "--results-format", choices=("csv", "json", "parquet"), help="default: by the ending of --out, else csv"
@@ -72,6 +73,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.model is None:
             raise ValueError("`model` NAME is needed: the network that classifies")
+        if self.out is None and self.results_format == "parquet":
+            raise ValueError("`results_format` parquet is not text and cannot be printed: add `out` FILE")
         if self.out is not None and self.results_format is None and self.out.suffix.lower() not in FORMATS:
             raise ValueError(f"`out` {self.out} does not end in {', '.join(FORMATS)}: add `results_format`")
 
@@ -99,7 +102,8 @@ def run(config: PredictConfig) -> int:
     except (WeightsError, RuntimeError) as error:
         raise UserError(str(error)) from error
     if config.out is None:
-        frame([row_of(image, config.topk) for image in shown(classify(config.images))]).to_csv(sys.stdout, index=False)
+        rows = [row_of(image, config.topk) for image in shown(classify(config.images), quiet=config.quiet)]
+        sys.stdout.write(as_text(rows, config.format))
         return 0
     failed = write(config, config.out, classify)
     log.info("written: %s%s", config.out.resolve(), f"; {failed} images could not be read" if failed else "")
@@ -129,11 +133,11 @@ def load(config: PredictConfig) -> MultiCrop:
     )
 
 
-def shown(images: Iterator[ImageResult], done: int = 0) -> Iterator[ImageResult]:
-    """With a progress bar on standard error."""
+def shown(images: Iterator[ImageResult], done: int = 0, *, quiet: bool = False) -> Iterator[ImageResult]:
+    """With a progress bar on standard error, unless ``quiet``."""
     from tqdm import tqdm
 
-    yield from tqdm(images, desc="predict", unit="image", initial=done)
+    yield from tqdm(images, desc="predict", unit="image", initial=done, disable=quiet)
 
 
 def row_of(image: ImageResult, k: int) -> dict[str, Any]:
@@ -154,7 +158,8 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
         if rows:
             log.info("%d images were classified before and are kept", len(rows))
         with lines.open("a", encoding="utf-8") as file:
-            for image in shown(classify(config.images, skip=len(rows)), len(rows)):
+            remaining = classify(config.images, done={row["filename"] for row in rows})
+            for image in shown(remaining, len(rows), quiet=config.quiet):
                 rows.append(row_of(image, config.topk))
                 file.write(json.dumps(rows[-1]) + "\n")
                 if len(rows) % FLUSH_ROWS == 0:
@@ -206,9 +211,14 @@ def frame(rows: list[dict[str, Any]]) -> Any:
 def save(rows: list[dict[str, Any]], out: Path, form: str) -> None:
     """Write the result whole or not at all."""
     with whole_file(out) as file:
-        if form == "json":
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        elif form == "parquet":
+        if form == "parquet":
             frame(rows).to_parquet(file, index=False)
         else:
-            frame(rows).to_csv(file, index=False)
+            file.write(as_text(rows, form).encode())
+
+
+def as_text(rows: list[dict[str, Any]], form: str) -> str:
+    """The rows as JSON lines ("json") or as CSV."""
+    if form == "json":
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    return frame(rows).to_csv(index=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
-from pipelines.data.memory import ImageList
+from pipelines.data.memory import ImageList, name_of
 from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
 
@@ -133,41 +133,40 @@ class MultiCrop:
         self._lock = threading.Lock()
         self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
 
-    def __call__(self, images: Any, *, skip: int = 0) -> Iterator[ImageResult]:
+    def __call__(self, images: Any, *, done: Collection[str] = ()) -> Iterator[ImageResult]:
         """Classify images, in order.
 
         ``images``: a folder, a glob, a tar or its pattern; one path, bytes of an encoded image, PIL image or uint8
         array [H, W, 3]; or an iterable of such items, read a few hundred ahead. In a folder an image's name is its path
         below the folder; else the path as given, or ``image N``. An unreadable image comes with its ``error`` and does
-        not stop the others. ``skip``: leave out so many at the beginning, to continue what was interrupted.
+        not stop the others. ``done``: names of images to leave out, to continue what was interrupted.
 
         Raises pipelines.data.dataset.DatasetError for a folder, glob or tar that is not there or holds no image.
         """
         if isinstance(images, str | Path):
             path = Path(images).expanduser()
             if path.is_dir() or (is_pattern(images) and not _is_glob_of_files(str(images))):
-                return self._scanned(path, skip)
+                return self._scanned(path, frozenset(done))
             if not path.is_file():
-                return self._listed(_matching(path), skip)
+                return self._listed(_matching(path), frozenset(done))
         one = isinstance(images, str | Path | bytes | bytearray | memoryview | np.ndarray) or hasattr(images, "convert")
-        return self._listed([images] if one else images, skip)
+        return self._listed([images] if one else images, frozenset(done))
 
-    def _scanned(self, root: Path, skip: int) -> Iterator[ImageResult]:
+    def _scanned(self, root: Path, done: frozenset[str]) -> Iterator[ImageResult]:
         """A folder or tars: readable and unreadable images in the order of their names."""
         found = scan(root, workers=_cores(), progress=False)
         data = Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
         rows = {name: row for row, name in enumerate(data.table["name"])}
         errors = dict(zip(found.unreadable["name"], found.unreadable["reason"], strict=True))
-        names = sorted(rows.keys() | errors.keys())[skip:]
+        names = sorted((rows.keys() | errors.keys()) - done)
         classified = self._classified(data, np.array([rows[name] for name in names if name in rows], dtype=np.int64))
         for name in names:
             yield next(classified) if name in rows else ImageResult(name, None, errors[name], self.classes)
 
-    def _listed(self, images: Iterable[Any], skip: int) -> Iterator[ImageResult]:
-        remaining, done = islice(images, skip, None), skip
-        while block := list(islice(remaining, BLOCK_IMAGES)):
-            source = ImageList.of(block, done)
-            done += len(block)
+    def _listed(self, images: Iterable[Any], done: frozenset[str]) -> Iterator[ImageResult]:
+        numbered = ((number, image) for number, image in enumerate(images) if name_of(image, number) not in done)
+        while block := list(islice(numbered, BLOCK_IMAGES)):
+            source = ImageList.of([image for _, image in block], [number for number, _ in block])
             classified = self._classified(source, source.readable)
             for row, name in enumerate(source.listed):
                 if row in source.errors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,30 +44,28 @@ class ImageList:
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Sequence[Any], first_number: int = 0) -> ImageList:
+    def of(cls, images: Sequence[Any], numbers: Iterable[int] | None = None) -> ImageList:
         """``images``: paths, bytes of encoded files, PIL images, or uint8 arrays [H, W, 3] or [H, W].
 
-        A path's name is the path as given, with forward slashes; others are called ``image N``, counted from
-        ``first_number``. An item of another kind is an error of its own row.
+        A path's name is the path as given, with forward slashes; others are called ``image N`` after their
+        ``numbers``, by default 0, 1, ... An item of another kind is an error of its own row.
         """
         made = cls()
-        for number, image in enumerate(images, first_number):
+        for number, image in zip(range(len(images)) if numbers is None else numbers, images, strict=True):
             made._add(image, number)
         if not all(span.is_file for span in made.where):  # backends take files only, or no file at all
             made.where = [_as_piece(span) for span in made.where]
         return made
 
     def _add(self, image: Any, number: int) -> None:
-        is_path = isinstance(image, str | Path)
-        name = Path(image).as_posix() if is_path else f"image {number}"
         try:
-            span, facts = _file(Path(image)) if is_path else _in_memory(image)
+            span, facts = _file(Path(image)) if isinstance(image, str | Path) else _in_memory(image)
         except (OSError, ValueError, TypeError) as error:
             span, facts = MemorySpan.of(b""), (0, 0, "", "", str(error))
         width, height, _, _, problem = facts
         if problem:
             self.errors[len(self.listed)] = problem
-        self.listed.append(name)
+        self.listed.append(name_of(image, number))
         self.where.append(span)
         self.stored.append((height, width))
 
@@ -87,6 +85,11 @@ class ImageList:
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return np.array([self.stored[row] for row in rows], dtype=np.int64).reshape(-1, 2)
+
+
+def name_of(image: Any, number: int) -> str:
+    """The name of an item of a list: a path as given, with forward slashes, else ``image N``."""
+    return Path(image).as_posix() if isinstance(image, str | Path) else f"image {number}"
 
 
 Facts = tuple[int, int, str, str, str]  # of pipelines.data.dataset.header_facts: width, height, format, mode, problem

@@ -99,17 +99,22 @@ def test_every_kind_of_image_gives_the_same_pixels(weights_file: Path, folder: P
     assert equal(grey, next(centre([picture.convert("L")]))) and not equal(grey, found[0])
 
 
-def test_globs_lists_and_skipping(classify: MultiCrop, folder: Path) -> None:
+def test_globs_lists_and_what_is_done_already(classify: MultiCrop, folder: Path) -> None:
     globbed = list(classify(str(folder / "[0-4].jpg")))
     assert [Path(image.name).name for image in globbed] == [f"{n}.jpg" for n in range(5)]
     listed = list(classify([folder / f"{n}.jpg" for n in (3, 1)]))
     assert equal(listed[0], globbed[3]) and equal(listed[1], globbed[1])
     for images in (folder, str(folder / "*.jpg")):
         whole = list(classify(images))
-        for skip in (1, 3, 6, 7):
-            rest = list(classify(images, skip=skip))
-            assert [image.name for image in rest] == [image.name for image in whole[skip:]]
-            assert all(a.error or equal(a, b) for a, b in zip(rest, whole[skip:], strict=True))
+        for done in (whole[:1], whole[:3], whole[2:5:2], whole):
+            rest = list(classify(images, done={image.name for image in done}))
+            expected = [image for image in whole if image not in done]
+            assert [image.name for image in rest] == [image.name for image in expected]
+            assert all(a.error or equal(a, b) for a, b in zip(rest, expected, strict=True))
+    pictures = [np.asarray(Image.open(folder / f"{n}.jpg").convert("RGB")) for n in range(3)]
+    by_number = list(classify(pictures))
+    (last,) = classify(pictures, done={"image 0", "image 1"})
+    assert last.name == "image 2" and equal(last, by_number[2])  # its random crops are those of its name
 
 
 @pytest.mark.parametrize("item", [5, np.zeros((4, 4, 4), np.uint8), np.zeros((8, 8, 3)), "no such.jpg", b"text"])

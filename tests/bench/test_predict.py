@@ -66,6 +66,10 @@ def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys
     assert command("--topk", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "filename,error,index_0,label_0,name_0,prob_0" and len(lines) == 7
+    assert command("--topk", "1", "--results-format", "json") == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["filename"] for line in said.out.splitlines()] == [line.split(",")[0] for line in lines[1:]]
+    assert said.err == ""  # -q: no progress bar
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
@@ -97,6 +101,28 @@ def test_an_interrupted_command_is_continued(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_folder_that_grew_while_interrupted_loses_and_repeats_nothing(
+    command: Callable[..., int], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, seen = predict.row_of, []
+
+    def interrupted(image: ImageResult, k: int) -> dict[str, Any]:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(image.name)
+        return real(image, k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "row_of", interrupted)
+        assert command("--out", str(tmp_path / "out.csv")) == 130
+    shutil.copy(folder / "4.jpg", folder / "0-new.jpg")  # comes before what was classified
+    assert command("--out", str(tmp_path / "out.csv")) == 0
+    assert command("--out", str(tmp_path / "whole.csv")) == 0
+    found, whole = pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "whole.csv")
+    assert found["filename"].tolist()[:2] == seen == ["0.jpg", "1.jpg"]
+    pd.testing.assert_frame_equal(found.sort_values("filename", ignore_index=True), whole)
+
+
 def test_the_rest_of_another_command_is_refused(
     command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
@@ -116,6 +142,7 @@ def test_the_rest_of_another_command_is_refused(
     ("argv", "says"),
     [
         (["--out", "x.txt"], "does not end in .csv"),
+        (["--results-format", "parquet"], "--results-format parquet is not text"),
         (["--topk", "0"], "'0' is not a positive integer"),
         (["--level", "votes"], "votes"),
         (["--policy", "7FC"], "a policy is a sum of terms"),
