@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.measure import scoring
 from bench.predictions import Predictions
 from models import MultiCrop
+from models.averaging import LEVELS
 from models.multicrop import BLOCK_IMAGES, ImageResult
 from pipelines import unusable
 from pipelines.data import demo
@@ -46,27 +48,39 @@ def equal(a: ImageResult, b: ImageResult) -> bool:
     return a.error is b.error is None and np.array_equal(a.probabilities, b.probabilities)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("level", ["feature", "logit", "softmax"])
 @pytest.mark.parametrize("backend", ["torchvision", "dali-cpu"])
 def test_predictions_are_those_of_a_run(
-    backend: str, level: str, small_run: Callable[..., Any], demo_root: Path, weights_file: Path
+    backend: str, small_run: Callable[..., Any], demo_root: Path, weights_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Bit for bit, also where the run evaluates more views: what a run scores is kept, as float64, while it scores."""
     if reason := unusable(backend):
         pytest.skip(reason)
-    finished = small_run("--policies", POLICY, "--no-throughput", "--data-backend", backend)
+    averaged: dict[str, list[np.ndarray]] = {level: [] for level in LEVELS}
+    real = scoring.log_probabilities
+
+    def kept(level: str, *arguments: Any) -> Any:
+        log_p = real(level, *arguments)
+        averaged[level].append(log_p.exp().numpy())  # [p, b, n]
+        return log_p
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "log_probabilities", kept)
+        finished = small_run("--policies", f"{POLICY},4RC", "--no-throughput", "--data-backend", backend)
     (path,) = finished.out.glob("predictions-*.npz")
     scored = Predictions.load(path)
-    ours = MultiCrop(
-        "test_resnet", checkpoint=weights_file, policy=POLICY, level=level, **{**SMALL, "backend": backend}
-    )
-    found = list(ours(demo_root))
-    i, p = scored.levels.index(level), scored.policies.index(POLICY)
-    assert [image.name for image in found] == finished.predictions()["names"].tolist()
-    assert [image.top(1)[0][0] for image in found] == scored.top1[i, p].tolist()
-    nll = [np.float32(-np.log(image.probabilities[label])) for image, label in zip(found, scored.labels, strict=True)]
-    # The file holds -log p as float32: equal but for the rounding of exp and log, which is below it.
-    assert np.allclose(nll, scored.nll[i, p], rtol=3e-7, atol=1e-7)
-    assert all(image.probabilities.sum() == pytest.approx(1) for image in found)
+    p = scored.policies.index(POLICY)
+    for i, level in enumerate(scored.levels):
+        ours = MultiCrop(
+            "test_resnet", checkpoint=weights_file, policy=POLICY, level=level, **{**SMALL, "backend": backend}
+        )
+        found = list(ours(demo_root))
+        assert [image.name for image in found] == finished.predictions()["names"].tolist()
+        assert np.array_equal([image.probabilities for image in found], np.concatenate(averaged[level], axis=1)[p])
+        assert [image.top(1)[0][0] for image in found] == scored.top1[i, p].tolist()
+        own = [np.float32(-np.log(image.probabilities[n])) for image, n in zip(found, scored.labels, strict=True)]
+        # The file holds -log p as float32: equal but for the rounding of exp and log.
+        assert np.allclose(own, scored.nll[i, p], rtol=3e-7, atol=1e-7)
+        assert all(image.probabilities.sum() == pytest.approx(1) for image in found)
 
 
 def test_an_unreadable_image_comes_in_its_place_with_its_error(classify: MultiCrop, folder: Path) -> None:
