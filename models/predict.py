@@ -11,6 +11,7 @@ fitted.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from pipelines.crops import Views
 AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What torch says on a GPU, on a CPU, in cuDNN and in cuBLAS; only the first of them has a type of its own.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+MAX_QUEUED = 2  # forward passes that may wait on a GPU while the host prepares the next
 
 
 class OutOfMemory(RuntimeError):
@@ -131,7 +134,7 @@ class Network:
             torch.cuda.empty_cache()
 
     def _in_pieces(self, buffer: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Forwards of ``rows`` crops each, the last one padded: the shape is still one."""
+        """Forward passes of ``fitting_batch_size`` crops each, the last one padded: the shape is still one."""
         padded = torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, 0, 0, -self.batch_size % self.fitting_batch_size))
         done: list[tuple[Tensor | None, Tensor]] = []
         for piece in padded.split(self.fitting_batch_size):
@@ -144,7 +147,7 @@ class Network:
 
     @torch.inference_mode()
     def head(self, features: Tensor) -> Tensor:
-        """[m, f] -> [m, n] in padded pieces of ``rows`` rows: matrix products of other shapes round otherwise."""
+        """[m, f] -> [m, n] in padded pieces of ``fitting_batch_size`` rows: other shapes round otherwise."""
         m = len(features)
         padded = torch.nn.functional.pad(features, (0, 0, 0, -m % self.fitting_batch_size))
         with self._autocast():
@@ -182,13 +185,14 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
     """
     waiting: list[_Pending] = []
     inputs: dict[int, _InputBatch] = {}  # by crop size
+    queue = _Queue()
     for batch in batches:
         pending = _pending(batch, views)
         waiting.append(pending)
         for group, places in zip(batch.groups, pending.positions, strict=True):
             K = group.crops.shape[1]
             if K not in inputs:
-                inputs[K] = _InputBatch(network, K)
+                inputs[K] = _InputBatch(network, K, queue)
             for start, stop in _runs(places):
                 inputs[K].add(pending, group.crops[start:stop], places[start:stop])
         while waiting and waiting[0].missing == 0:
@@ -199,11 +203,29 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
         yield _done(pending)
 
 
+class _Queue:
+    """Bounds how far the host runs ahead of a GPU: it waits for the forward pass MAX_QUEUED passes back, whose end lies
+    behind it as a rule. Unbounded, crops and outputs of many batches would wait in the GPU's memory."""
+
+    def __init__(self) -> None:
+        self.events: deque[torch.cuda.Event] = deque()
+
+    def passed(self, device: torch.device) -> None:
+        """Call after each forward pass on ``device`` and the copies of its outputs."""
+        if device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        self.events.append(event)
+        if len(self.events) > MAX_QUEUED:
+            self.events.popleft().synchronize()
+
+
 class _InputBatch:
     """The network's input of one crop size, filled as crops come and run when it is full."""
 
-    def __init__(self, network: Network, K: int) -> None:
-        self.network, self.K, self.buffer = network, K, network.buffer_of(K)
+    def __init__(self, network: Network, K: int, queue: _Queue) -> None:
+        self.network, self.K, self.queue, self.buffer = network, K, queue, network.buffer_of(K)
         self.filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in it, in order: whose, and where it belongs
         self.used = 0
 
@@ -227,6 +249,7 @@ class _InputBatch:
             start += len(places)
         self.filled.clear()
         self.used = 0
+        self.queue.passed(self.buffer.device)
 
 
 def _pending(batch: CropBatch, views: Views) -> _Pending:

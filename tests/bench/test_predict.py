@@ -68,7 +68,9 @@ def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys
     assert lines[0] == "filename,error,index_0,label_0,name_0,prob_0" and len(lines) == 7
     assert command("--topk", "1", "--results-format", "json") == 0
     said = capsys.readouterr()
-    assert [json.loads(line)["filename"] for line in said.out.splitlines()] == [line.split(",")[0] for line in lines[1:]]
+    assert [json.loads(line)["filename"] for line in said.out.splitlines()] == [
+        line.split(",")[0] for line in lines[1:]
+    ]
     assert said.err == ""  # -q: no progress bar
 
 

@@ -18,7 +18,7 @@ from pipelines.crops import Policy, Views, parse_policy, union, view_count
 IMAGES, FEATURES, CLASSES = 4, 7, 37
 POLICIES = ["CC", "1RC", "3RC", "CC+4RC", "5FC", "CC+5FC", "5FC+5MFC+3RC+2MRC", "2MRC", "20RC", "6ARC", "CC+4ARC+9AMRC"]
 # Pixels that the centre crop leaves out, and all, of each image: the adaptive terms take few and many of them.
-LEFT_OUT = np.array([[0, 100], [23, 100], [60, 100], [99, 100]])
+UNCOVERED = np.array([[0, 100], [23, 100], [60, 100], [99, 100]])
 
 
 def linear_head() -> torch.nn.Linear:
@@ -60,7 +60,7 @@ def outputs_of(views: Views, head: torch.nn.Module) -> ViewOutputs:
 def number_of_views(term: str, n: int, image: int) -> int:
     if "A" not in term:
         return n
-    out, whole = LEFT_OUT[image].tolist()
+    out, whole = UNCOVERED[image].tolist()
     return min(1 + int(Fraction(n * out, whole)), n)
 
 
@@ -100,7 +100,7 @@ def test_every_level_is_the_plain_loop(level: str, head: torch.nn.Module) -> Non
     policies = [parse_policy(text) for text in POLICIES]
     views = union(policies)
     outputs = outputs_of(views, head)
-    got = log_probabilities(level, outputs, views, policies, head, LEFT_OUT)
+    got = log_probabilities(level, outputs, views, policies, head, UNCOVERED)
     assert got is not None and got.dtype == torch.float64
     assert got.shape == (len(policies), IMAGES, CLASSES)
     # The feature level goes through the network's float32 head; the others never leave float64.
@@ -123,7 +123,7 @@ def test_every_level_is_the_plain_loop(level: str, head: torch.nn.Module) -> Non
 def test_probabilities_sum_to_one(level: str) -> None:
     policies = [parse_policy(text) for text in POLICIES]
     views, head = union(policies), bent_head()
-    got = log_probabilities(level, outputs_of(views, head), views, policies, head, LEFT_OUT)
+    got = log_probabilities(level, outputs_of(views, head), views, policies, head, UNCOVERED)
     assert got is not None
     assert (got <= 0).all()
     np.testing.assert_allclose(got.exp().sum(-1).numpy(), 1, rtol=0, atol=1e-12)
@@ -137,7 +137,7 @@ def test_a_policys_bits_do_not_depend_on_the_run(level: str, text: str) -> None:
     alone_views = union([policy])
 
     def predicted(policies: list[Policy], views: Views) -> Tensor:
-        got = log_probabilities(level, outputs_of(views, head), views, policies, partial(row_by_row, head), LEFT_OUT)
+        got = log_probabilities(level, outputs_of(views, head), views, policies, partial(row_by_row, head), UNCOVERED)
         assert got is not None
         return got[policies.index(policy)]
 
@@ -176,7 +176,7 @@ def test_views_that_an_image_does_not_need_are_not_read() -> None:
         for stream, n in (("RC", 4), ("MRC", 9)):
             for column in views.columns[stream][number_of_views(f"A{stream}", n, image) :]:
                 values[image, column] = math.nan
-    (mean,) = policy_means(values, views, [policy], LEFT_OUT)
+    (mean,) = policy_means(values, views, [policy], UNCOVERED)
     assert mean.tolist() == [[1.0, 1.0]] * IMAGES
 
 
@@ -189,7 +189,7 @@ def test_an_adaptive_policy_needs_the_shapes() -> None:
 def test_view_counts_here_are_the_plans() -> None:
     """This file's plain count is an independent one: the two must agree."""
     for term, n in (("ARC", 6), ("AMRC", 9), ("RC", 3)):
-        assert view_count(term, n, LEFT_OUT).tolist() == [number_of_views(term, n, image) for image in range(IMAGES)]
+        assert view_count(term, n, UNCOVERED).tolist() == [number_of_views(term, n, image) for image in range(IMAGES)]
 
 
 def test_features_and_logits_agree_for_a_linear_head_only() -> None:
@@ -200,7 +200,7 @@ def test_features_and_logits_agree_for_a_linear_head_only() -> None:
         outputs = outputs_of(views, head)
         by_level = {}
         for level in ("feature", "logit"):
-            got = log_probabilities(level, outputs, views, policies, head, LEFT_OUT)
+            got = log_probabilities(level, outputs, views, policies, head, UNCOVERED)
             assert got is not None
             by_level[level] = got.exp()
         differences[name] = (by_level["feature"] - by_level["logit"]).abs().amax((1, 2))

@@ -10,7 +10,7 @@ matrix kernels (SqueezeNet's 11 classes in batches of 8), and the place in the i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-CROPS = noise(IMAGES, VIEWS.total, K, K, 3)  # [b, v, K, K, 3]: what a backend would have cut; row b is image b
+CROPS = noise(IMAGES, VIEWS.total, K, K, 3)  # [b, v, K, K, 3]: what a backend would have made; row b is image b
 
 
 def batch_of(rows: list[int], views: Views = VIEWS, padding: int = 0, failed: list[Failure] | None = None) -> CropBatch:
@@ -117,7 +117,7 @@ def test_outputs_do_not_depend_on_the_company(network: Network) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 21, 25])
-def test_any_chunk_size_serves_every_crop(batch_size: int) -> None:
+def test_any_batch_size_serves_every_crop(batch_size: int) -> None:
     """A size that divides the crops, one that does not, and one larger than the run; equal but for the last bits."""
     network = network_of("test_efficientnet", batch_size=batch_size)
     expected = one_by_one(network)[1]
@@ -302,7 +302,7 @@ def test_a_batch_is_handed_over_as_soon_as_it_is_through() -> None:
     assert taken == [0, 1, 2]
 
 
-def test_chunks_fill_across_batches() -> None:
+def test_batches_fill_across_batches_of_images() -> None:
     """21 crops in batches of 8 are three forwards, however they were batched."""
     network, forwards = network_of("test_resnet", batch_size=8), 0
 
@@ -321,7 +321,7 @@ def test_chunks_fill_across_batches() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_an_empty_chunk_is_refused(batch_size: int) -> None:
+def test_an_empty_batch_is_refused(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"`batch_size` {batch_size}"):
         network_of("test_resnet", batch_size=batch_size)
 
@@ -378,7 +378,7 @@ def crowded(network: Network, room: int, error: Exception) -> list[int]:
 
 @pytest.mark.parametrize("model", ["test_resnet", "squeezenet"])
 @pytest.mark.parametrize("room", range(1, BATCH_SIZE + 1))
-def test_the_chunk_is_halved_until_it_fits_and_the_outputs_stay(room: int, model: str) -> None:
+def test_the_batch_is_halved_until_it_fits_and_the_outputs_stay(room: int, model: str) -> None:
     if model == "squeezenet":
         model = "torchvision:squeezenet1_0"  # no features
     expected = gathered(network_of(model), [batch_of(list(range(IMAGES)))])
@@ -418,7 +418,7 @@ def test_the_shape_that_fits_gives_the_same_bits_as_a_run_of_that_shape(resnet: 
         (ValueError("out of memory of the author"), False),
     ],
 )
-def test_only_a_lack_of_memory_halves_the_chunk(error: Exception, is_memory: bool) -> None:
+def test_only_a_lack_of_memory_halves_the_batch(error: Exception, is_memory: bool) -> None:
     network = network_of("test_resnet")
     crowded(network, BATCH_SIZE - 1, error)
     if is_memory:
@@ -460,6 +460,37 @@ def test_consecutive_places_need_no_index_on_the_device(monkeypatch: pytest.Monk
         made.clear()
         index = predict_module._index_of(np.array(places), torch.device("cpu"))
         assert values[index].tolist() == places and len(made) == expected
+
+
+def test_the_host_runs_two_forward_passes_ahead_of_a_gpu_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With events that note what happens to them; a CPU has none and waits for nothing."""
+    happened: list[tuple[str, int]] = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.number = sum(what == "record" for what, _ in happened)
+
+        def record(self, stream: object) -> None:
+            happened.append(("record", self.number))
+
+        def synchronize(self) -> None:
+            happened.append(("wait", self.number))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    list(predict(map(batch_of, ([0, 1], [2, 3])), network_of("test_resnet", batch_size=2), VIEWS))
+    assert happened == []
+    monkeypatch.setattr(predict_module._Queue, "passed", on_gpu(predict_module._Queue.passed))
+    list(predict(map(batch_of, ([0, 1], [2, 3])), network_of("test_resnet", batch_size=2), VIEWS))
+    forwards = -(-4 * VIEWS.total // 2)
+    expected = [("record", n) for n in range(2)]
+    for n in range(2, forwards):
+        expected += [("record", n), ("wait", n - 2)]
+    assert happened == expected and forwards > 4
+
+
+def on_gpu(passed: Callable[[Any, torch.device], None]) -> Callable[[Any, torch.device], None]:
+    return lambda queue, device: passed(queue, torch.device("cuda:0"))
 
 
 def test_float32_is_not_rounded_to_tf32() -> None:
