@@ -110,6 +110,20 @@ def random_images(tmp_path_factory: pytest.TempPathFactory) -> Listing:
     return Listing.of(root)
 
 
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Listing:
+    """24 pictures of four colours with smooth patches, in which a shift by a pixel changes little; three shapes."""
+    root, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    kinds = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (180, 180, 60))
+    for i in range(24):
+        size = ((40, 56), (60, 44), (48, 48))[i % 3]
+        coarse = np.array(kinds[i % 4]) + rng.integers(-55, 55, (6, 6, 3))
+        Image.fromarray(coarse.astype(np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC).save(
+            root / f"{i:02d}.png"
+        )
+    return Listing.of(root)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     if "torch" in sys.modules:  # not imported for tests that do without it

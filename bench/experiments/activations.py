@@ -153,8 +153,9 @@ def statistics_of(job: Job, own: ActivationsConfig) -> Statistics:
 def row(job: Job, here: Statistics, train: Statistics, fitted_on: str) -> dict[str, Any]:
     """One size: statistics, and the accuracy as it is and adapted, with paired differences to as it is."""
     from analysis.stats import paired_difference, wilson
-    from models.fixres.activations import ADAPTATIONS as FITS
-    from models.fixres.activations import NotAdaptable, attach
+    from models.fixres.adaptation import ADAPTATIONS as FITS
+    from models.fixres.adaptation import attach
+    from models.fixres.last_activation import NotAdaptable
 
     log.info("accuracy at %d pixels ...", here.K)
     plain = score(job)

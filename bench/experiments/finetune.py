@@ -39,7 +39,9 @@ from bench.setup import make_job, resolve
 
 if TYPE_CHECKING:
     from bench.job import Job
-    from models.fixres.finetune import FineTuning, Recipe, TrainingCrops
+    from models.fixres.finetune import FineTuning
+    from models.fixres.recipe import Recipe
+    from pipelines.training_crops import TrainingCrops
 
 SCHEMA = 2
 NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
@@ -231,7 +233,8 @@ def load(command: Command) -> Job:
 
 def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
     """The options, with the paper's rate in proportion to the batch and the tuned layers that the network has."""
-    from models.fixres.finetune import PAPER_BATCH, Recipe, default_tune, scaled_lr
+    from models.fixres.layers import default_tune
+    from models.fixres.recipe import PAPER_BATCH, Recipe, scaled_lr
 
     batch_size = own.train_batch or PAPER_BATCH
     return Recipe(
@@ -251,8 +254,8 @@ def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
 
 def make_crops(job: Job, recipe: Recipe) -> TrainingCrops:
     """The training pipeline, its crops checked against the reference on a few images (DESIGN rule 7)."""
-    from models.fixres.finetune import TrainingCrops
     from pipelines.backends import backend, reference
+    from pipelines.training_crops import TrainingCrops
 
     config = job.load_config(1)
     crops = TrainingCrops(

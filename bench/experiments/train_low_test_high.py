@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from models.fixres.finetune import MakeBackend
     from pipelines.data.dataset import Dataset
     from pipelines.inputspec import InputSpec
+    from pipelines.training_crops import MakeBackend
 
 log = logging.getLogger(__name__)
 CROPS = {"train": "RandomResizedCrop", "fixed": "random crop of a fixed size"}  # augmentation -> words
@@ -285,16 +285,18 @@ def train(config: TrainLowTestHigh, trained: Trained, data: Dataset, make: MakeB
 
     from models.demo import train as demo_train
     from models.fixres import finetune
+    from models.fixres.recipe import Recipe
     from models.normalization import Normalize
     from pipelines.files import write_whole
+    from pipelines.training_crops import TrainingCrops, epoch_order
 
     batch_size = demo_train.BATCH
     if len(data) < batch_size:
         raise UserError(f"`images` {len(data)}: training takes batches of {batch_size}")
-    recipe = finetune.Recipe(
+    recipe = Recipe(
         "classifier", trained.crop, config.epochs, batch_size, jitter=0.0, min_area=config.min_area, seed=config.seed
     )
-    crops = finetune.TrainingCrops(data, len(data), recipe, spec_at(trained.train_res), make)
+    crops = TrainingCrops(data, len(data), recipe, spec_at(trained.train_res), make)
     normalise = Normalize(spec_at(trained.train_res), channels_last=True)
     labels = torch.from_numpy(data.table["label"].to_numpy(np.int64).copy())
     net = fresh(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -303,7 +305,7 @@ def train(config: TrainLowTestHigh, trained: Trained, data: Dataset, make: MakeB
     epochs_log = []
     for epoch in range(config.epochs):
         start = time.perf_counter()
-        order = finetune.epoch_order(config.seed, epoch, len(data))
+        order = epoch_order(config.seed, epoch, len(data))
         batches = finetune.regroup(crops.epoch(epoch, order), batch_size)
         loss = training.epoch((normalise(batch), labels[torch.from_numpy(rows)]) for rows, batch in batches)
         wall_s = round(time.perf_counter() - start, 2)
@@ -333,20 +335,23 @@ def score_at(config: TrainLowTestHigh, K: int, networks: list[Trained], sets: Se
     import torch
 
     from models.fixres import finetune
+    from models.fixres.layers import default_tune
+    from models.fixres.recipe import Recipe, scaled_lr
+    from pipelines.training_crops import TrainingCrops
 
     adapt_crops, val_crops = (centre_crops(data, K, config.seed, make) for data in (sets.adapt, sets.val))
     val_labels = torch.from_numpy(sets.val.table["label"].to_numpy(np.int64).copy())
     for trained in networks:
         classifier = load(config, trained, K)
         before = right(classifier, val_crops, val_labels)
-        recipe = finetune.Recipe(
-            tune=finetune.default_tune(classifier),
+        recipe = Recipe(
+            tune=default_tune(classifier),
             epochs=config.adapt_epochs,
             batch_size=config.adapt_batch,
-            lr=finetune.scaled_lr(config.adapt_batch),
+            lr=scaled_lr(config.adapt_batch),
             seed=config.seed,
         )
-        in_memory = finetune.TrainingCrops(
+        in_memory = TrainingCrops(
             sets.adapt,
             len(sets.adapt),
             recipe,
@@ -378,9 +383,10 @@ def centre_crops(data: Dataset, K: int, seed: int, make: MakeBackend) -> torch.T
     """uint8 [images, K, K, 3], in the order of the rows. Raises UserError when one cannot be read."""
     import torch
 
-    from models.fixres import finetune
+    from models.fixres.recipe import Recipe
+    from pipelines.training_crops import TrainingCrops
 
-    crops = finetune.TrainingCrops(data, len(data), finetune.Recipe(seed=seed), spec_at(K), make)
+    crops = TrainingCrops(data, len(data), Recipe(seed=seed), spec_at(K), make)
     found = [batch for _, batch in crops.epoch(0, np.arange(len(data)))]
     crops.close()
     if crops.failed:

@@ -11,15 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from bench.job import Job, sizes
-from models.fixres.activations import (
-    ADAPTATIONS,
-    FrechetAdaptation,
-    GaussianAdaptation,
-    Statistics,
-    attach,
-    measure,
-    require_adaptable,
-)
+from models.fixres.activations import Statistics, measure
+from models.fixres.adaptation import ADAPTATIONS, FrechetAdaptation, GaussianAdaptation, attach, require_adaptable
 from pipelines.batch import default_batch_images
 from pipelines.crops import parse_policy
 

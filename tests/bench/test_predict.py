@@ -106,7 +106,8 @@ def test_an_interrupted_command_is_continued(
 def test_a_folder_that_grew_while_interrupted_loses_and_repeats_nothing(
     command: Callable[..., int], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real, seen = predict.row_of, []
+    real = predict.row_of
+    seen: list[str] = []
 
     def interrupted(image: ImageResult, k: int) -> dict[str, Any]:
         if len(seen) == 2:

@@ -16,7 +16,7 @@ from analysis.stats import paired_difference
 from bench.experiments import activations
 from bench.job import Job
 from bench.measure.adapt import at_size, fit, statistics
-from models.fixres.activations import ADAPTATIONS, attach
+from models.fixres.adaptation import ADAPTATIONS, attach
 from pipelines.backends import reference
 from pipelines.crops import crop_windows, parse_policy
 

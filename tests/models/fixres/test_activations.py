@@ -18,27 +18,10 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 
 from models.classifier import Classifier
-from models.fixres import activations
-from models.fixres.activations import (
-    ADAPTATIONS,
-    BINS,
-    LAST_ACTIVATION,
-    SHAPE,
-    Frechet,
-    FrechetAdaptation,
-    GaussianAdaptation,
-    Moments,
-    NotAdaptable,
-    Pooled,
-    Statistics,
-    attach,
-    bin_of,
-    hook_last,
-    last_activation,
-    lower_edges,
-    measure,
-    require_adaptable,
-)
+from models.fixres.activations import Statistics, measure
+from models.fixres.adaptation import ADAPTATIONS, FrechetAdaptation, GaussianAdaptation, attach, require_adaptable
+from models.fixres.distributions import BINS, SHAPE, Frechet, Moments, Pooled, bin_of, lower_edges
+from models.fixres.last_activation import ACTIVATIONS, LAST_ACTIVATION, NotAdaptable, hook_last, last_activation
 from models.loading import load
 from models.predict import Network
 from pipelines.batch import CropBatch, Group
@@ -297,7 +280,7 @@ def test_the_last_activation_of_every_family_is_the_one_in_the_table(family, mod
     found = last_activation(classifier)
     assert re.fullmatch(LAST_ACTIVATION[family][0], found.name)
     module = classifier.net.get_submodule(found.name)
-    assert type(module).__name__ == kind and found.kind == activations.ACTIVATIONS[kind]
+    assert type(module).__name__ == kind and found.kind == ACTIVATIONS[kind]
     if found.kind.rectifier:
         assert require_adaptable(classifier, "frechet") == found
     else:

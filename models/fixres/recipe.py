@@ -1,0 +1,66 @@
+"""How a network is fine-tuned: the figures of FixRes, each with its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipelines.training_crops import AUGMENTATIONS
+
+TUNES = ("classifier", "classifier+bn")
+
+PAPER_LR, PAPER_BATCH = 0.008, 512  # FixRes Section 5, ResNet-50. ResNeXt-101 32x48d: 0.0008 with 256
+
+
+def scaled_lr(batch_size: int) -> float:
+    """The paper's fine-tuning rate for another batch size, by its own rule of training, ``0.1 x B/256``."""
+    return PAPER_LR * batch_size / PAPER_BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to fine-tune. Defaults are FixRes Section 5 for ResNet-50, and these where it prints nothing:
+
+    ``momentum``, ``weight_decay``: of the training recipe that it cites ([15], He et al. 2019, "Bag of tricks").
+    ``jitter``: strength of brightness, contrast and saturation; timm's default, and fb.resnet.torch's.
+    ``label_smoothing``: none in FixRes; FixEfficientNet 3.1 adds it and prints no value (0.1 is the usual one).
+
+    Raises ValueError, naming the field, for what cannot be trained.
+    """
+
+    tune: str = "classifier+bn"  # one of TUNES
+    augmentation: str = "test"  # one of AUGMENTATIONS
+    epochs: int = 60
+    batch_size: int = PAPER_BATCH
+    lr: float = PAPER_LR
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    jitter: float = 0.4
+    min_area: float = 0.08  # of RandomResizedCrop's region, a share of the image: FixRes' sigma 0.28, squared
+    seed: int = 0  # of the order of images and of random windows
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNES:
+            raise ValueError(f"`tune` {self.tune!r} is not one of {', '.join(TUNES)}")
+        if self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"`augmentation` {self.augmentation!r} is not one of {', '.join(AUGMENTATIONS)}")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"`epochs` {self.epochs} and `batch_size` {self.batch_size} must be 1 or more")
+        if self.tune == "classifier+bn" and self.batch_size < 2:
+            raise ValueError("`batch_size` 1: a BatchNorm in training mode needs 2 or more; `tune` classifier takes 1")
+        if not (0 < self.lr < math.inf and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                f"`lr` {self.lr} must be above 0, `momentum` {self.momentum} from 0 to below 1, "
+                f"`weight_decay` {self.weight_decay} 0 or more"
+            )
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.jitter < 1):
+            raise ValueError(
+                f"`label_smoothing` {self.label_smoothing} and `jitter` {self.jitter} must be from 0 to below 1"
+            )
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"`min_area` {self.min_area} is a share of the image: above 0 and at most 1")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 0: a tenth from the half on (the paper: every 30 of 60 epochs)."""
+        return self.lr * 0.1 ** (2 * epoch // self.epochs)
