@@ -348,7 +348,7 @@ def contradiction_grids() -> list[Grid]:
         part = frame[frame["kind"] == name]
         rows = tuple(tuple(row) for row in part[list(kind.shown.values())].to_numpy().tolist())
         title = f"{kind.title.replace('`', '')} ({len(part)})"
-        out.append(Grid(title, tuple(kind.shown), rows, (kind.remark,) if kind.remark else ()))
+        out.append(Grid(title, tuple(kind.shown), rows, tuple(filter(None, [kind.remark()]))))
     return out
 
 

@@ -67,11 +67,12 @@ GROUPS = {
     "nfnet": Group("mid_table4", "NFNet (MID Figure 8)"),
     "resnet": Group("mid_table1", "ResNet and training-based baselines (MID Table I)"),
 }
-BASELINES = {  # of MID Table I
-    "meal": "MEAL", "meal_plus": "MEAL Plus", "meal_v2": "MEAL V2", "cutout": "Cutout", "mixup": "Mixup",
-    "manifold_mixup": "Manifold Mixup", "cutmix": "CutMix", "fixres": "FixRes",
+BASELINES = {  # method -> words, marker: every network of MID Table I that took training
+    "meal": ("MEAL", "s"), "meal_plus": ("MEAL Plus", "^"), "meal_v2": ("MEAL V2", "v"), "cutout": ("Cutout", "P"),
+    "mixup": ("Mixup", "X"), "manifold_mixup": ("Manifold Mixup", "*"), "cutmix": ("CutMix", "<"),
+    "repeated_augmentation": ("Base FixRes", "p"), "fixres": ("FixRes", "h"),
+    "billion_scale+fixres": ("FixRes, billion-scale data, at 320", "H"),
 }  # fmt: skip
-BASELINE_MARKERS = ("s", "^", "v", "P", "X", "*", "<", "h")
 
 
 def pictures(inputs: Inputs) -> dict[str, Data]:
@@ -158,12 +159,11 @@ def _published(name: str) -> Data:
 
 
 def _baselines(frame: pd.DataFrame) -> list[Series]:
-    """MID Table I's baselines, one colour each; a network tested at several resolutions has several points."""
+    """MID Table I's baselines, a marker each; a network tested at several resolutions has several points."""
     colours = [colour for colour in style.COLOURS if colour not in (style.BLUE, style.RED)]
-    looks = zip(BASELINES.items(), colours, BASELINE_MARKERS, strict=True)
     return [
-        Series(f"{text}", _points(frame[frame["method"] == method]), colour, marker, line=False)
-        for (method, text), colour, marker in looks
+        Series(text, _points(frame[frame["method"] == method]), colours[i % len(colours)], marker, line=False)
+        for i, (method, (text, marker)) in enumerate(BASELINES.items())
     ]
 
 

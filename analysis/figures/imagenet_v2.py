@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.published import load
+from analysis.published import accuracies_on_both, load
 from analysis.runs import (
     Inputs,
     MissingData,
@@ -32,24 +32,31 @@ from bench.records import SPEED_FIELDS, Setting, require_comparable
 
 LEVEL = "softmax"
 # The two printed accuracies of the kinds of networks: ImageNet, ImageNet-V2.
+EXTRA_DATA = "NoisyStudent"  # the kind beside which the other networks are drawn: trained with extra data, as they are
 KINDS = {"AdvProp": ("fixeff_table2", "fixeff_table5"), "NoisyStudent": ("fixeff_table1", "fixeff_table4")}
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """``frame``: kind (AdvProp, NoisyStudent), method (baseline, fixres), variant, imagenet, imagenet_v2 (percent).
+    ``others``: name and both accuracies of networks that are not EfficientNets, trained with extra data.
     ``measured``: name, policy, and both accuracies with ``_low`` and ``_high``; perhaps empty."""
 
     frame: pd.DataFrame
+    others: pd.DataFrame
     measured: pd.DataFrame
     notes: list[str]
 
 
 def pictures(inputs: Inputs) -> dict[str, Data]:
     """The published figure, with what the runs measured of it. Raises MissingData with runs of one of the sets only."""
-    notes = ["Published: FixEfficientNet Tables 1 with 4 and 2 with 5 (ImageNet-V2 matched frequency)."]
+    notes = [
+        "Published: FixEfficientNet Tables 1 with 4 and 2 with 5 (ImageNet-V2 matched frequency); other networks: "
+        "FixRes Table 2 with FixEfficientNet Table 6."
+    ]
+    others = accuracies_on_both()
     if not inputs.runs:
-        return {"": Data(pairs(), pd.DataFrame(), notes)}
+        return {"": Data(pairs(), others, pd.DataFrame(), notes)}
     both = scored_on_both(inputs)
     frame = accuracies(inputs.runs)
     names = line_names([old for old, _ in both])
@@ -58,7 +65,7 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
     notes.append(
         "Measured: filled the centre crop, half filled the most random crops; softmax, Wilson's 95 % intervals."
     )
-    return {"": Data(pairs(), measured, [*notes, *provenance([network for pair in both for network in pair])])}
+    return {"": Data(pairs(), others, measured, [*notes, *provenance([network for pair in both for network in pair])])}
 
 
 def is_v2(setting: Setting) -> bool:
@@ -138,12 +145,30 @@ def draw(data: Data) -> Figure:
             ):
                 away = (1 + 0.6 * (j % 2)) * np.array(where)  # near and far in turn: the largest lie close together
                 axes.annotate(text, (x, y), xytext=tuple(away.tolist()), textcoords="offset points", **look)
+        if kind == EXTRA_DATA:
+            handles += _draw_others(axes, data.others)
         handles += _draw_measured(axes, data.measured)
         axes.set_title(str(kind))
         axes.set_xlabel("top-1 accuracy on ImageNet, %")
     panels[0].set_ylabel("top-1 accuracy on ImageNet-V2, %")
     title = "ImageNet-V2 against ImageNet (FixEfficientNet Figure 2)"
-    return style.finish(figure, title=title, notes=data.notes, handles=handles[: len(handles) // 2])
+    return style.finish(figure, title=title, notes=data.notes, handles=distinct(handles))
+
+
+def distinct(handles: list[Artist]) -> list[Artist]:
+    """One handle for each label: both panels have the same lines."""
+    return list({str(handle.get_label()): handle for handle in reversed(handles)}.values())[::-1]
+
+
+def _draw_others(axes: Axes, rows: pd.DataFrame) -> list[Artist]:
+    """Networks that are not EfficientNets, as crosses, their names to the upper left."""
+    look: dict[str, Any] = {"ha": "right", "fontsize": 7.5, "color": style.GREY}
+    for row in rows.to_dict("records"):
+        place = (row["imagenet"], row["imagenet_v2"])
+        axes.annotate(row["name"], place, xytext=(-12, 14), textcoords="offset points", **look)
+    label = "other networks with extra data"
+    shape: dict[str, Any] = {"color": style.GREY, "marker": "X", "markersize": 7, "linestyle": ""}
+    return list(axes.plot(rows["imagenet"], rows["imagenet_v2"], label=label, gid="others", **shape))
 
 
 def _draw_measured(axes: Axes, rows: pd.DataFrame) -> list[Artist]:

@@ -184,9 +184,16 @@ def two_values() -> Iterator[dict[str, str]]:
     yield from _two_values("parameters, in millions", _side_column("parameters_millions", EVERY), ("model",))
     yield from _two_values("train resolution", _side_column("train_res", FIXEFF), ("model",))
     # Tables 2 and 8 print the same accuracies of the same networks, fine-tuned alike, at different test resolutions.
-    frame = load_all("fixres_table2", "fixres_table8")
-    frame = frame[(frame["augmentation"] == "test_da2") & (frame["metric"] == "top1")]
-    yield from _two_values("test resolution of one accuracy", frame, ("model", "method", "printed"), what="test_res")
+    # So do Tables 4 to 6 and 8, of test DA.
+    for augmentation, tables in (("test_da2", (2,)), ("test_da", (4, 5, 6))):
+        frame = load_all(*(f"fixres_table{number}" for number in (*tables, 8)))
+        frame = frame[(frame["augmentation"] == augmentation) & (frame["metric"] == "top1")]
+        frame = frame[(frame["adaptation"] == "classifier+batch_norm") & (frame["train_res"] == 224)]
+        in_table_8 = set(frame.loc[frame["table"] == "8", "printed"])
+        key = ("model", "method", "augmentation", "printed")
+        yield from _two_values(
+            "test resolution of one accuracy", frame[frame["printed"].isin(in_table_8)], key, what="test_res"
+        )
 
 
 def _side_column(column: str, tables: tuple[str, ...]) -> pd.DataFrame:

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.published.checks import CONTRADICTION_COLUMNS, PAPERS, two_values, wrong_gains, wrong_slacks
+from analysis.published.checks import (
+    CONTRADICTION_COLUMNS,
+    MID_GAIN_TABLES,
+    PAPERS,
+    two_values,
+    wrong_gains,
+    wrong_slacks,
+)
 from analysis.published.sentence_checks import claims, denied_claims, wrong_claims
+from analysis.published.tables import TABLES
 from analysis.published.text_checks import statements, wrong_statements
 
 SHOWN_EXCEPTIONS = 6
@@ -19,48 +27,77 @@ class Kind:
     """One kind of contradiction: how it is found and how contradictions.md shows it (heading -> column)."""
 
     title: str
-    remark: str
+    remark: Callable[[], str]
     find: Callable[[], Iterator[dict[str, str]]]
     shown: dict[str, str]
+
+
+def _where_gains_are_wrong() -> str:
+    wrong = list(dict.fromkeys(line["place"] for line in wrong_gains()))
+    right = [f"Table {TABLES[name].number}" for name in MID_GAIN_TABLES if f"Table {TABLES[name].number}" not in wrong]
+    return (
+        f"In {', '.join(wrong)}; {', '.join(right)} have none. They come in pairs, both off by the same amount, as if "
+        "taken against the centre crop in the note."
+    )
+
+
+def _no_remark() -> str:
+    return ""
+
+
+def _about_two_values() -> str:
+    return (
+        "Two values with different numbers of decimals count as two only where neither can be a rounding of the other."
+        " MID prints both values of the ResNet, MobileNet and EfficientNet baselines and says that one is its own check"
+        " of public weights and the other the rival paper's; the rest is not remarked on in the papers."
+    )
+
+
+def _about_claims() -> str:
+    return (
+        f"The first {SHOWN_EXCEPTIONS} exceptions of each; `contradictions()` has all. Where a sentence says better, "
+        "equal counts against it. 'Comparable' is not counted: the exceptions give both numbers."
+    )
+
+
+def _about_denied() -> str:
+    return "Kept by hand in claims_denied.csv."
 
 
 KINDS = {
     "gain": Kind(
         "Printed gains that are not the difference",
-        "All in Tables II to VII; Table I has none. They come in pairs, both off by the same"
-        " amount, as if taken against the centre crop in the note.",
+        _where_gains_are_wrong,
         wrong_gains,
         {"Place": "where", "Of": "subject", "Printed": "printed", "Difference": "against", "Note": "note"},
     ),
     "slack": Kind(
         "Printed `1.0 - (Crop to Image Ratio)` that is not 1 - K/S",
-        "",
+        _no_remark,
         wrong_slacks,
         {"Place": "where", "Of": "subject", "Printed": "printed", "Computed": "against"},
     ),
     "values": Kind(
         "One quantity, two values",
-        "Two values with different numbers of decimals count as two only where neither can be a rounding of the other."
-        " MID prints both values of the ResNet, MobileNet and EfficientNet baselines and says that one is its own check"
-        " of public weights and the other the rival paper's; the rest is not remarked on in the papers.",
+        _about_two_values,
         two_values,
         {"Kind": "note", "Quantity": "subject", "Printed": "printed", "And": "against"},
     ),
     "statement": Kind(
         "Numbers in the text that the tables do not give",
-        "",
+        _no_remark,
         wrong_statements,
         {"Place": "where", "Text": "subject", "Printed": "printed", "Tables": "against"},
     ),
     "claim": Kind(
         "Sentences about a whole table that some of its cells deny",
-        f"The first {SHOWN_EXCEPTIONS} exceptions of each; `contradictions()` has all. Equal counts as not better.",
+        _about_claims,
         wrong_claims,
         {"Place": "where", "Text": "subject", "Count": "printed", "Exceptions": "against"},
     ),
     "denied": Kind(
         "Sentences denied by a table or by another sentence, found by reading",
-        "Kept by hand in claims_denied.csv.",
+        _about_denied,
         denied_claims,
         {"Place": "where", "Text": "subject", "Against": "against", "See": "note"},
     ),
@@ -89,7 +126,8 @@ def markdown() -> str:
     for name, kind in KINDS.items():
         rows = parts[name].assign(against=parts[name]["against"].map(_shorten)) if name == "claim" else parts[name]
         lines += ["", f"## {kind.title}", ""]
-        lines += [kind.remark, ""] if kind.remark else []
+        remark = kind.remark()
+        lines += [remark, ""] if remark else []
         lines += _table(list(kind.shown), rows[list(kind.shown.values())].to_numpy().tolist())
     lines += ["", "## Checked, and true", "", *_true_statements(), *_true_claims()]
     return "\n".join(lines) + "\n"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
-from typing import Any
 
 import pandas as pd
 
+from analysis.published import resolution_checks, rival_checks
+from analysis.published.cells import columns, table_name, unless
 from analysis.published.checks import FIXRES, MID_GAIN_TABLES, PAPERS, indexed, row_of, with_gains
 from analysis.published.tables import FOLDER, TABLES, load, load_all
 
@@ -26,33 +27,14 @@ RANDOM_PAIRS = tuple(f"{n}RC+{n}MRC" for n in (5, 10, 15, 20))
 FIXED = "5FC+5MFC"
 
 
-# A function of CELLS yields one string per cell that its sentence speaks of: "" where it holds, else the exception.
-
-
-def _unless(holds: bool, exception: str) -> str:
-    return "" if holds else exception
-
-
-def _number(source: str) -> str:
-    return f"Table {TABLES[source].number}"
-
-
-def _columns(values: dict[Any, float]) -> Iterator[tuple[Any, dict[Any, float]]]:
-    """Values keyed (..., x) as one {x: value} per (...), in the order of the print."""
-    columns: dict[Any, dict[Any, float]] = {}
-    for (*column, x), value in values.items():
-        columns.setdefault(tuple(column), {})[x] = value
-    yield from columns.items()
-
-
 def _pairs(tables: tuple[str, ...], pairs: tuple[tuple[str, str], ...]) -> Iterator[str]:
     """For each model and level that prints both policies of a pair: an exception where the second is not better."""
     cells = indexed(with_gains(*tables), "source", "model", "level", "policy")
-    for (source, model, level), values in _columns(cells):
+    for (source, model, level), values in columns(cells):
         for one, other in pairs:
             if one in values and other in values:
-                text = f"{_number(source)} {model} {level}: {one} {values[one]:.2f}, {other} {values[other]:.2f}"
-                yield _unless(values[other] > values[one], text)
+                text = f"{table_name(source)} {model} {level}: {one} {values[one]:.2f}, {other} {values[other]:.2f}"
+                yield unless(values[other] > values[one], text)
 
 
 def _more_crops() -> Iterator[str]:
@@ -88,49 +70,55 @@ def _random_added_to_fixed() -> Iterator[str]:
 def _average_over_centre() -> Iterator[str]:
     for line in with_gains(*MID_GAIN_TABLES, "mid_table8").to_dict("records"):
         which = f"{line['place']} {line['model']} {line['policy']} {line['level']}"
-        yield _unless(line["gain"] > 0, f"{which}: {line['value']:.2f}, centre {line['base']:.2f}")
+        yield unless(line["gain"] > 0, f"{which}: {line['value']:.2f}, centre {line['base']:.2f}")
 
 
 def _softmax_over_feature() -> Iterator[str]:
     cells = indexed(with_gains(*MID_GAIN_TABLES), "source", "model", "policy", "level")
-    for (source, model, policy), values in _columns(cells):
-        text = f"{_number(source)} {model} {policy}: feature {values['feature']:.2f}, softmax {values['softmax']:.2f}"
-        yield _unless(values["softmax"] > values["feature"], text)
+    for (source, model, policy), values in columns(cells):
+        text = (
+            f"{table_name(source)} {model} {policy}: feature {values['feature']:.2f}, softmax {values['softmax']:.2f}"
+        )
+        yield unless(values["softmax"] > values["feature"], text)
 
 
-def _smaller_gains_more() -> Iterator[str]:
-    cells = indexed(with_gains(*MID_GAIN_TABLES), "source", "policy", "level", "model", value="gain")
-    for (source, policy, level), gains in _columns(cells):
-        for small, large in combinations(MOBILENETS if source == "mid_table2" else gains, 2):
-            text = f"{_number(source)} {policy} {level}: {small} +{gains[small]:.2f}, {large} +{gains[large]:.2f}"
-            yield _unless(gains[large] <= gains[small], text)
+def _smaller_gains_more(*tables: str) -> Callable[[], Iterator[str]]:
+    def cells() -> Iterator[str]:
+        found = indexed(with_gains(*tables), "source", "policy", "level", "model", value="gain")
+        for (source, policy, level), gains in columns(found):
+            where = f"{table_name(source)} {policy} {level}"
+            for small, large in combinations(MOBILENETS if source == "mid_table2" else gains, 2):
+                text = f"{where}: {small} +{gains[small]:.2f}, {large} +{gains[large]:.2f}"
+                yield unless(gains[small] > gains[large], text)
+
+    return cells
 
 
 def _resnet_smaller_gains_more() -> Iterator[str]:
     frame = with_gains("mid_table1")
     cells = indexed(frame[frame["policy"].isin(("10RC", "20RC"))], "policy", "level", "model", value="gain")
-    for (policy, level), gains in _columns(cells):
+    for (policy, level), gains in columns(cells):
         for small, large in product(SMALL_RESNETS, [model for model in gains if model not in SMALL_RESNETS]):
             text = f"{policy} {level}: {small} +{gains[small]:.2f}, {large} +{gains[large]:.2f}"
-            yield _unless(gains[small] > gains[large], text)
+            yield unless(gains[small] > gains[large], text)
 
 
 def _mix_is_best() -> Iterator[str]:
     cells = indexed(with_gains("mid_table1", "mid_table8"), "model", "policy", "level")
     for model in dict.fromkeys(key[0] for key in cells):
         best = max((key for key in cells if key[0] == model), key=lambda key: cells[key])
-        yield _unless(best[1] in MIXES, f"{' '.join(best)} {cells[best]:.2f}")
+        yield unless(best[1] in MIXES, f"{' '.join(best)} {cells[best]:.2f}")
 
 
 def _no_slack_gains_less() -> Iterator[str]:
     frame = with_gains("mid_table3", "mid_table5", "mid_table6")
     frame = frame[frame["variant"].isin(("B1", "B2", "B3", "B4"))]
-    for (variant, policy, level), gains in _columns(
+    for (variant, policy, level), gains in columns(
         indexed(frame, "variant", "policy", "level", "source", value="gain")
     ):
         for other in ("mid_table3", "mid_table5"):
-            here = f"Table VI +{gains['mid_table6']:.2f}, {_number(other)} +{gains[other]:.2f}"
-            yield _unless(gains["mid_table6"] < gains[other], f"{variant} {policy} {level}: {here}")
+            here = f"Table VI +{gains['mid_table6']:.2f}, {table_name(other)} +{gains[other]:.2f}"
+            yield unless(gains["mid_table6"] < gains[other], f"{variant} {policy} {level}: {here}")
 
 
 def _baselines_higher() -> Iterator[str]:
@@ -138,18 +126,18 @@ def _baselines_higher() -> Iterator[str]:
     frame = frame[(frame["method"] == "baseline") & (frame["policy"] == "CC")]
     pytorch = indexed(frame[frame["K"].notna()], "model")
     for model, value in indexed(frame[frame["K"].isna()], "model").items():
-        yield _unless(value > pytorch[model], f"{model}: {value:.2f}, PyTorch {pytorch[model]:.2f}")
+        yield unless(value > pytorch[model], f"{model}: {value:.2f}, PyTorch {pytorch[model]:.2f}")
 
 
 def _lower_train_resolution() -> Iterator[str]:
-    for (adaptation, test_res), values in _columns(
-        indexed(load("fixres_table5"), "adaptation", "test_res", "train_res")
-    ):
+    frame = load_all("fixres_table5", "fixres_table7")  # Table 7 alone has 160 fine-tuned and tested at 224
+    frame = frame[frame["metric"] == "top1"].sort_values("test_res", kind="stable")
+    for (adaptation, test_res), values in columns(indexed(frame, "adaptation", "test_res", "train_res")):
         lower = [values[train_res] for train_res in values if train_res < test_res]
         if test_res in values and lower:
             side = "not adapted" if adaptation == "none" else "adapted"
             text = f"{side}, tested at {test_res}: trained at {test_res} {values[test_res]}, lower {max(lower)}"
-            yield _unless(max(lower) > values[test_res], text)
+            yield unless(max(lower) > values[test_res], text)
 
 
 def _higher_test_resolution() -> Iterator[str]:
@@ -157,29 +145,31 @@ def _higher_test_resolution() -> Iterator[str]:
     cells = indexed(frame[frame["adaptation"] == "none"], "train_res", "test_res")
     for train_res in dict.fromkeys(key[0] for key in cells):
         best = max((key for key in cells if key[0] == train_res), key=lambda key: cells[key])
-        yield _unless(best[1] > train_res, f"trained at {train_res}: best at {best[1]}")
+        yield unless(best[1] > train_res, f"trained at {train_res}: best at {best[1]}")
 
 
 def _transfer_improves() -> Iterator[str]:
-    for (dataset,), values in _columns(indexed(load("fixres_table3"), "dataset", "method")):
+    for (dataset,), values in columns(indexed(load("fixres_table3"), "dataset", "method")):
         text = f"{dataset}: {values['fixres']}, baseline {values['baseline']}"
-        yield _unless(values["fixres"] > values["baseline"], text)
+        yield unless(values["fixres"] > values["baseline"], text)
 
 
 def _multiples_of_32() -> Iterator[str]:
     own = [name for name in FIXRES if name not in ("fixres_table2", "fixres_table3", "fixres_text")]
     frame = load_all(*own).drop_duplicates(["source", "model", "dataset", "test_res"])
     for line in frame[frame["test_res"].notna()].to_dict("records"):
-        yield _unless(line["test_res"] % 32 == 0, f"{line['place']} {line['model']}: {line['test_res']}")
+        yield unless(line["test_res"] % 32 == 0, f"{line['place']} {line['model']}: {line['test_res']}")
 
 
 def _fixed_beats_original(*tables: str) -> Callable[[], Iterator[str]]:
     def cells() -> Iterator[str]:
-        for (source, model, metric), values in _columns(
+        for (source, model, metric), values in columns(
             indexed(load_all(*tables), "source", "model", "metric", "method")
         ):
-            text = f"{_number(source)} {model} {metric}: {values['fixres']:.1f}, EfficientNet {values['baseline']:.1f}"
-            yield _unless(values["fixres"] > values["baseline"], text)
+            text = (
+                f"{table_name(source)} {model} {metric}: {values['fixres']:.1f}, EfficientNet {values['baseline']:.1f}"
+            )
+            yield unless(values["fixres"] > values["baseline"], text)
 
     return cells
 
@@ -189,7 +179,7 @@ def _sorted_by_top1() -> Iterator[str]:
     rows = frame[frame["metric"] == "top1"].to_dict("records")
     for above, below in pairwise(rows):
         text = f"{above['row']} {above['printed']}, then {below['row']} {below['printed']}"
-        yield _unless(above["value"] <= below["value"], text)
+        yield unless(above["value"] <= below["value"], text)
 
 
 # By the id of claims_counted.csv.
@@ -203,7 +193,8 @@ CELLS: dict[str, Callable[[], Iterator[str]]] = {
     "more_mixed_crops": _more_mixed_crops,
     "softmax_over_feature": _softmax_over_feature,
     "mirrored_over_plain": _mirrored_over_plain,
-    "smaller_gains_more": _smaller_gains_more,
+    "smaller_gains_more": _smaller_gains_more(*MID_GAIN_TABLES),
+    "smaller_gains_more_mixed": _smaller_gains_more("mid_table8"),
     "no_slack_gains_less": _no_slack_gains_less,
     "baselines_higher": _baselines_higher,
     "random_added_to_fixed": _random_added_to_fixed,
@@ -215,6 +206,8 @@ CELLS: dict[str, Callable[[], Iterator[str]]] = {
     "fixed_beats_original": _fixed_beats_original("fixeff_table1", "fixeff_table2"),
     "fixed_beats_original_elsewhere": _fixed_beats_original("fixeff_table3", "fixeff_table4", "fixeff_table5"),
     "sorted_by_top1": _sorted_by_top1,
+    **rival_checks.CELLS,
+    **resolution_checks.CELLS,
 }
 
 
@@ -247,4 +240,4 @@ def denied_claims() -> Iterator[dict[str, str]]:
 
 
 def _title(name: str) -> str:
-    return f"{PAPERS[TABLES[name].paper]} {'text' if TABLES[name].number == 'text' else _number(name)}"
+    return f"{PAPERS[TABLES[name].paper]} {'text' if TABLES[name].number == 'text' else table_name(name)}"

@@ -315,8 +315,14 @@ def test_published_accuracy_against_parameters():
     assert series["FixEfficientNet (fine-tuned), published"]["top1"].iloc[[0, -1]].tolist() == [79.3, 85.7]
     assert series["MID: softmax of 20RC, published"]["params"].iloc[0] == 5288548
     baselines = {one.label for one in found["resnet"].series if not one.line}
-    methods = set(load("mid_table1")["method"]) - {"baseline", "repeated_augmentation", "billion_scale+fixres"}
-    assert baselines == {parameters_figure.BASELINES[method] for method in methods}
+    methods = set(load("mid_table1")["method"]) - {"baseline"}
+    assert set(parameters_figure.BASELINES) == methods
+    assert baselines == {words for words, _ in parameters_figure.BASELINES.values()}
+    tops = {one.label: one.frame["top1"].tolist() for one in found["resnet"].series}
+    assert tops["FixRes, billion-scale data, at 320"] == [82.5]  # the strongest baseline of Table I
+    assert tops["Base FixRes"] == [77.0] and tops["FixRes"] == [77.1, 79.1]
+    drawn = lines_of(parameters_figure.draw(found["resnet"]).axes[0])
+    assert max(max(y) for _, y in drawn.values()) == 82.5
 
 
 def test_measured_accuracy_stands_in_the_papers_figure(maker):
@@ -547,7 +553,10 @@ def test_imagenet_v2_pairs():
     assert (row["imagenet"], row["imagenet_v2"], row["kind"]) == (88.5, 80.8, "NoisyStudent")
     adv_prop, noisy_student = v2_figure.draw(v2_figure.pictures(Inputs())[""]).axes
     assert lines_of(adv_prop)["AdvProp baseline"][1][0] == 65.5
-    assert (lines_of(noisy_student)["NoisyStudent fixres"][0][-1], len(noisy_student.texts)) == (88.5, 18)
+    assert (lines_of(noisy_student)["NoisyStudent fixres"][0][-1], len(noisy_student.texts)) == (88.5, 18 + 2)
+    # FixRes Table 2 prints the ImageNet half of two more networks of FixEfficientNet Table 6.
+    assert lines_of(noisy_student)["others"] == ([81.2, 86.4], [71.7, 77.8])
+    assert "others" not in lines_of(adv_prop)
 
 
 # ---- the program

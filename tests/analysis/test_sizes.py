@@ -309,7 +309,9 @@ def test_imagenet_v2_is_measured_where_one_network_has_runs_on_both(maker):
     figure = imagenet_v2.draw(data)
     assert all(len(axes.containers) == 2 for axes in figure.axes)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["EfficientNet", "FixEfficientNet (fine-tuned)", "resnet 18: measured"]
+    assert legend == [
+        "EfficientNet", "FixEfficientNet (fine-tuned)", "other networks with extra data", "resnet 18: measured",
+    ]  # fmt: skip
     with pytest.raises(MissingData, match="needs one network's runs on ImageNet and on ImageNet-V2"):
         imagenet_v2.pictures(Inputs(runs[:1]))
     with pytest.raises(Incomparable, match="seed"):

@@ -69,6 +69,24 @@ def test_every_difference_names_a_row_and_a_reason_once():
     assert len({(d.key, d.field) for d in DIFFERENCES}) == len(DIFFERENCES)
 
 
+@pytest.mark.parametrize(
+    ("variant", "squashed", "printed", "more"),
+    [  # timm's results-imagenet.csv, MID Table IV, their difference
+        ("f0", "83.49", "83.34", "0.15"),
+        ("f1", "84.70", "84.60", "0.10"),
+        ("f2", "85.19", "84.99", "0.20"),
+        ("f3", "85.69", "85.56", "0.13"),
+        ("f4", "85.84", "85.66", "0.18"),
+        ("f5", "86.10", "85.71", "0.39"),
+        ("f6", "86.36", "86.30", "0.06"),
+    ],
+)
+def test_the_note_on_nfnet_gives_both_accuracies(variant, squashed, printed, more):
+    (found,) = [d for d in DIFFERENCES if d.key == f"nfnet:{variant}" and d.field == "crop_mode"]
+    assert f"gives {squashed} where MID prints {printed}: {more} more" in found.reason
+    assert "inferred" in found.reason and "largest for F5 (0.39)" in found.reason
+
+
 def test_an_unlisted_difference_is_noticed():
     member = replace(find("resnet:50"), S=255)
     assert differences_of(member) == {("resnet:50", "S", 255, 256)}
