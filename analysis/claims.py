@@ -1,22 +1,24 @@
-"""The paper's claims tested on runs; the verdicts: holds, does not hold, undecided, not measured.
+"""The papers' claims tested on runs and experiments; the verdicts: holds, does not hold, undecided, not measured.
 
-    multicrop-bench claims RUN... [--out DIR]        # default: the first run's folder
+    multicrop-bench claims FOLDER... [--out DIR]     # default: the first folder
 
-Writes claims.md and claims.csv. They are derived from the runs; writing them again replaces them. Claims about policies
-are tested on each image's predictions (``predictions-*.npz``), always two policies on the same images. Runs on
-different images are judged separately. CLAIMS is the table; RULES explains the verdicts.
+Takes folders of runs and, for the claims of FixRes and FixEfficientNet, of experiments: finetune, activations,
+train-low-test-high. Writes claims.md and claims.csv. They are derived from the folders; writing them again replaces
+them. Claims about policies are tested on each image's predictions (``predictions-*.npz``), always two policies on the
+same images. Runs on different images are judged separately. CLAIMS is the table; RULES explains the verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from analysis.adapted_tests import EQUAL_MARGIN, smaller_with_crops_equals_larger
+from analysis.claim import Claim, counted, not_printed
 from analysis.claim_tests import (
     ALPHA,
     DENIED,
@@ -26,7 +28,6 @@ from analysis.claim_tests import (
     UNDECIDED,
     Finding,
     Findings,
-    Test,
     adaptive_suffices,
     at_level,
     between_levels,
@@ -39,9 +40,10 @@ from analysis.claim_tests import (
     saturates,
     smaller_gain_more,
 )
+from analysis.claims_fixres import CLAIMS_FIXRES
 from analysis.commands import command_parser, failed
 from analysis.evidence import Evidence, evidence
-from analysis.published import claims as counted_sentences
+from analysis.experiments import split
 from analysis.published import load_all
 from analysis.published.checks import MID_GAIN_TABLES, indexed, with_gains
 from analysis.runs import read
@@ -63,22 +65,7 @@ RULES = (
 )
 
 
-# ---- the published tables' own evidence
-
-
-@cache
-def _counted() -> dict[str, dict[Any, Any]]:
-    return {line["id"]: line for line in counted_sentences().to_dict("records")}
-
-
-def counted(name: str) -> str:
-    """How many comparisons within the tables agree with a sentence of analysis/published/claims_counted.csv."""
-    line = _counted()[name]
-    return f"{line['cells'] - len(line['exceptions'])} of {line['cells']} comparisons agree ({line['scope']})"
-
-
-def not_printed(what: str) -> str:
-    return f"not printed: {what}"
+# ---- what MID's own tables show
 
 
 @cache
@@ -116,21 +103,10 @@ def published_single_crops() -> str:
 # ---- the claims
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A sentence of the paper, how runs test it, and what the paper's own tables show."""
-
-    says: str
-    place: str
-    quote: str
-    test: Test
-    published: Callable[[], str]
-
-
 FIGURES_ONLY = partial(not_printed, "Figures 3 and 7 only")
 BELOW_FIVE = (1, 2, 3, 4)
 
-CLAIMS: dict[str, Claim] = {
+CLAIMS_MID: dict[str, Claim] = {
     "average_beats_centre": Claim(
         "averaging 10 or 20 random crops beats the centre crop",
         "Abstract",
@@ -273,7 +249,25 @@ CLAIMS: dict[str, Claim] = {
         essentially_free,
         partial(not_printed, "the paper has no speed"),
     ),
+    "smaller_with_crops_equals_larger": Claim(
+        f"a smaller network with 20 random crops equals the next larger one (not worse by {EQUAL_MARGIN} points)",
+        "Section VI, Figure 8",
+        "a smaller model like F1 or F3 can be used to squeeze the performance equivalent to a larger model like F2 or "
+        "F4/F5",
+        smaller_with_crops_equals_larger,
+        partial(counted, "smaller_with_crops_equals_larger"),
+    ),
+    "mix_is_best": Claim(
+        "fixed, random and mirrored crops together beat random crops with their mirrors, and fixed crops",
+        "Section V.B, Table VIII",
+        "an average of fixed, random, mirrored-fixed, and mirrored-random crops have resulted in the best numbers",
+        at_level(
+            *(("5FC+5MFC+20RC+20MRC", other) for other in ("20RC+20MRC", "5FC+5MFC", "20RC", "5FC+20RC")),
+        ),
+        partial(counted, "mix_is_best"),
+    ),
 }
+CLAIMS: dict[str, Claim] = CLAIMS_MID | CLAIMS_FIXRES
 
 
 # ---- all of it
@@ -327,7 +321,7 @@ def title(evidence: Evidence) -> str:
     return f"{demo}{evidence.data}"
 
 
-TOGETHER_HEADINGS = ("Claim", "Place in MID", "Quote", "Its own tables", "Verdict", "Effect (95 % interval)", "p",
+TOGETHER_HEADINGS = ("Claim", "Place", "Quote", "Its own tables", "Verdict", "Effect (95 % interval)", "p",
                      "p, Holm", "From", "Test and remarks")  # fmt: skip
 APART_HEADINGS = ("Claim", "Network", "Verdict", "Effect (95 % interval)", "p", "p, Holm", "Images", "Test and remarks")
 
@@ -340,7 +334,7 @@ def together_rows(verdicts: Verdicts) -> list[tuple[str, ...]]:
         images = f"{one.images:,} images" if one.images else ""
         rows.append(
             (
-                claim.says, claim.place, claim.quote, claim.published(), one.verdict, effect_text(one),
+                claim.says, claim.where, claim.quote, claim.published(), one.verdict, effect_text(one),
                 p_text(one.p_value), p_text(one.p_holm), ", ".join(filter(None, [one.subject, images])), remarks(one),
             )
         )  # fmt: skip
@@ -365,7 +359,7 @@ def remarks(finding: Finding) -> str:
 
 def markdown(judged: Sequence[Verdicts]) -> str:
     """The whole of claims.md."""
-    lines = ["# The paper's claims tested on these runs", ""]
+    lines = ["# The papers' claims tested on these runs", ""]
     for verdicts in judged:
         lines += [f"## {markdown_text(title(verdicts.evidence))}", ""]
         lines += markdown_table(TOGETHER_HEADINGS, together_rows(verdicts))
@@ -382,7 +376,7 @@ def findings_frame(judged: Sequence[Verdicts]) -> pd.DataFrame:
         data, demo = verdicts.evidence.data, "yes" if verdicts.evidence.is_demo else "no"
         for name, found in verdicts.findings.items():
             claim = CLAIMS[name]
-            head = {"data": data, "demo": demo, "claim": name, "place": claim.place, "quote": claim.quote}
+            head = {"data": data, "demo": demo, "claim": name, "place": claim.where, "quote": claim.quote}
             head["published"] = claim.published()
             rows.append({**head, "scope": "claim", **asdict(found.together)})
             rows += [{**head, "scope": "network", **asdict(one)} for one in found.apart]
@@ -392,12 +386,13 @@ def findings_frame(judged: Sequence[Verdicts]) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("claims", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first run's folder")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders of runs and of experiments")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first folder")
     args = parser.parse_args(argv)
-    out = args.out or args.runs[0]
+    out = args.out or args.folders[0]
     try:
-        judged = [judge(one) for one in evidence(read(args.runs))]
+        runs, experiments = split(args.folders)
+        judged = [judge(one) for one in evidence(read(runs), experiments)]
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "claims.md", markdown(judged))
         write_csv(out / "claims.csv", findings_frame(judged))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analysis.runs import MissingData, predictions
+from analysis.experiments import Experiments
+from analysis.runs import ImagePredictions, MissingData, predictions
 from analysis.tables import distinct_names
 from bench.records import Run, Setting, Throughput, without_speed
 
@@ -20,6 +21,8 @@ class Answers:
     labels: np.ndarray  # int64 [b]
     levels: tuple[str, ...]
     top1: dict[str, np.ndarray]  # policy -> int32 [l, b]: the predicted class
+    # Against the second set of labels, where it was scored: policy -> int8 [l, b], 1 right, 0 wrong, -1 no such label.
+    real: dict[str, np.ndarray] = field(default_factory=dict)
 
     def has(self, policy: str, level: str) -> bool:
         return policy in self.top1 and level in self.levels
@@ -42,6 +45,7 @@ class Scored:
     answers: Answers
     reasons: dict[str, str]  # level -> why the network has none
     mean_views: dict[str, float]  # policy -> views per image, where these depend on the image
+    train_res: int | None = None  # at which the network was trained, pixels; None where the run does not say
 
     @property
     def slack(self) -> float:
@@ -59,7 +63,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was measured on the same images."""
+    """All that was measured on the same images; experiments on the same kind of data; what is known of other data."""
 
     data: str
     is_demo: bool
@@ -67,6 +71,8 @@ class Evidence:
     timed: tuple[Timed, ...]
     why_unscored: tuple[str, ...]  # one sentence for each network without answers
     why_untimed: tuple[str, ...]
+    experiments: Experiments = field(default_factory=Experiments)
+    others: tuple[Evidence, ...] = ()  # of the same runs, on other images
 
 
 def answers_of(run: Run, setting: Setting) -> Answers:
@@ -79,7 +85,16 @@ def answers_of(run: Run, setting: Setting) -> Answers:
         labels=found.labels[known],
         levels=tuple(found.levels),
         top1={policy: top1[:, p] for p, policy in enumerate(found.policies)},
+        real=_real(found, known),
     )
+
+
+def _real(found: ImagePredictions, known: np.ndarray) -> dict[str, np.ndarray]:
+    label = found.stored.real_label
+    if label is None:
+        return {}
+    right = np.where(label < 0, -1, found.top1 == label).astype(np.int8)[:, :, known]
+    return {policy: right[:, p] for p, policy in enumerate(found.policies)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,7 @@ class _Measured:
     absent: dict[str, str]  # what -> reason
     throughputs: tuple[Throughput, ...]
     mean_views: dict[str, float]
+    train_res: int | None
 
 
 def _measured(run: Run) -> list[_Measured]:
@@ -106,15 +122,24 @@ def _measured(run: Run) -> list[_Measured]:
                 absent["accuracy"] = f"{run.folder.name} has no predictions-*.npz that fits its records: run it again"
         throughputs = tuple(r for r in run.throughputs if r.setting == setting)
         views = {r.policy: r.mean_views for r in run.accuracies if r.setting == setting and r.mean_views is not None}
-        out.append(_Measured(run.folder.name, setting, answers, absent, throughputs, views))
+        train_res = train_size(run, setting)
+        out.append(_Measured(run.folder.name, setting, answers, absent, throughputs, views, train_res))
     return out
+
+
+def train_size(run: Run, setting: Setting) -> int | None:
+    """At which a network was trained, as ``--train-size`` or its weights' own configuration say (run.json)."""
+    if given := run.info.get("config", {}).get("network", {}).get("train_size"):
+        return int(given)
+    same = (m for m in run.info.get("models", []) if (m.get("model"), m.get("K")) == (setting.model, setting.K))
+    return next((m["train_K"] for m in same if m.get("train_K")), None)
 
 
 def _merged(one: Answers, other: Answers) -> Answers | None:
     """The policies of both, or None where they are not of the same images and levels."""
     if one.levels != other.levels or not np.array_equal(one.names, other.names):
         return None
-    return replace(one, top1={**other.top1, **one.top1})
+    return replace(one, top1={**other.top1, **one.top1}, real={**other.real, **one.real})
 
 
 def _accuracy_key(setting: Setting) -> Setting:
@@ -139,7 +164,7 @@ def _scored(networks: Sequence[_Measured]) -> tuple[Scored, ...]:
             found.append((network, network.answers))
     names = distinct_names([(network.run, network.setting) for network, _ in found])
     return tuple(
-        Scored(name, network.setting, answers, _level_reasons(network), network.mean_views)
+        Scored(name, network.setting, answers, _level_reasons(network), network.mean_views, network.train_res)
         for name, (network, answers) in zip(names, found, strict=True)
     )
 
@@ -164,13 +189,16 @@ def _why_not(networks: Sequence[_Measured], what: str, is_there: Callable[[_Meas
     return tuple(dict.fromkeys(reasons))
 
 
-def evidence(runs: Sequence[Run]) -> list[Evidence]:
-    """The networks of all runs, those that saw the same images together."""
+def evidence(runs: Sequence[Run], experiments: Experiments = Experiments()) -> list[Evidence]:  # noqa: B008 - frozen
+    """The networks of all runs, those that saw the same images together.
+
+    Experiments are judged with the first images of their kind: the demo's, or others. What fits no run is judged alone.
+    """
     by_data: dict[tuple[str, bool], list[_Measured]] = {}
     for run in runs:
         for network in _measured(run):
             by_data.setdefault((network.setting.data_hash, network.setting.is_demo), []).append(network)
-    return [
+    found = [
         Evidence(
             networks[0].setting.data,
             is_demo,
@@ -178,9 +206,24 @@ def evidence(runs: Sequence[Run]) -> list[Evidence]:
             _timed(networks),
             _why_not(networks, "accuracy", lambda network: network.answers is not None),
             _why_not(networks, "throughput", lambda network: bool(network.throughputs)),
+            Experiments(experiments.tunings),
         )
         for (_, is_demo), networks in by_data.items()
     ]
+    for is_demo in (True, False):
+        _add_experiments(found, experiments, is_demo)
+    return [replace(one, others=tuple(other for other in found if other is not one)) for one in found]
+
+
+def _add_experiments(found: list[Evidence], experiments: Experiments, is_demo: bool) -> None:
+    """To the first evidence of this kind, or as evidence of their own."""
+    own = experiments.of(is_demo=is_demo)
+    at = next((i for i, one in enumerate(found) if one.is_demo == is_demo), None)
+    if at is not None:
+        found[at] = replace(found[at], experiments=own)
+    elif own.trained or own.activations:
+        why = ("no run was given, only experiments",)
+        found.append(Evidence("experiments", is_demo, (), (), why, why, own))
 
 
 def common(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

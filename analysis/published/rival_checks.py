@@ -12,6 +12,7 @@ from analysis.published.tables import load
 
 # Section V.A: "outperforming (MEAL, Cutout, Mixup, FixRes, FixRes (adaptation + augmentation))".
 OUTPERFORMED = ("meal", "cutout", "mixup", "repeated_augmentation", "fixres")
+NAMED_IN_SECTION_VI = {"F1": ("F2",), "F3": ("F4", "F5")}  # of MID: smaller NFNet -> larger ones that it equals
 # (model, method) in FixRes Table 2 -> method in FixEfficientNet Table 6: the same network on ImageNet and ImageNet-V2.
 IN_BOTH_PAPERS = {
     ("resnet50", "billion_scale"): "billion_scale",
@@ -79,6 +80,14 @@ def _better_on_v2_at_equal_accuracy() -> Iterator[str]:
         yield unless(line["imagenet_v2"] > new, text)
 
 
+def _smaller_with_crops_equals_larger() -> Iterator[str]:
+    for small, larger in NAMED_IN_SECTION_VI.items():
+        crops = lookup("mid_table4", variant=small, policy="20RC", level="softmax")
+        for large in larger:
+            centre = lookup("mid_table4", variant=large, policy="CC")
+            yield unless(crops >= centre, f"{small} with 20 RCs {crops:.2f}, {large} {centre:.2f}")
+
+
 def nearest_noisy_student(top1: float) -> tuple[str, float]:
     """The EfficientNet from Noisy Student whose ImageNet accuracy is nearest, and that accuracy."""
     frame = load("fixeff_table1").query("method == 'baseline' and metric == 'top1'")
@@ -91,5 +100,6 @@ CELLS: dict[str, Callable[[], Iterator[str]]] = {
     "better_than_fixefficientnet_advprop": _better_than_fixefficientnet("mid_table3"),
     "better_than_fixefficientnet_noisystudent": _better_than_fixefficientnet("mid_table5"),
     "random_crops_outperform": _random_crops_outperform,
+    "smaller_with_crops_equals_larger": _smaller_with_crops_equals_larger,
     "better_on_v2_at_equal_accuracy": _better_on_v2_at_equal_accuracy,
 }

@@ -291,7 +291,7 @@ def make_tuning(own: FineTuneConfig, job: Job, crops: TrainingCrops, recipe: Rec
 def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
     """What is known before the first step: all of the note but its epochs."""
     from bench import machine
-    from bench.job import data_hash
+    from bench.job import data_hash, sizes
 
     data, network, spec = job.data, job.classifier, job.classifier.spec
     return {
@@ -305,7 +305,12 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "started_in": str(Path.cwd()),
         "model": job.case.name,
-        "base": {"model": network.name, "weights": network.weights, "weight_hash": network.weight_hash},
+        "base": {
+            "model": network.name,
+            "weights": network.weights,
+            "weight_hash": network.weight_hash,
+            "train_K": sizes(network)["train_K"],
+        },
         "input": {"S": spec.S, "K": spec.K, "interpolation": spec.interpolation, "crop_mode": spec.crop_mode},
         "data": {
             "root": str(data.root),

@@ -8,9 +8,10 @@ once with RandomResizedCrop (Table 5) and once with random crops of a fixed size
 size at which the test shows them, so that a higher test resolution should help less. Every network is then scored with
 the centre crop at each test size, as it is and after fine-tuning its classifier and last BatchNorm there (test DA).
 
-Writes ``results.csv`` (a row for each network, test size and adaptation), ``results.json`` (settings, environment, the
-training and fine-tuning logs, where each network peaks), ``networks/*.safetensors`` and a figure beside the published
-one. The same command continues in a folder where it was stopped: networks and rows that are there are kept.
+Writes ``results.csv`` (a row for each network, test size and adaptation), ``answers/*.npz`` (which images are right,
+for ``multicrop-bench claims``), ``results.json`` (settings, environment, the training and fine-tuning logs, where each
+network peaks), ``networks/*.safetensors`` and a figure beside the published one. The same command continues in a folder
+where it was stopped: networks and rows that are there are kept.
 
 Regime: short training, small networks, 16 classes. It says whether the effect is there, not how large it is on
 ImageNet. What differs from the paper is in ``about`` of results.json.
@@ -370,10 +371,20 @@ def score_at(config: TrainLowTestHigh, K: int, networks: list[Trained], sets: Se
                 int((before & ~after).sum()),
             ),
         ]  # fmt: skip
+        save_answers(config.out, trained, K, sets.val, {"none": before, recipe.tune: after})
         entry = {"network": trained.name, "test_res": K, "rows": [asdict(row) for row in rows], "fine_tuning": epochs}
         with (config.out / "scored.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         log.info(f"{trained.name} at {K}: {100 * before.mean():.1f} %, adapted {100 * after.mean():.1f} %")
+
+
+def save_answers(out: Path, trained: Trained, K: int, data: Dataset, right: dict[str, np.ndarray]) -> None:
+    """answers/NETWORK-K.npz: the images' names, and for each adaptation which of them are right (bool [images])."""
+    from pipelines.files import whole_file
+
+    (out / "answers").mkdir(exist_ok=True)
+    with whole_file(out / "answers" / f"{trained.name}-{K}.npz") as file:
+        np.savez_compressed(file, names=np.array(data.names(np.arange(len(data)))), **right)  # type: ignore[arg-type]
 
 
 BATCH_SIZE = 64  # crops per forward pass
