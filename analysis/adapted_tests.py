@@ -41,8 +41,8 @@ from analysis.claim_tests import (
     tallied,
 )
 from analysis.evidence import Evidence, Scored, common
+from analysis.runs import is_v2
 from analysis.stats import mcnemar, paired_difference
-from bench.records import Setting
 
 Pairs = Callable[[Sequence[AtSize]], list[Pair]]
 
@@ -375,11 +375,6 @@ def remains_on_clean_labels(evidence: Evidence) -> Findings:
             found.append(replace(one, names=one.names[labelled], right=right[labelled] == 1))
     needs = "a network as it is and fine-tuned, both with --real-labels real.json"
     return compared(tuned_against_native(found), why_not(evidence, needs))
-
-
-def is_v2(setting: Setting) -> bool:
-    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are no V2."""
-    return "v2" in setting.data.lower() and not setting.is_demo
 
 
 def _on_v2(evidence: Evidence) -> bool:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analysis.experiments import Experiments
+from analysis.names import distinct_names
 from analysis.runs import ImagePredictions, MissingData, predictions
-from analysis.tables import distinct_names
 from bench.records import Run, Setting, Throughput, without_speed
+
+NO_EXPERIMENTS = Experiments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def _why_not(networks: Sequence[_Measured], what: str, is_there: Callable[[_Meas
     return tuple(dict.fromkeys(reasons))
 
 
-def evidence(runs: Sequence[Run], experiments: Experiments = Experiments()) -> list[Evidence]:  # noqa: B008 - frozen
+def evidence(runs: Sequence[Run], experiments: Experiments = NO_EXPERIMENTS) -> list[Evidence]:
     """The networks of all runs, those that saw the same images together.
 
     Experiments are judged with the first images of their kind: the demo's, or others. What fits no run is judged alone.

@@ -26,7 +26,8 @@ class Tuning:
 
     folder: str
     base: str  # the network that was tuned
-    base_hash: str  # of its weights
+    base_weights: str  # pretrained, random, demo, or a checkpoint's path
+    base_hash: str
     train_res: int | None  # at which it had been trained, pixels; None where nothing said so
     weight_hash: str  # of the result
     K: int  # at which it was tuned, pixels
@@ -116,7 +117,8 @@ def _tuning(folder: Path, note: dict[str, Any]) -> Tuning:
         raise ValueError("this fine-tuning has not finished; continue it with multicrop-bench finetune --resume")
     recipe, base = note["recipe"], note["base"]
     return Tuning(
-        folder=folder.name, base=base["model"], base_hash=base["weight_hash"], train_res=base.get("train_K"),
+        folder=folder.name, base=base["model"], base_weights=base["weights"], base_hash=base["weight_hash"],
+        train_res=base["train_K"],
         weight_hash=note["result"]["weight_hash"], K=note["input"]["K"], layers=recipe["tune"],
         augmentation=recipe["augmentation"], label_smoothing=recipe["label_smoothing"],
         batch_size=recipe["batch_size"], device=note["device"], is_demo=note["data"]["is_demo"],

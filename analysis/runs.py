@@ -147,6 +147,11 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     return list(dict.fromkeys(record.setting for run in runs for record in run.records))
 
 
+def is_v2(setting: Setting) -> bool:
+    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are no V2."""
+    return "v2" in setting.data.lower() and not setting.is_demo
+
+
 def timed_networks(runs: Sequence[Run]) -> list[NetworkRun]:
     """Networks that were timed, in order. Raises MissingData, with the runs' own reasons, when there is none."""
     if not runs:

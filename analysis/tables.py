@@ -1,10 +1,11 @@
-"""The paper's tables: published and measured numbers beside each other.
+"""The papers' tables: published and measured numbers beside each other.
 
-    multicrop-bench tables RUN... [--out DIR]        # default: RUN/tables, of the first run
+    multicrop-bench tables FOLDER... [--out DIR]     # default: FOLDER/tables, of the first folder
 
-Writes ``mid_table1`` to ``mid_table8`` and, for runs on the demo data, ``demo``, each as Markdown and CSV, with the
-rows (approaches) and columns (networks) of the printed table. They are derived from the runs; writing them again
-replaces them.
+Takes folders of runs and of experiments (finetune, activations, train-low-test-high). Writes ``mid_table1`` to
+``mid_table8``, FixRes's and FixEfficientNet's tables (analysis/tables_fixres.py) and, for the demo data, ``demo`` and
+``demo_fixres``, each as Markdown and CSV, with the rows and columns of the printed table. They are derived from the
+folders; writing them again replaces them.
 
 A measured accuracy is compared with a published one only where network, weights, S, K, interpolation, policy and level
 agree, the aspect ratio was kept, and the images are not the demo's. A number that was not measured is empty, with the
@@ -13,19 +14,27 @@ reason in a note. The demo's accuracies have a table of their own, because they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
+from analysis import tables_fixres
 from analysis.commands import command_parser, failed
+from analysis.demo_fixres import demo_fixres_frame, demo_fixres_grid
+from analysis.evidence import NO_EXPERIMENTS, evidence
+from analysis.experiments import Experiments, split
+from analysis.grids import Grid, letters, markdown
+from analysis.names import distinct_names
 from analysis.published import TABLES, load
 from analysis.runs import is_shown, read
 from analysis.summary import derived, top1_interval
-from analysis.text import markdown_table, markdown_text, visible, write_csv
+from analysis.text import visible, write_csv
 from bench.records import Accuracy, Run, Setting
 from pipelines.crops import parse_policy
 from pipelines.files import write_whole
@@ -39,6 +48,7 @@ INTERPOLATION = {  # MID, Section IV.B
     "efficientnet": "bicubic",
     "nfnet": "bicubic",
 }
+NOTHING_KNOWN: Mapping[str, str] = MappingProxyType({})
 POLICY_TABLES = (1, 8)  # multicrop-bench run has them as --policies table1 and table8
 
 INTERVAL_NOTE = (
@@ -127,16 +137,6 @@ class Table:
     @property
     def is_measured(self) -> bool:
         return any(comparison.measured for line in self.lines for comparison in line.comparisons)
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table of texts, as Markdown or HTML shows it."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
 
 
 # ---- policies
@@ -370,12 +370,6 @@ def _difference(comparison: Comparison) -> str:
     return f"{comparison.difference:+.2f} {'inside' if comparison.inside else 'outside'}"
 
 
-def letters(index: int) -> str:
-    """0 -> a, 25 -> z, 26 -> aa."""
-    head, last = divmod(index, 26)
-    return (letters(head - 1) if head else "") + chr(ord("a") + last)
-
-
 def _notes(one: Table, marks: dict[str, str]) -> list[str]:
     if not one.is_measured:
         reasons: dict[str, list[str]] = {}
@@ -457,24 +451,6 @@ def demo_columns(runs: Sequence[Run]) -> dict[str, list[Accuracy]]:
     return dict(zip(names, (accuracies for _, _, accuracies in found), strict=True))
 
 
-# What a name may be followed by, in turn, where names are equal and this differs.
-DISTINCTIONS: tuple[Callable[[str, Setting], str], ...] = (
-    lambda run, setting: f"{setting.K} of {setting.S} px",
-    lambda run, setting: f"seed {setting.seed}",
-    lambda run, setting: run,
-)
-
-
-def distinct_names(settings: Sequence[tuple[str, Setting]]) -> list[str]:
-    """A name for each (run, setting): the model, with its sizes, seed and run where those tell it from another."""
-    names = [setting.model for _, setting in settings]
-    for word in DISTINCTIONS:
-        words = [word(run, setting) for run, setting in settings]
-        differ = [len({w for w, other in zip(words, names, strict=True) if other == name}) > 1 for name in names]
-        names = [f"{name}, {w}" if d else name for name, w, d in zip(names, words, differ, strict=True)]
-    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
 def demo_grid(runs: Sequence[Run]) -> Grid:
     """Top-1 and gain of every demo network, policy by level; a curve's crop counts thinned out."""
     columns = demo_columns(runs)
@@ -528,17 +504,23 @@ def demo_frame(runs: Sequence[Run]) -> pd.DataFrame:
 # ---- files
 
 
-def markdown(one: Grid) -> str:
-    notes = [f"- {markdown_text(note)}" for note in one.notes]
-    return "\n".join([f"# {one.title}", "", *markdown_table(one.headings, one.rows), "", *notes, ""])
-
-
-def write(runs: Sequence[Run], out: Path) -> list[Path]:
-    """All tables into ``out``, made if it is not there. Returns the paths."""
+def write(
+    runs: Sequence[Run],
+    out: Path,
+    experiments: Experiments = NO_EXPERIMENTS,
+    known: Mapping[str, str] = NOTHING_KNOWN,
+) -> list[Path]:
+    """All tables into ``out``, made if it is not there. Returns the paths. ``known``: see tables_fixres.fill."""
     out.mkdir(parents=True, exist_ok=True)
     found = {name: (grid(one), frame(one)) for number, name in MID.items() for one in [table(number, runs)]}
+    for name in tables_fixres.LAYOUTS:
+        filled = tables_fixres.fill(name, runs, experiments, known)
+        found[name] = tables_fixres.grid(filled), tables_fixres.frame(filled)
     if demo_columns(runs):
         found["demo"] = demo_grid(runs), demo_frame(runs)
+    fixres = demo_fixres_frame(evidence(runs, experiments), runs)
+    if len(fixres):
+        found["demo_fixres"] = demo_fixres_grid(fixres, experiments), fixres
     paths = []
     for name, (shown, values) in found.items():
         write_whole(out / f"{name}.md", markdown(shown))
@@ -548,19 +530,39 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
-    parser = command_parser("tables", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: tables, in the first run's folder")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     try:
-        runs = read(args.runs)
-        paths = write(runs, args.out or args.runs[0] / "tables")
+        folders, experiments = split(args.folders)
+        runs = read(folders)
+        known = tables_fixres.known_weights(args.weights)
+        paths = write(runs, args.out or args.folders[0] / "tables", experiments, known)
     except (ValueError, OSError) as error:
         return failed(error)
     for path in paths:
         print(path)
-    measured = [f"Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]
-    print(f"\nnumbers measured in: {', '.join(measured) or 'no table of the paper'}")
+    measured = [f"MID Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]
+    measured += [
+        tables_fixres.name_of(name)
+        for name in tables_fixres.LAYOUTS
+        if tables_fixres.fill(name, runs, experiments, known).is_measured
+    ]
+    print(f"\nnumbers measured in: {', '.join(measured) or 'no table of the papers'}")
     for reason in unmatched(runs):
-        print(f"in no table: {visible(reason)}")
+        print(f"in no table of MID: {visible(reason)}")
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Exits with status 2 on a bad command line."""
+    parser = command_parser("tables", __doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders of runs and of experiments")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: tables, in the first folder")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NETWORK/METHOD@TRAIN_SIZE=HASH",
+        help="weights that no library ships and that you know to be the paper's, by the weight_hash of a run, such as "
+        "resnet50/repeated_augmentation@224=aa12bb34cc56dd78",
+    )
+    return parser.parse_args(argv)

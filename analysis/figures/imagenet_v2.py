@@ -23,12 +23,13 @@ from analysis.runs import (
     MissingData,
     NetworkRun,
     accuracies,
+    is_v2,
     line_names,
     provenance,
     require_all_comparable,
     rows_of_network,
 )
-from bench.records import SPEED_FIELDS, Setting, require_comparable
+from bench.records import SPEED_FIELDS, require_comparable
 
 LEVEL = "softmax"
 # The two printed accuracies of the kinds of networks: ImageNet, ImageNet-V2.
@@ -66,11 +67,6 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
         "Measured: filled the centre crop, half filled the most random crops; softmax, Wilson's 95 % intervals."
     )
     return {"": Data(pairs(), others, measured, [*notes, *provenance([network for pair in both for network in pair])])}
-
-
-def is_v2(setting: Setting) -> bool:
-    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are no V2."""
-    return "v2" in setting.data.lower() and not setting.is_demo
 
 
 def scored_on_both(inputs: Inputs) -> list[tuple[NetworkRun, NetworkRun]]:

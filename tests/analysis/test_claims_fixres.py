@@ -66,9 +66,9 @@ def network(maker):
 
 def tuning(weight_hash, K, **changes):
     given = Tuning(
-        folder=f"tuned-{weight_hash}", base="resnet50.tv_in1k", base_hash="base", train_res=224,
-        weight_hash=weight_hash, K=K, layers="classifier+bn", augmentation="test", label_smoothing=0.0, batch_size=64, device="cpu",
-        is_demo=False, step_ms={},
+        folder=f"tuned-{weight_hash}", base="resnet50.tv_in1k", base_weights="pretrained", base_hash="base",
+        train_res=224, weight_hash=weight_hash, K=K, layers="classifier+bn", augmentation="test", label_smoothing=0.0,
+        batch_size=64, device="cpu", is_demo=False, step_ms={},
     )  # fmt: skip
     return replace(given, **changes)
 
@@ -451,7 +451,7 @@ def test_the_mix_is_best(network, mix, expected):
 
 def note(**changes):
     given = {
-        "status": "finished", "base": {"model": "m", "weight_hash": "base", "train_K": 224},
+        "status": "finished", "base": {"model": "m", "weights": "pretrained", "weight_hash": "base", "train_K": 224},
         "result": {"weight_hash": "t0"}, "input": {"K": 288}, "data": {"is_demo": False}, "device": "cpu",
         "recipe": {"tune": "classifier+bn", "augmentation": "test", "label_smoothing": 0.0, "batch_size": 64},
         "step_ms": {stage: {"median": ms, "min": ms, "max": ms} for stage, ms in

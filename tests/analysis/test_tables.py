@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import tables
+from analysis import tables, tables_fixres
 from analysis.published import TABLES, load
 from analysis.summary import top1_interval
+from analysis.text import markdown_table
 from bench.records import Accuracy
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -264,7 +265,7 @@ def test_csv_holds_what_the_table_holds(make):
 
 
 def test_markdown_cannot_be_made_to_hold_tags_or_columns():
-    lines = tables.markdown_table(["a|b"], [["<script>x</script>"], ["two\nlines"]])
+    lines = markdown_table(["a|b"], [["<script>x</script>"], ["two\nlines"]])
     assert lines == ["| a\\|b |", "| --- |", "| &lt;script>x&lt;/script> |", "| two lines |"]
 
 
@@ -316,8 +317,10 @@ def test_the_program_writes_every_table(make, capsys):
     run = demo_run(make)
     assert tables.main([str(run.folder)]) == 0
     written = {path.name for path in (run.folder / "tables").iterdir()}
-    assert written == {f"{name}.{end}" for name in [*tables.MID.values(), "demo"] for end in ("md", "csv")}
-    assert "no table of the paper" in capsys.readouterr().out
+    assert written == {
+        f"{name}.{end}" for name in [*tables.MID.values(), *tables_fixres.LAYOUTS, "demo"] for end in ("md", "csv")
+    }
+    assert "no table of the papers" in capsys.readouterr().out
 
 
 def test_the_program_names_what_is_no_run(tmp_path, capsys):

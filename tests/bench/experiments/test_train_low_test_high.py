@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from analysis.experiments import split
 from analysis.figures import train_low_test_high as figure
 from bench.experiments import train_low_test_high as experiment
 from bench.experiments.train_low_test_high import CROPS, InMemory, Row, peaks, table
@@ -67,6 +68,13 @@ def test_whole_experiment_and_going_on(
     info = json.loads((out / "results.json").read_text())
     assert set(info["training"]) == {"train-32", "train-40", "fixed-32", "fixed-40"}
     assert len(info["fine_tuning"]["train-32 at 48"]) == 2
+    _, experiments = split([out])  # multicrop-bench claims reads each image's answers back
+    right = {(a.crop, a.train_res, a.test_res, a.layers): int(a.right.sum()) for a in experiments.trained[0].answers}
+    words = {"RandomResizedCrop": "train", "random crop of a fixed size": "fixed"}
+    assert right == {
+        (words[r["crop"]], int(r["train_res"]), int(r["test_res"]), r["adaptation"]): int(r["top1_correct"])
+        for r in rows
+    }
     picture = imread(out / "train_low_test_high.png")
     assert 700 <= picture.shape[1] <= 1250 and picture[..., :3].std() > 0.02
 
