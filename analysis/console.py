@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis import known_answers
 from analysis.ceilings import crossover, rate_rows
+from analysis.known_answers import Comparison
 from analysis.runs import is_shown
 from analysis.summary import derived, p_value, top1_interval
 from analysis.text import aligned, visible
@@ -66,15 +68,16 @@ def _table(columns: Columns, rows: Sequence[Any]) -> list[str]:
     return aligned([list(columns), *([column(row) for column in columns.values()] for row in rows)])
 
 
-def text(records: Sequence[Record]) -> str:
-    """One section for each network at each of its sizes. Names from data are made visible (analysis/text.py)."""
+def text(records: Sequence[Record], known: Sequence[Comparison] = ()) -> str:
+    """One section for each network at each of its sizes, with what is published of its centre crop (``known``). Names
+    from data are made visible (analysis/text.py)."""
     settings = dict.fromkeys(record.setting for record in records)
     if not settings:
         return "Nothing was measured: no network finished a pass."
-    return "\n\n".join(_section([r for r in records if r.setting == setting]) for setting in settings)
+    return "\n\n".join(_section([r for r in records if r.setting == setting], known) for setting in settings)
 
 
-def _section(records: list[Record]) -> str:
+def _section(records: list[Record], known: Sequence[Comparison]) -> str:
     setting = records[0].setting
     demo = "  DEMO DATA: says nothing about ImageNet" if setting.is_demo else ""
     lines = [
@@ -86,7 +89,7 @@ def _section(records: list[Record]) -> str:
         lines.append("Nothing was measured.")
     for labels in LABELS:
         if accuracies := [r for r in records if isinstance(r, Accuracy) and r.labels == labels]:
-            lines += ["", *_accuracy_lines(accuracies)]
+            lines += ["", *_accuracy_lines(accuracies, [one for one in known if one.record in accuracies])]
     if throughputs := [r for r in records if isinstance(r, Throughput)]:
         lines += ["", *_throughput_lines(throughputs)]
     fitting = {r.fitting_batch_size for r in measured} - {None}
@@ -95,14 +98,19 @@ def _section(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy_lines(accuracies: list[Accuracy]) -> list[str]:
+def _accuracy_lines(accuracies: list[Accuracy], known: list[Comparison]) -> list[str]:
     first = accuracies[0]
     what = "top-1 %, demo" if first.setting.is_demo else "top-1 %"
     if first.labels != ORIGINAL:
         what += f", {first.labels} labels"
     shown = [record for record in accuracies if is_shown(record.policy, record.n_views)]
     note = "newly correct, newly wrong, p (exact McNemar test): against CC; every n of the curves is in summary.csv"
-    return [f"{what} ({first.images} images, {first.unreadable} unreadable)", *_table(ACCURACY, shown), note]
+    columns = ACCURACY
+    if known:
+        published = {one.record: f"{one.known.top1:.2f}" for one in known}
+        columns = {**ACCURACY, "published": lambda record: published.get(record, "")}
+    lines = [f"{what} ({first.images} images, {first.unreadable} unreadable)", *_table(columns, shown), note]
+    return lines + known_answers.lines(known)
 
 
 def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
@@ -145,9 +153,9 @@ def _stages(throughputs: list[Throughput]) -> list[str]:
     return lines
 
 
-def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Per network and size, for the JSON line: centre-crop top-1, the best policy, images/s by crop count. Absent is
-    None. Original labels."""
+def headline(records: Sequence[Record], known: Sequence[Comparison] = ()) -> list[dict[str, Any]]:
+    """Per network and size, for the JSON line: centre-crop top-1 and the published one, the best policy, images/s by
+    crop count. Absent is None. Original labels."""
     out = []
     for setting in dict.fromkeys(record.setting for record in records):
         mine = [r for r in records if r.setting == setting]
@@ -161,6 +169,7 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "K": setting.K,
                 "demo": setting.is_demo,
                 "top1_centre_crop": baseline and round(baseline.top1, 3),
+                **known_answers.headline(known, setting),
                 "best_policy": best and {"policy": best.policy, "level": best.level, "top1": round(best.top1, 3)},
                 "images_per_sec": {str(row["crops"]): round(row["images_per_sec"], 2) for row in rows} or None,
                 "not_measured": {r.what: r.reason for r in mine if isinstance(r, Absent)},

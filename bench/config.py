@@ -271,6 +271,16 @@ class OutputConfig:
     out: Path | None = option(
         "--out", metavar="DIR", parse=values.path, may_differ=True, help="a new folder (default: runs/<name>-<time>)"
     )
+    results_file: Path | None = option(
+        "--results-file",
+        metavar="FILE",
+        parse=values.path,
+        may_differ=True,
+        help="a new file for the centre crops too, with the columns of timm's validate.py",
+    )
+    results_format: str = option(
+        "--results-format", default="csv", choices=("csv", "json"), may_differ=True, help="of --results-file"
+    )
     resume: Path | None = option(
         "--resume",
         metavar="RUN",

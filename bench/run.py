@@ -396,7 +396,9 @@ def dry_run(session: Session) -> int:
 
 def new_folder(config: RunConfig) -> Path:
     """Where the results go; made only when the run begins. Never a folder that exists."""
-    out = config.output.out
+    out, results_file = config.output.out, config.output.results_file
+    if results_file and results_file.exists():
+        raise UserError(f"`results_file` {results_file} exists; results are never written over others: name a new file")
     if out:
         if out.exists():
             raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
@@ -453,7 +455,7 @@ def write_unreadable(out: Path, scan: Scan, accounts: Sequence[ImageAccounting])
 
 def finish(session: Session) -> int:
     """Summary, figures, table, paths; the last line of standard output is JSON. Returns the exit status."""
-    from analysis import console
+    from analysis import console, known_answers
     from analysis.summary import write_summary
     from bench import records
 
@@ -465,15 +467,18 @@ def finish(session: Session) -> int:
     write_unreadable(out, session.scan, done.image_accounts)
     summary = write_summary(out, done.records, done.failed)
     figures = draw(out) if config.output.figures else []
-    print(with_flags(console.text(done.records), flag_names()))
+    known = known_answers.comparisons(done)
+    print(with_flags(console.text(done.records, known), flag_names()))
     for line in console.accounting_lines(done.image_accounts) + console.failure_lines(done.failed):
         print(f"\n{line}")
-    models = console.headline(done.records)
+    models = console.headline(done.records, known)
     for one in models:
         one["not_measured"] = {what: with_flags(why, flag_names()) for what, why in one["not_measured"].items()}
     print("\nwritten:")
     for path in sorted(path.resolve() for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")
+    if config.output.results_file:
+        print(f"  {write_timm_results(config.output.results_file, config.output.results_format, done)}")
     result = {
         "out": str(out.resolve()),
         "summary": str(summary.resolve()),
@@ -490,6 +495,16 @@ def finish(session: Session) -> int:
             tell(f"error: `strict`: {unreadable_text(list(lost.items()))}")
             return UNREADABLE
     return FAILED if done.failed else 0
+
+
+def write_timm_results(path: Path, form: str, done: Run) -> Path:
+    """--results-file: the centre crops as timm's validate.py writes them. Returns the absolute path."""
+    from analysis.known_answers import timm_rows
+
+    rows = timm_rows(done)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, rows.to_json(orient="records", indent=4) if form == "json" else rows.to_csv(index=False))
+    return path.resolve()
 
 
 def draw(out: Path) -> list[Path]:

@@ -543,3 +543,20 @@ def test_a_figure_that_fails_costs_no_number(
     monkeypatch.setattr(make_figures, "make_figures", lambda folders, keep_going: 1 / 0)
     assert run.draw(tmp_path) == []
     assert "figures could not be drawn" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------- timm's columns
+
+
+def test_results_file_has_the_centre_crop_in_timms_columns(small_run: Small, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.csv"
+    done = small_run("--crops", "1,2", "--no-throughput", "--results-file", str(path))
+    (centre,) = [r for r in done.run.accuracies if (r.policy, r.level) == ("CC", "softmax")]
+    with path.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    columns = "model top1 top1_err top5 top5_err param_count img_size crop_pct interpolation"
+    assert list(row) == columns.split()
+    assert (row["model"], row["img_size"]) == (centre.setting.model, "64")
+    assert float(row["top1"]) == pytest.approx(centre.top1, abs=1e-4)
+    refused = small_run("--crops", "1", "--results-file", str(path), out="second")
+    assert refused.status == 2 and "--results-file" in refused.stderr and "exists" in refused.stderr
