@@ -176,6 +176,12 @@ class DataConfig:
     class_map: Path | None = option(
         "--class-map", metavar="FILE", parse=values.path, help="class names in the model's order, as in timm"
     )
+    label_order: str | None = option(
+        "--label-order",
+        choices=("number", "imagefolder"),
+        help="what numbers in the names of class folders mean: number, the output itself (or timm's order of names); "
+        "imagefolder, their order as text, as torchvision has it",
+    )
     real_labels: Path | None = option(
         "--real-labels",
         metavar="FILE",
@@ -319,8 +325,8 @@ class RunConfig:
         data, measure = self.data, self.measure
         if not measure.accuracy and not measure.throughput:
             raise ValueError("`accuracy` and `throughput` are both switched off: nothing is left to measure")
-        if data.data is None and (data.labels_file or data.class_map or data.synsets_file):
-            raise ValueError("`labels_file`, `synsets_file` and `class_map` need `data`")
+        if data.data is None and (data.labels_file or data.class_map or data.synsets_file or data.label_order):
+            raise ValueError("`labels_file`, `synsets_file`, `class_map` and `label_order` need `data`")
         if data.real_labels and not measure.accuracy:
             raise ValueError("`real_labels` are for scoring, and `accuracy` is switched off")
 

@@ -90,6 +90,7 @@ class Job:
                 labels_file=asked.labels_file,
                 class_map=asked.class_map,
                 synsets_file=asked.synsets_file,
+                label_order=asked.label_order,
             )
         except DatasetError as error:
             if self.why_no_accuracy is None:

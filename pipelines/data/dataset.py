@@ -39,6 +39,10 @@ from pipelines.data.spans import Span
 from pipelines.files import whole_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})  # timm's IMG_EXTENSIONS, compared in lower case as there
+# Folders that other programs leave in a data set, beside hidden ones (.ipynb_checkpoints, .thumbnails, .Trash-1000).
+OTHER_PROGRAMS = frozenset(
+    {"__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 DEMO_TABLE = "demo.csv"
 DEMO_COLUMNS = ("name", "label", "class", "width", "height")  # how the table of pipelines.data.demo begins
 CHUNK_FILES = 512
@@ -236,6 +240,11 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
                         other_files[suffix] += 1
         except OSError as error:
             yield listed(prefix.rstrip("/") or ".", 0, 0, f"a folder that cannot be listed: {error.strerror}")
+
+
+def is_of_another_program(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a data set: hidden, or in OTHER_PROGRAMS."""
+    return name.startswith(".") or name in OTHER_PROGRAMS
 
 
 def suffix_of(name: str) -> str:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.dataset import Dataset, DatasetError
-from pipelines.data.labels import DEVKIT_CLASSES, DEVKIT_NAME, SYNSET_LISTS, refuse_absurd
+from pipelines.data.labels.classes import SYNSET_LISTS
+from pipelines.data.labels.devkit import DEVKIT_CLASSES, DEVKIT_NAME
+from pipelines.data.labels.text import refuse_absurd
 
 FORMS = "a list of lists of classes, as ImageNet's real.json, or an object {image name: [classes]}"
 

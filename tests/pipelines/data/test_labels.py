@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipelines.data import labels as labels_module
 from pipelines.data.dataset import Dataset, DatasetError, Scan
-from pipelines.data.labels import (
-    SYNSET_LISTS,
-    kind_of,
-    label,
-    read_class_map,
-    read_devkit_synsets,
-    synset_index,
-    unlabelled,
-)
+from pipelines.data.labels import label, unlabelled
+from pipelines.data.labels import text as text_files
+from pipelines.data.labels.class_map import read_class_map
+from pipelines.data.labels.classes import LABEL_ORDERS, SYNSET_LISTS, kind_of, synset_index
+from pipelines.data.labels.devkit import read_devkit_synsets
+from pipelines.data.labels.folders import natural_key as labels_natural_key
 from pipelines.data.scanning import scan
 
 _buffer = io.BytesIO()
@@ -135,11 +132,11 @@ def test_the_list_is_read_without_importing_timm(fill: Fill) -> None:
     import sys
 
     code = (
-        "import sys; from pipelines.data.labels import synset_index; "
+        "import sys; from pipelines.data.labels.classes import synset_index; "
         "print(synset_index(1000)['n02123045'], {'timm', 'torch'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(labels_module.__file__).parents[2])
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(text_files.__file__).parents[3])
     assert result.stdout.strip() == "281 set()", result.stderr
 
 
@@ -170,7 +167,80 @@ def test_numbers_beyond_the_model_are_refused(fill: Fill) -> None:
         label(found, num_classes=3)
     with pytest.raises(DatasetError, match=r"2 of 3 .* beyond a model of 2 classes \('2', '3'\): check"):
         label(found, num_classes=2)
-    assert by_name(label(found, num_classes=4)) == {"1/x.jpg": 1, "2/x.jpg": 2, "3/x.jpg": 3}
+    of_1_to_3 = {"1/x.jpg": 0, "2/x.jpg": 1, "3/x.jpg": 2}
+    assert by_name(label(found, num_classes=3, label_order="imagefolder")) == of_1_to_3
+    assert by_name(label(found, num_classes=4, label_order="number")) == {name: n + 1 for name, n in of_1_to_3.items()}
+
+
+DOUBTFUL = {
+    "as many folders as classes": (range(16), 16, "sorts them as text"),
+    "some of the classes": ((3, 10, 12), 16, "sorts them as text"),
+    "zeros that are not in front": ((10, 20, 30), 40, "sorts them as text"),
+    "counted from 1, one class absent": (range(1, 8), 9, "counted from 1"),
+    "counted from 1, ImageNet": (range(1, 11), 1000, "counted from 1"),
+    "ImageNet and a background class": (range(1000), 1001, "background class"),
+    "some of ImageNet and a background class": ((5, 207), 1001, "background class"),
+    "own classes and a background class": (range(5), 6, "background class"),
+}
+
+
+@pytest.mark.parametrize(("numbers", "num_classes", "doubt"), DOUBTFUL.values(), ids=DOUBTFUL)
+def test_numbers_that_something_speaks_against_are_refused(
+    numbers: Sequence[int], num_classes: int, doubt: str, fill: Fill
+) -> None:
+    found = fill(*(f"{number}/x.jpg" for number in numbers))
+    with pytest.raises(DatasetError, match=rf"{doubt}.*`label_order` number.*imagefolder.*`class_map`"):
+        label(found, num_classes=num_classes)
+    by_number = by_name(label(found, num_classes=num_classes, label_order="number"))
+    assert by_number == {f"{number}/x.jpg": number for number in numbers}
+
+
+PLAIN = {
+    "below ten, text and number agree": (("0", "1", "4"), 6),
+    "all of ten": ([str(number) for number in range(10)], 10),
+    "leading zeros": ([f"{number:02}" for number in range(16)], 16),
+    "some, with leading zeros": (("003", "010"), 200),
+    "all of ImageNet": ([str(number) for number in range(1000)], 1000),
+}
+
+
+@pytest.mark.parametrize(("folders", "num_classes"), PLAIN.values(), ids=PLAIN)
+def test_numbers_that_nothing_speaks_against_are_the_outputs(
+    folders: Sequence[str], num_classes: int, fill: Fill
+) -> None:
+    found = label(fill(*(f"{folder}/x.jpg" for folder in folders)), num_classes=num_classes)
+    assert by_name(found) == {f"{folder}/x.jpg": int(folder) for folder in folders}
+
+
+@pytest.mark.parametrize("names", [[str(number) for number in range(12)], [f"a{number}" for number in range(12)]])
+def test_the_label_order_of_imagefolder_is_torchvisions(names: list[str], fill: Fill, root: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    found = fill(*(f"{name}/x.jpg" for name in names))
+    data = label(found, num_classes=12, label_order="imagefolder")
+    theirs = {Path(path).relative_to(root).as_posix(): target for path, target in ImageFolder(str(root)).samples}
+    assert by_name(data) == theirs
+    assert "label order imagefolder" in data.label_rule
+    by_number = by_name(label(found, num_classes=12, label_order="number"))
+    assert by_number == {f"{name}/x.jpg": number for number, name in enumerate(names)}
+
+
+def test_a_label_order_without_class_folders_or_beside_another_rule_is_refused(fill: Fill, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="wnids, which say their class themselves"):
+        label(fill("n01440764/x.jpg"), num_classes=1000, label_order="number")
+    lines = text(tmp_path / "lines.txt", "x.jpg 3")
+    with pytest.raises(DatasetError, match=r"ranks class folders, .*lines\.txt"):
+        label(fill("n01440764/x.jpg"), num_classes=1000, label_order="imagefolder", labels_file=lines)
+    with pytest.raises(DatasetError, match="give one of them"):
+        label(fill("n01440764/x.jpg"), num_classes=1000, label_order="number", class_map=lines)
+
+
+def test_the_command_line_offers_the_label_orders() -> None:
+    from bench.config import RunConfig
+    from bench.options import options_of
+
+    how = next(how for _, name, how in options_of(RunConfig) if name == "label_order")
+    assert how.argparse["choices"] == tuple(LABEL_ORDERS)
 
 
 # -------------------------------------------------------------------------------------------------------- other folders
@@ -227,7 +297,7 @@ def test_our_order_of_folders_is_timms() -> None:
     from timm.utils.misc import natural_key
 
     names = ["a10", "a2", "B1", "b", "7up", "x-3.5", "x-3.10", "ß2", "A"]
-    assert sorted(names, key=labels_module._natural_key) == sorted(names, key=natural_key)
+    assert sorted(names, key=labels_natural_key) == sorted(names, key=natural_key)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +387,7 @@ def test_a_pickled_or_missing_or_binary_class_map_is_refused(fill: Fill, tmp_pat
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00c")
     with pytest.raises(DatasetError, match=r"no UTF-8 text .*`class_map`"):
         label(found, num_classes=3, class_map=tmp_path / "binary.txt")
-    with pytest.raises(DatasetError, match="no class folders for the class map"):
+    with pytest.raises(DatasetError, match="no class folders for `class_map`"):
         label(flat_scan(tmp_path), num_classes=1, class_map=text(tmp_path / "m.txt", "cat"))
 
 
@@ -435,6 +505,21 @@ def test_bad_labels_files_are_refused(
         label(fill("a.jpg", "b.jpg"), num_classes=10, labels_file=path)
 
 
+@pytest.mark.parametrize("before", [".\\", "C:\\data\\val\\", "/home/me/val/", "val/", "./val/", "\\\\server\\share\\"])
+def test_paths_of_another_machine_are_matched_by_what_they_share(before: str, fill: Fill, tmp_path: Path) -> None:
+    found = fill("cat/1.jpg", "dog/1.jpg")  # by file name alone they could not be told apart
+    sign = "\\" if "\\" in before else "/"
+    table = text(
+        tmp_path / "t.csv", "path,label", *(f"{before}{kind}{sign}1.jpg,{n}" for n, kind in enumerate(("cat", "dog")))
+    )
+    assert by_name(label(found, num_classes=10, labels_file=table)) == {"cat/1.jpg": 0, "dog/1.jpg": 1}
+
+
+def test_a_backslash_in_a_name_is_no_separator(fill: Fill, tmp_path: Path) -> None:
+    table = text(tmp_path / "t.csv", "path,label", "cat\\1.jpg,3")
+    assert by_name(label(fill("cat\\1.jpg"), num_classes=10, labels_file=table)) == {"cat\\1.jpg": 3}
+
+
 def test_a_file_name_that_two_images_share_is_refused(fill: Fill, tmp_path: Path) -> None:
     path = text(tmp_path / "l.txt", "a.jpg 0")
     with pytest.raises(DatasetError, match="one such name stands for several"):
@@ -453,7 +538,7 @@ def devkit_order() -> list[str]:
 
 
 def ground_truth(folder: Path, *ids: int) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return text(folder / "ILSVRC2012_validation_ground_truth.txt", *(str(number) for number in ids))
 
 
@@ -490,6 +575,38 @@ def test_the_devkits_ground_truth_goes_through_its_own_order(
     info = sorted(devkit_order)
     assert data.table["label"].tolist() == [info.index(devkit_order[id_ - 1]) for id_ in ids.values()]
     assert f"ILSVRC2012_IDs of {companion}" in data.label_rule
+
+
+@pytest.mark.parametrize(
+    "given", ["ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data"]
+)
+def test_the_devkit_is_read_as_downloaded_and_unpacked(
+    given: str, fill: Fill, tmp_path: Path, devkit_order: list[str]
+) -> None:
+    folder = tmp_path / "ILSVRC2012_devkit_t12"
+    truth = ground_truth(folder / "data", 490, 1, 1000)
+    write_meta_mat(truth.with_name("meta.mat"), devkit_order)
+    text(folder / "readme.txt", "words")
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    found = fill(*(f"ILSVRC2012_val_{number:08}.JPEG" for number in (1, 3)))
+    data = label(found, num_classes=1000, labels_file=tmp_path / given)
+    wnids = sorted(devkit_order)
+    assert data.table["label"].tolist() == [wnids.index(devkit_order[489]), wnids.index(devkit_order[999])]
+
+
+def test_an_archive_or_folder_that_is_no_devkit_is_refused(fill: Fill, tmp_path: Path) -> None:
+    found = fill("x.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="folder without ILSVRC2012_validation_ground_truth"):
+        label(found, num_classes=1000, labels_file=tmp_path / "empty")
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "empty", "empty")
+    with pytest.raises(DatasetError, match="holds no ILSVRC2012_validation_ground_truth"):
+        label(found, num_classes=1000, labels_file=tmp_path / "other.tar.gz")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "other.tar.gz").read_bytes()[:40])
+    with pytest.raises(DatasetError, match=r"cut\.tar\.gz cannot be read as an archive .*download it again"):
+        label(found, num_classes=1000, labels_file=tmp_path / "cut.tar.gz")
 
 
 def test_the_synsets_file_may_lie_elsewhere(fill: Fill, tmp_path: Path, devkit_order: list[str]) -> None:

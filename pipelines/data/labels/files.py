@@ -1,0 +1,205 @@
+"""Labels from a file: text, CSV, or ImageNet's devkit."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.dataset import IMAGE_SUFFIXES, DatasetError, Scan
+from pipelines.data.labels.classes import Classes, kind_of, match, some
+from pipelines.data.labels.devkit import DEVKIT_NAME, GROUND_TRUTH, devkit_wnids, read_devkit
+from pipelines.data.labels.text import read_lines
+
+# Taken without being named, from a folder whose images all lie directly in it. In CSVs, columns in order of preference:
+# a wnid says more than a number. ImageId and PredictionString are Kaggle's LOC_val_solution.csv.
+LABELS_FILES = (GROUND_TRUTH, "LOC_val_solution.csv", "labels.csv", "labels.txt")
+NAME_COLUMNS = ("name", "filename", "file_name", "path", "file", "image", "imageid", "image_id")
+LABEL_COLUMNS = ("wnid", "synset", "label", "class", "class_index", "target", "predictionstring")
+
+Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
+
+
+def labels_file_in(scan: Scan) -> Path | None:
+    """A labels file in the root of a flat folder. In others, ``labels.txt`` may be anything: class names, say."""
+    present = [scan.root / name for name in LABELS_FILES if (scan.root / name).is_file()]
+    if not present or scan.table["name"].str.contains("/", regex=False).any():
+        return None
+    if len(present) > 1:
+        names = [path.name for path in present]
+        raise DatasetError(f"{scan.root} holds several labels files ({some(names)}): name one with `labels_file`")
+    return present[0]
+
+
+def labels_from_file(scan: Scan, path: Path, classes: Classes, synsets_file: Path | None) -> Labels:
+    devkit = read_devkit(path, synsets_file)
+    entries = devkit or (_read_table_file if path.suffix.lower() in (".csv", ".tsv") else _read_text_file)(path)
+    if isinstance(entries, list):
+        tokens, unused, order = _tokens_by_line(scan, path, entries, synsets_file)
+    else:
+        tokens, unused, order = _tokens_by_name(scan, path, entries)
+    distinct = sorted(set(tokens))
+    labels, rule = match(distinct, classes, f"labels in {path}")
+    of_token = dict(zip(distinct, labels, strict=True))
+    spare = f"; {unused} of its lines name no readable image here" if unused else ""
+    return np.array([of_token[token] for token in tokens], dtype=np.int64), f"{path.name} {order} -> {rule}{spare}"
+
+
+def _read_text_file(path: Path) -> dict[str, str] | list[str]:
+    """name -> label for ``name label`` lines; a list of labels where every line is one word."""
+    lines = read_lines(path, "`labels_file`")
+    pairs = [line.rsplit(None, 1) for line in lines]  # names may hold blanks, labels may not
+    widths = {len(pair) for pair in pairs}
+    if widths == {1}:
+        return [pair[0] for pair in pairs]
+    if widths != {2}:
+        odd = next(line for line, pair in zip(lines, pairs, strict=True) if len(pair) < 2)
+        raise DatasetError(
+            f"{path} mixes 'name label' lines with others ({odd!r}): write 'name label' on each line, or give CSV with "
+            "a header and the suffix .csv"
+        )
+    return _without_repeats(path, ((name.strip(), token) for name, token in pairs))
+
+
+def _read_table_file(path: Path) -> dict[str, str]:
+    """name -> label from CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
+    lines = read_lines(path, "`labels_file`")
+    rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    header = [column.strip().lower() for column in next(rows)]
+    name_column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
+    label_column = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
+    if name_column is None or label_column is None:
+        raise DatasetError(
+            f"{path} has the columns {', '.join(header)}: its first line must name a column of image names "
+            f"({', '.join(NAME_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)})"
+        )
+    pairs = []
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise DatasetError(f"{path}, line {number}, has {len(row)} fields and not {len(header)}: mend it")
+        # Kaggle's PredictionString: the wnid, then boxes.
+        words = row[label_column].split() if header[label_column] == "predictionstring" else [row[label_column].strip()]
+        pairs.append((row[name_column].strip(), words[0] if words else ""))
+    return _without_repeats(path, pairs)
+
+
+def _without_repeats(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    tokens: dict[str, str] = {}
+    for name, token in pairs:
+        if name in tokens:
+            raise DatasetError(f"{path} names {name!r} twice: leave one line for each image")
+        tokens[name] = token
+    return tokens
+
+
+def _without_folders(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _without_suffix(name: str) -> str:
+    stem, dot, suffix = _without_folders(name).rpartition(".")
+    return stem if dot + suffix.lower() in IMAGE_SUFFIXES else _without_folders(name)
+
+
+NAME_KEYS: dict[str, Callable[[str], str]] = {
+    "by path": str,
+    "by file name": _without_folders,
+    "by file name without suffix": _without_suffix,
+}
+
+
+def _with_slashes(names: Iterable[str], tokens: dict[str, str], path: Path) -> dict[str, str]:
+    """The table's paths as POSIX paths: those of Windows with slashes, without ``./`` before them."""
+    posix = not any("\\" in name for name in names)  # a name here may hold a backslash: then it is one
+    pairs = ((name.replace("\\", "/") if posix else name, token) for name, token in tokens.items())
+    return _without_repeats(path, ((name.removeprefix("./"), token) for name, token in pairs))
+
+
+def _without_common_folders(names: list[str], tokens: dict[str, str]) -> dict[str, str]:
+    """The table's paths without folders that all of them begin with (``/home/me/val``), as many as must go until one
+    names an image here; unchanged where that never comes."""
+    known = set(names)
+    folders = next(iter(tokens)).split("/")[:-1]
+    for depth in range(1, len(folders) + 1):
+        before = "/".join(folders[:depth]) + "/"
+        if not all(name.startswith(before) for name in tokens):
+            break
+        shorter = {name.removeprefix(before): token for name, token in tokens.items()}
+        if not known.isdisjoint(shorter):
+            return shorter
+    return tokens
+
+
+def _tokens_by_name(scan: Scan, path: Path, tokens: dict[str, str]) -> tuple[list[str], int, str]:
+    """(label word of each image, how many lines were left over, which of NAME_KEYS was used: the first that fits)."""
+    names = scan.table["name"].tolist()
+    tokens = _with_slashes(names, tokens, path)
+    if tokens.keys().isdisjoint(names):
+        tokens = _without_common_folders(names, tokens)
+    best: tuple[int, list[str]] = (-1, [])
+    for order, key in NAME_KEYS.items():
+        images = [key(name) for name in names]
+        entries = {key(name): token for name, token in tokens.items()}
+        missing = [name for name, image in zip(names, images, strict=True) if image not in entries]
+        if missing:
+            best = max(best, (len(names) - len(missing), missing))
+            continue
+        if len(set(images)) < len(images) or len(entries) < len(tokens):
+            raise DatasetError(
+                f"{path} names images {order}, and one such name stands for several: write paths relative to "
+                f"{scan.root}"
+            )
+        failed = {key(name) for name in scan.unreadable["name"]}
+        unused = len(entries.keys() - set(images) - failed)
+        return [entries[image] for image in images], unused, order
+    found, missing = best
+    raise DatasetError(
+        f"{path} has {len(tokens)} lines ({some(list(tokens), 1)}) and names {found} of the {len(names)} images in "
+        f"{scan.root}; {len(missing)} have no label ({some(missing)}): add them, or take those images out of the "
+        "folder"
+    )
+
+
+def _tokens_by_line(scan: Scan, path: Path, tokens: list[str], synsets_file: Path | None) -> tuple[list[str], int, str]:
+    """One label a line, as in the devkit's ground truth: line i belongs to the i-th image of the whole set."""
+    kinds = {kind_of(token) for token in tokens}
+    if kinds == {"number"}:
+        tokens, how = devkit_wnids(path, tokens, synsets_file)
+    elif kinds == {"wnid"}:
+        how = ""
+    else:
+        bad = next(token for token in tokens if kind_of(token) == "name")
+        raise DatasetError(
+            f"{path} has one word a line, which must be a wnid or an ILSVRC2012_ID, and {bad!r} is neither: write "
+            "'name label' lines, or give CSV with a header and the suffix .csv"
+        )
+    lines, unused = _line_of_each_image(scan, path, len(tokens))
+    return [tokens[line] for line in lines], unused, f"by line{how}"
+
+
+def _line_of_each_image(scan: Scan, path: Path, count: int) -> tuple[list[int], int]:
+    """ImageNet's validation names carry their line number, so that any subset can be scored. All other names must be
+    complete and count in sorted order, the unreadable ones too: leaving one out would shift all labels behind it."""
+    names = scan.table["name"].tolist()
+    failed = scan.unreadable["name"].tolist()
+    numbers = [DEVKIT_NAME.fullmatch(_without_folders(name)) for name in names]
+    if all(numbers):
+        lines = [int(number[1]) - 1 for number in numbers if number]
+        if min(lines) < 0 or max(lines) >= count or len(set(lines)) < len(lines):
+            raise DatasetError(
+                f"{path} has {count} lines, and the image names in {scan.root} go up to number {max(lines) + 1} or "
+                "repeat one: give the ground truth that belongs to these images"
+            )
+        return lines, count - len(lines)
+    everything = sorted([*names, *failed])
+    if len(everything) != count:
+        raise DatasetError(
+            f"{path} has {count} lines, one for each file in sorted order, and {scan.root} has {len(everything)} "
+            f"image files ({len(failed)} unreadable): complete the folder, or give a file with 'name label' lines"
+        )
+    position = {name: line for line, name in enumerate(everything)}
+    return [position[name] for name in names], count - len(names)

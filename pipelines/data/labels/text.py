@@ -1,0 +1,34 @@
+"""Reading text files of labels and class names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.data.dataset import DatasetError
+
+MOST_FILE_BYTES = 1_000_000_000  # of labels: those of 14 million images take half of it
+
+
+def refuse_absurd(path: Path, flag: str) -> None:
+    """Raises DatasetError for a file of labels that is too large to be one, before it fills the memory."""
+    if path.is_file() and (size_bytes := path.stat().st_size) > MOST_FILE_BYTES:
+        raise DatasetError(
+            f"{path} has {size_bytes / 1e9:.1f} GB, and a file of labels at most {MOST_FILE_BYTES / 1e9:.0f}: check "
+            f"the path given as {flag}"
+        )
+
+
+def read_lines(path: Path, flag: str) -> list[str]:
+    """Lines without the blank ones at the end. A byte-order mark, as of Windows editors, does not count."""
+    refuse_absurd(path, flag)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no UTF-8 text ({error.reason}): give a text file as {flag}") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): check the path given as {flag}") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise DatasetError(f"{path} is empty: give a file with lines as {flag}")
+    return lines
