@@ -78,6 +78,12 @@ class NetworkConfig:
         parse=values.names,
         help="timm names or torchvision:NAME, by commas",
     )
+    recipe: Path | None = option(
+        "--recipe",
+        metavar="FILE",
+        parse=values.path,
+        help="measure what a recipe.json says (multicrop-bench recommend): its network, sizes, policy and settings",
+    )
     model_list: Path | None = option(
         "--model-list",
         metavar="FILE",

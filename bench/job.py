@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from models import families
 from models.classifier import Classifier
 from models.loading import load
 from models.predict import Network, default_batch_size
+from models.recipe import read_recipe
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, split
 from pipelines.crops import Planner, Policy, union
@@ -28,6 +30,7 @@ from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label, unlabelled
 
+log = logging.getLogger(__name__)
 BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
 
@@ -77,9 +80,18 @@ class Job:
             crop_mode=network.crop_mode,
             interpolation=network.interpolation,
         )
+        if network.recipe:
+            self._check_recipe(network.recipe, loaded)
         if network.fold:
             loaded.fold()
         return loaded
+
+    def _check_recipe(self, path: Path, loaded: Classifier) -> None:
+        """Raises RecipeError for other weights or sizes. Packages may have changed: the run measures with these."""
+        recipe = read_recipe(path)
+        recipe.require_same_network(loaded)
+        if changed := recipe.changed_package():
+            log.warning("%s was measured with %s %s; this run measures with %s", path, *changed)
 
     def _label(self, scan: Scan) -> Dataset:
         asked = self.config.data
@@ -253,6 +265,7 @@ class Job:
             "K": network.spec.K,
             **sizes(network),
             "predictions": self.predictions_name,
+            "asked": {"model": self.case.name, "img_size": self.case.img_size, "crop_pct": self.case.crop_pct},
         }
 
 

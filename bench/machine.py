@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -13,6 +12,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from models.recipe import package_version
 
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy", "pillow", "pandas", "scipy", "matplotlib")
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def environment() -> dict[str, Any]:
         "cuda_of_torch": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
     }
@@ -76,13 +77,6 @@ def gpu_driver() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")[0]
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
         return None
 
 

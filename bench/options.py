@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from bench.config import DEFAULT_CROPS, Option, RunConfig, option_of
 from bench.errors import with_flags
+from models.recipe import read_recipe
 
 T = TypeVar("T")
 
@@ -152,7 +153,7 @@ def parse(
     if "model_kwargs" in given:
         given["model_kwargs"] = dict(given["model_kwargs"])
     try:
-        return CommandLine(settled(with_values(RunConfig(), given)), given, rest)
+        return CommandLine(settled(with_recipe(with_values(RunConfig(), given), given)), given, rest)
     except (ValueError, OSError) as error:
         parser.error(with_flags(str(error), {**flag_names(), **own_flags}))
 
@@ -164,6 +165,22 @@ def with_values(config: RunConfig, given: dict[str, Any]) -> RunConfig:
         if name in given:
             groups.setdefault(group, {})[name] = given[name]
     return replace(config, **{group: replace(getattr(config, group), **values) for group, values in groups.items()})
+
+
+def with_recipe(config: RunConfig, given: dict[str, Any]) -> RunConfig:
+    """`recipe`: the configuration with what it says. Raises ValueError for a file that is no recipe, and for an option
+    that says otherwise."""
+    path = config.network.recipe
+    if path is None:
+        return config
+    recipe = read_recipe(path)
+    recipe.require_unedited()
+    said = recipe.run_options()
+    others = {"family", "variants", "model_list", "adapt", "train_size", "amp"}
+    for name, value in given.items():
+        if name in others or said.get(name, value) != value:
+            raise ValueError(f"`recipe` {path} says what is measured: leave `{name}` out")
+    return with_values(config, said)
 
 
 def settled(config: RunConfig) -> RunConfig:

@@ -2,6 +2,7 @@
 
     multicrop-bench predict --model resnet50.a1_in1k photos/ --topk 5 --out answers.csv
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
+    multicrop-bench predict --recipe recipe.json photos/ --out answers.csv
 
 Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read,
 and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending
@@ -15,7 +16,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Options that a recipe takes the place of.
+IN_RECIPE = (
+    "model", "policy", "level", "weights", "checkpoint", "num_classes", "img_size", "crop_pct", "interpolation",
+    "device", "batch_size", "data_backend", "seed",
+)  # fmt: skip
 FLUSH_ROWS = 64  # rows that an interruption may lose
 
 
@@ -42,6 +48,12 @@ class PredictConfig:
     title: ClassVar[str] = "prediction"
     images: str = option(help="a folder of images, a glob in quotes, or a tar")
     model: str | None = option("--model", "-m", metavar="NAME", help="a timm name, torchvision:NAME or FAMILY:demo")
+    recipe: Path | None = option(
+        "--recipe",
+        metavar="FILE",
+        parse=values.path,
+        help="a recipe.json (multicrop-bench recommend) instead: network, sizes, crops and settings as it was measured",
+    )
     policy: str = option("--policy", default="CC+9RC", metavar="POLICY", help="the crops (default: CC+9RC)")
     level: str = option(
         "--level", default="softmax", choices=("feature", "logit", "softmax"), help="where crops are averaged (softmax)"
@@ -71,8 +83,12 @@ class PredictConfig:
     quiet: bool = shared(OutputConfig, "quiet")
 
     def __post_init__(self) -> None:
-        if self.model is None:
-            raise ValueError("`model` NAME is needed: the network that classifies")
+        if self.model is None and self.recipe is None:
+            raise ValueError("`model` NAME is needed, the network that classifies, or `recipe` FILE")
+        defaults = {one.name: one.default for one in fields(self)}
+        beside = [name for name in IN_RECIPE if self.recipe and getattr(self, name) != defaults[name]]
+        if beside:
+            raise ValueError(f"`recipe` {self.recipe} says how images are classified: leave `{beside[0]}` out")
         if self.out is None and self.results_format == "parquet":
             raise ValueError("`results_format` parquet is not text and cannot be printed: add `out` FILE")
         if self.out is not None and self.results_format is None and self.out.suffix.lower() not in FORMATS:
@@ -115,6 +131,8 @@ def load(config: PredictConfig) -> MultiCrop:
     from bench.setup import resolved_device
     from models import MultiCrop
 
+    if config.recipe:
+        return MultiCrop.from_recipe(config.recipe)
     assert config.model is not None
     return MultiCrop(
         config.model,
@@ -172,9 +190,11 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
 
 def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:
     """What an interrupted command has written. Raises UserError when it was another command's."""
-    asked = {**asdict(config), "images": str(Path(config.images).absolute()), "checkpoint": str(config.checkpoint)}
+    paths = {name: str(getattr(config, name)) for name in ("checkpoint", "recipe")}
+    asked = {**asdict(config), "images": str(Path(config.images).absolute()), **paths}
     for name in ("out", "verbose", "quiet", "device"):
         asked.pop(name)
+    asked |= {"policy": classify.policy.name, "level": classify.level, "seed": classify.seed}
     asked |= {"weight_hash": classify.classifier.weight_hash, "backend": classify.backend}
     if lines.exists() and note.exists():
         stored = json.loads(note.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from models.averaging import LEVELS, log_probabilities
 from models.class_names import ClassNames, class_names_for
 from models.loading import load
 from models.predict import Network, default_batch_size, predict
+from models.recipe import read_recipe
 from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, parse_policy, union
@@ -132,6 +133,24 @@ class MultiCrop:
         }
         self._lock = threading.Lock()
         self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: str | Path, *, workers: int = 0, class_names: Sequence[str] | None = None
+    ) -> MultiCrop:
+        """What a recipe.json says (``models.recipe``; ``multicrop-bench recommend`` writes one). Predictions are those
+        of the run that measured it, bit for bit.
+
+        Raises models.recipe.RecipeError, naming it, where the weights, a package's version or a setting is not what
+        was measured; else as the class itself.
+        """
+        read = read_recipe(recipe)
+        read.require_unedited()
+        read.require_same_packages()
+        made = cls(**read.multicrop_arguments(), workers=workers, class_names=class_names)
+        read.require_same_network(made.classifier)
+        made._settings["compiled"] = read.use.torchcompile
+        return made
 
     def __call__(self, images: Any, *, done: Collection[str] = ()) -> Iterator[ImageResult]:
         """Classify images, in order.

@@ -28,6 +28,7 @@ MAY_IMPORT = {
         *(f"pipelines.{name}" for name in ("crops", "files", "inputspec")),
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data
+        "models.recipe",  # a file; no torch
     ),
 }
 # Entry points stand above all packages: they may import any of them, and only entry points import them.
@@ -49,6 +50,7 @@ LIGHT = (
     *(f"pipelines.data.{name}" for name in ("dataset", "decode", "demo", "labels", "spans", "tars")),
     "models",
     "models.families",
+    "models.recipe",
     *(f"bench.{name}" for name in ("cases", "cli", "config", "errors", "options", "records", "run")),
 )
 # What may start another program, and which.

@@ -1,0 +1,79 @@
+"""From a run to a recipe: one of its networks with one of its policies, and what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.summary import top1_interval
+from bench.records import END_TO_END, Accuracy, Run
+from models.recipe import Recipe, Use
+
+
+def recipe_of(run: Run, record: Accuracy, report: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of one scored policy. ``report``: figures to put beside the measured ones, by name (those of a choice
+    that was made on other images, for example).
+
+    Raises ValueError for a run that does not hold what a recipe needs, or that was adapted to its images.
+    """
+    setting = record.setting
+    stored: dict[str, Any] = next(
+        (one for one in run.info.get("models", []) if one.get("setting") == asdict(setting)), {}
+    )
+    asked, network = stored.get("asked"), run.info.get("config", {}).get("network")
+    if asked is None or network is None:
+        raise ValueError(f"{run.folder}: its run.json does not say how {setting.model} was asked for: run it again")
+    if setting.adapt:
+        raise ValueError(
+            f"{setting.model} was adapted to the images that it was scored on (`adapt`): a recipe holds no activations"
+        )
+    checkpoint = network["checkpoint"] and str(Path(run.info["directory"], network["checkpoint"]))
+    use = Use(
+        **asked,
+        **{name: network[name] for name in ("num_classes", "model_kwargs", "crop_mode", "interpolation")},
+        checkpoint=checkpoint,
+        policy=record.policy,
+        level=record.level,
+        weights=setting.weights if network["checkpoint"] is None else "pretrained",
+        device=setting.device.split(":")[0],
+        fold=network["fold"],
+        **{name: getattr(setting, name) for name in SAME_AS_SETTING},
+    )
+    return Recipe(use, measured_of(run, record) | (report or {}))
+
+
+SAME_AS_SETTING = (
+    "weight_hash", "seed", "backend", "batch_size", "amp_dtype", "channels_last", "torchcompile",
+)  # fmt: skip
+
+
+def measured_of(run: Run, record: Accuracy) -> dict[str, Any]:
+    """What is known of a policy: accuracy with its interval, rate, images, machine and packages."""
+    low, high = top1_interval(record)
+    environment = run.info["environment"]
+    rate = images_per_sec(run, record)
+    return {
+        "policy": record.policy,
+        "level": record.level,
+        "stopping": None,
+        "images": record.images,
+        "top1": round(record.top1, 3),
+        "top1_low": round(low, 3),
+        "top1_high": round(high, 3),
+        "images_per_sec": None if rate is None else round(rate, 2),
+        "demo_data": record.setting.is_demo,
+        "when": run.info["started"],
+        "where": {name: environment.get(name) for name in ("machine_id", "cpu", "cores_usable", "gpu", "os", "python")},
+        "packages": environment["packages"],
+        "setting": asdict(record.setting),
+    }
+
+
+def images_per_sec(run: Run, record: Accuracy) -> float | None:
+    """End to end at that number of crops, median of the rounds; None where it was not timed, as for policies with crops
+    of several sizes."""
+    if "@" in record.policy:
+        return None
+    found = [t for t in run.throughputs if t.setting == record.setting and t.stage == END_TO_END]
+    return next((t.rate for t in found if t.crops == record.n_views), None)

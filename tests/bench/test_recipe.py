@@ -1,0 +1,177 @@
+"""A recipe: its predictions are the run's, bit for bit, and what changed since is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from analysis.recipes import recipe_of
+from bench import predict
+from bench.predictions import read_named
+from models import MultiCrop, recipe
+from models.recipe import RecipeError, read_recipe
+
+POLICY = "CC+2RC"
+
+
+@pytest.fixture
+def own_weights(weights_file: Path, tmp_path: Path) -> Path:
+    return shutil.copy(weights_file, tmp_path / "own.safetensors")
+
+
+@pytest.fixture
+def measured(finish: Callable[..., Any], demo_root: Path, own_weights: Path, tmp_path: Path) -> tuple[Any, Path]:
+    """A run, and the recipe of one of its policies."""
+    model = ["--models", "test_resnet", "--checkpoint", str(own_weights), "--img-size", "64", "--crop-pct", "0.8"]
+    done = finish(*model, "--data", str(demo_root), "--policies", f"{POLICY},4RC", "--seed", "3")
+    assert done.status == 0
+    (record,) = [r for r in done.run.accuracies if (r.policy, r.level) == (POLICY, "logit")]
+    return done, recipe_of(done.run, record).write(tmp_path / "recipe.json")
+
+
+def edited(path: Path, part: str, **values: Any) -> Path:
+    stored = json.loads(path.read_text())
+    stored[part] |= values
+    path.write_text(json.dumps(stored))
+    return path
+
+
+def test_predictions_are_those_of_the_run(measured: tuple[Any, Path], demo_root: Path) -> None:
+    done, path = measured
+    (stored,) = done.out.glob("predictions-*.npz")
+    names, scored = read_named(stored)
+    answers = {image.name: image.probabilities for image in MultiCrop.from_recipe(path)(demo_root)}
+    level, policy = scored.levels.index("logit"), scored.policies.index(POLICY)
+    assert [int(answers[name].argmax()) for name in names] == scored.top1[level, policy].tolist()
+    nll = [-np.log(answers[name][label]) for name, label in zip(names, scored.labels.tolist(), strict=True)]
+    assert np.array_equal(np.array(nll).astype(np.float32), scored.nll[level, policy])
+
+
+def test_predict_uses_it(measured: tuple[Any, Path], demo_root: Path, tmp_path: Path) -> None:
+    _, path = measured
+    out = tmp_path / "answers.jsonl"
+    assert predict.main([str(demo_root), "--recipe", str(path), "--topk", "1", "--out", str(out), "-q"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == [predict.row_of(image, 1) for image in MultiCrop.from_recipe(path)(demo_root)]
+
+
+def test_the_file_says_what_was_measured(measured: tuple[Any, Path]) -> None:
+    done, path = measured
+    stored = json.loads(path.read_text())
+    (record,) = [r for r in done.run.accuracies if (r.policy, r.level) == (POLICY, "logit")]
+    assert stored["measured"]["setting"] == asdict(record.setting)
+    assert stored["measured"]["top1"] == round(record.top1, 3)
+    (timed,) = [t for t in done.run.throughputs if (t.stage, t.crops) == ("end_to_end", 3)]
+    assert stored["measured"]["images_per_sec"] == round(timed.rate, 2)
+    assert (stored["use"]["img_size"], stored["use"]["crop_pct"], stored["use"]["seed"]) == (64, 0.8, 3)
+    assert stored["use"]["stopping"] is None
+    assert stored["measured"]["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_run_measures_the_same_again(measured: tuple[Any, Path], finish: Callable[..., Any], demo_root: Path) -> None:
+    done, path = measured
+    again = finish("--recipe", str(path), "--data", str(demo_root), out="again")
+    assert again.status == 0
+    (setting,) = {record.setting for record in again.run.accuracies}
+    assert asdict(setting) == json.loads(path.read_text())["measured"]["setting"]
+
+    def counts(run: Any) -> list[int]:
+        return [r.top1_correct for r in run.accuracies if r.policy in ("CC", POLICY)]
+
+    assert {r.policy for r in again.run.accuracies} == {"CC", POLICY}
+    assert counts(again.run) == counts(done.run)
+
+
+EDITS: list[tuple[dict[str, Any], str]] = [
+    ({"policy": "CC+3RC"}, "`policy` is 'CC+3RC'"),
+    ({"level": "softmax"}, "`level` is 'softmax'"),
+    ({"seed": 4}, "`seed` is 4"),
+    ({"backend": "dali-cpu"}, "`backend` is 'dali-cpu'"),
+    ({"stopping": {"threshold": 2.0}}, "`stopping` is"),
+    ({"device": "cuda"}, "`device` is 'cuda'"),
+    ({"weight_hash": "0" * 16}, "`weight_hash` is"),
+    ({"img_size": 96}, "S is 120"),
+    ({"crop_pct": 1.0}, "S is 64"),
+    ({"interpolation": "bicubic"}, "interpolation is 'bicubic'"),
+]
+
+
+def test_an_edited_recipe_is_refused_by_name(measured: tuple[Any, Path], tmp_path: Path) -> None:
+    for values, named in EDITS:
+        path = edited(Path(shutil.copy(measured[1], tmp_path / "edited.json")), "use", **values)
+        with pytest.raises(RecipeError, match=re.escape(named)) as refused:
+            MultiCrop.from_recipe(path)
+        assert str(path) in str(refused.value)
+
+
+def test_changed_weights_are_refused(
+    measured: tuple[Any, Path], own_weights: Path, finish: Callable[..., Any], demo_root: Path
+) -> None:
+    _, path = measured
+    state = load_file(own_weights)
+    name = next(name for name, values in state.items() if values.is_floating_point())
+    state[name].view(-1)[0] += 1e-6 + state[name].view(-1)[0].abs() * 1e-6
+    save_file(state, own_weights)
+    with pytest.raises(RecipeError, match=r"the weights of .*own\.safetensors are not those that were measured"):
+        MultiCrop.from_recipe(path)
+    again = finish("--recipe", str(path), "--data", str(demo_root), out="again")
+    assert again.status == 2 and "are not those that were measured" in again.stderr
+
+
+def test_another_version_of_a_package_is_refused_by_name(
+    measured: tuple[Any, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    demo_root: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    _, path = measured
+    real = recipe.package_version
+    for package in ("torch", "timm", "pillow"):
+        monkeypatch.setattr(recipe, "package_version", lambda name, old=package: "0.0.1" if name == old else real(name))
+        with pytest.raises(RecipeError, match=rf"was measured with {package} {real(package)}, and this is 0\.0\.1"):
+            MultiCrop.from_recipe(path)
+        assert predict.main([str(demo_root), "--recipe", str(path), "-q"]) == 2
+        assert f"with {package} " in capfd.readouterr().err
+
+
+def test_an_option_that_says_otherwise_is_refused(
+    measured: tuple[Any, Path], capfd: pytest.CaptureFixture[str], finish: Callable[..., Any]
+) -> None:
+    _, path = measured
+    for flag, value in (("--model", "resnet50"), ("--policy", "5RC"), ("--img-size", "96"), ("--seed", "1")):
+        with pytest.raises(SystemExit) as stop:
+            predict.main(["photos", "--recipe", str(path), flag, value])
+        assert stop.value.code == 2 and f"leave {flag} out" in capfd.readouterr().err
+        of_a_run = {"--policy": "--policies", "--model": "--models"}.get(flag, flag)
+        refused = finish("--recipe", str(path), of_a_run, value, out="again")
+        assert refused.status == 2 and f"leave {of_a_run} out" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("no json", "is no recipe"),
+        ("[]", "is no recipe of schema 1"),
+        ('{"schema": 2}', "is no recipe of schema 1"),
+        ('{"schema": 1, "use": {}}', 'lacks "use" or "measured"'),
+        ('{"schema": 1, "use": {"model": "a"}, "measured": {}}', "lacks the field"),
+        ('{"schema": 1, "use": {"modell": "a"}, "measured": {}}', "unknown field 'modell'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=says):
+        read_recipe(path)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(tmp_path / "none.json")
