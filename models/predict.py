@@ -30,6 +30,7 @@ AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 MAX_QUEUED = 2  # forward passes that may wait on a GPU while the host prepares the next
+GRAPH_FORWARDS = 3  # before a pipeline starts: the first compiles, the second captures a CUDA graph, the third replays
 
 
 class OutOfMemory(RuntimeError):
@@ -43,10 +44,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
-def exact_float32() -> None:
-    """float32 means float32: without this, cuDNN's convolutions round their inputs to TF32's 10 bits of mantissa."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+@dataclass(frozen=True, slots=True)
+class GpuModes:
+    """torch's switches for a whole process; without effect on a CPU.
+
+    ``tf32``: float32 convolutions and matrix products may round their inputs to TF32's 10 bits of mantissa, as cuDNN
+    does by default. Without it, float32 means float32. ``cudnn_benchmark``: cuDNN times its algorithms on each new
+    shape and takes the fastest; another process may take another one, whose last bits differ.
+    """
+
+    tf32: bool = False
+    cudnn_benchmark: bool = False
+
+    def set(self) -> None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -73,11 +85,12 @@ class Network:
         amp_dtype: str = "float32",
         channels_last: bool = False,
         compiled: bool = False,
+        modes: GpuModes | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` {batch_size}: the number of crops per forward must be at least 1")
         dtype = AMP_DTYPES[amp_dtype]
-        exact_float32()
+        self.modes = modes or GpuModes()
         self.classifier = classifier.place(device, channels_last=channels_last, dtype=dtype)
         self.batch_size, self.device, self.dtype = batch_size, torch.device(device), dtype
         self.fitting_batch_size = batch_size
@@ -89,8 +102,11 @@ class Network:
         step: Callable[[Tensor], tuple[Tensor | None, Tensor]] = self._step
         # Not dynamic: each crop size has a graph of its own, as it has one batch shape. "reduce-overhead" replays CUDA
         # graphs: the next forward overwrites the outputs of this one, so ``predict`` copies them before it (_store).
-        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self.graphs = compiled and self.device.type == "cuda"
+        mode = "reduce-overhead" if self.graphs else None
         self._forward = torch.compile(step, dynamic=False, mode=mode) if compiled else step
+        self.first_forwards = GRAPH_FORWARDS if self.device.type == "cuda" else int(compiled)
+        self.ready: set[int] = set()  # crop sizes that ``get_ready`` is done with
 
     def buffer_of(self, K: int) -> Tensor:
         """The input batch of crops of this size."""
@@ -110,11 +126,25 @@ class Network:
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
+    def get_ready(self, sizes: Iterable[int | None] = (None,)) -> None:
+        """Compile, and capture CUDA graphs, for crops of these sizes (None: the network's own); once for each size.
+
+        To be called before a data pipeline starts: DALI frees tensors on a thread that waits for the whole GPU
+        (cudaDeviceSynchronize), and CUDA ends every graph capture, on any thread, that runs at that moment.
+        """
+        for K in {self.classifier.spec.K if K is None else K for K in sizes} - self.ready:
+            for _ in range(self.first_forwards):
+                self.forward(K)
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
+            self.ready.add(K)
+
     @torch.inference_mode()
     def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
         """Run the batch of crops of K pixels, by default the network's own: features float [batch_size, f] or None,
         logits float [batch_size, n]; good until the next call. Raises OutOfMemory when not even one crop fits."""
         buffer = self.buffer if K is None else self.buffer_of(K)
+        self.modes.set()  # another network may have set them
         while True:
             try:
                 return self._forward(buffer) if self.fitting_batch_size == self.batch_size else self._in_pieces(buffer)
@@ -130,6 +160,8 @@ class Network:
                 "use `amp_dtype` bfloat16, a smaller `img_size`, or a machine with more memory"
             )
         self.fitting_batch_size = -(-self.fitting_batch_size // 2)
+        if self.graphs and self.ready:  # a pipeline may run by now: the smaller batch gets no graph (see get_ready)
+            self._forward = self._step
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -181,8 +213,10 @@ def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Ite
     """Run all crops of the batches; yields each batch as soon as its last crop is through. Views that an image does not
     need (adaptive policies) have outputs of zero, which no policy reads.
 
-    Input batches fill across batches of images, so that only the run's very last one (of each crop size) is padded.
+    Input batches fill across batches of images, so that only the run's very last one (of each crop size) is padded. The
+    network is ready (``Network.get_ready``) before the first batch is asked for.
     """
+    network.get_ready(views.sizes)
     waiting: list[_Pending] = []
     inputs: dict[int, _InputBatch] = {}  # by crop size
     queue = _Queue()

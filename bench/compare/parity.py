@@ -66,6 +66,7 @@ def compare(config: RunConfig) -> int:
     case = cases.model_cases(config.network, demo=config.network.weights == "demo")[0]
     job = make_job(case, find_images(config), config)
     planner = job.planner(*job.policies)
+    job.network.get_ready(job.views.sizes)  # before any pipeline starts
     sources = {name: job.make_backend(planner, job.load_config(job.views.total), name) for name in usable_backends()}
     wrong = check_windows(job, sources, planner)
     frames = compare_frames(job, sources, planner)

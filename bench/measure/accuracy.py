@@ -73,6 +73,7 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
     planner = job.planner(*job.policies)
     # Without the JPEG engine, whose pixels may differ: which images it would take depends on the batch (rule 10).
     config = replace(job.load_config(job.view_cost), hw_load=0.0)
+    job.network.get_ready(job.views.sizes)  # before any pipeline starts
     source = job.make_backend(planner, config)
     rows = np.concatenate([partial.pieces[number] for number in own])
     try:

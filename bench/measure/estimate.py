@@ -28,6 +28,7 @@ def plan_of(job: Job) -> NetworkPlan:
 def expected_s(job: Job) -> float:
     """Seconds that the job will take; sets ``job.crops_per_sec``."""
     network, measure = job.network, job.config.measure
+    network.get_ready(job.views.sizes)  # before any pipeline starts
     network.forward()
     start, n = time.perf_counter(), 0
     while n < 2 or (time.perf_counter() - start < 0.5 and n < 20):

@@ -63,6 +63,7 @@ class Bench:
 
     def __init__(self, job: Job, rows: np.ndarray) -> None:
         self.network = job.network
+        self.network.get_ready()  # before any pipeline starts
         self.rows = np.resize(rows, max(len(rows), MAX_IMAGES))
         self.policies = {n: parse_policy(f"{n}RC") for n in job.crops}
         self.planners = {n: job.planner(policy) for n, policy in self.policies.items()}
@@ -174,6 +175,7 @@ def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[
 
 def _find_unreadable(job: Job, rows: np.ndarray) -> None:
     """Where nothing was scored: an unreadable image inside a timed segment would cost its whole batch."""
+    job.network.get_ready()  # before any pipeline starts
     source = job.make_backend(job.planner(job.policies[0]), job.load_config(1))
     try:
         batches = while_data_is_there(job, source.batches(rows))

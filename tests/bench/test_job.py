@@ -139,6 +139,9 @@ class Steady:
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.forwards = batch_size, 0
 
+    def get_ready(self, sizes: object) -> None:
+        pass
+
     def forward(self) -> tuple[None, torch.Tensor]:
         time.sleep(0.01)
         self.forwards += 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models import predict as predict_module
 from models.loading import load
-from models.predict import Network, OutOfMemory, Predicted, predict
+from models.predict import GpuModes, Network, OutOfMemory, Predicted, predict
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views, parse_policy, union
 
@@ -307,7 +307,7 @@ def test_batches_fill_across_batches_of_images() -> None:
     network, forwards = network_of("test_resnet", batch_size=8), 0
 
     class Counting:
-        batch_size, buffer_of = network.batch_size, network.buffer_of
+        batch_size, buffer_of, get_ready = network.batch_size, network.buffer_of, network.get_ready
 
         def forward(self, K: int) -> tuple[Tensor | None, Tensor]:
             nonlocal forwards
@@ -493,11 +493,60 @@ def on_gpu(passed: Callable[[Any, torch.device], None]) -> Callable[[Any, torch.
     return lambda queue, device: passed(queue, torch.device("cuda:0"))
 
 
-def test_float32_is_not_rounded_to_tf32() -> None:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        Network(load("resnet:demo", weights="demo"), batch_size=1)
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+@pytest.fixture
+def gpu_modes() -> Iterator[None]:
+    """torch's switches as they were, afterwards."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@pytest.mark.usefixtures("gpu_modes")
+def test_each_forward_has_its_own_networks_modes_and_float32_is_not_rounded_to_tf32() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = True
+    plain = network_of("test_resnet")
+    fast = network_of("test_resnet", modes=GpuModes(tf32=True, cudnn_benchmark=True))
+    for network, expected in ((plain, False), (fast, True), (plain, False)):
+        network.forward()
+        assert {matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark} == {expected}
+
+
+def noted(network: Network, happened: list[str]) -> None:
+    """Let the network note its forward passes, as one on a GPU that needs three of each crop size."""
+    real = network._forward
+
+    def forward(crops: Tensor) -> tuple[Tensor | None, Tensor]:
+        happened.append(f"forward {crops.shape[1]}")
+        return real(crops)
+
+    network._forward, network.first_forwards = forward, predict_module.GRAPH_FORWARDS
+
+
+def test_three_forward_passes_of_each_crop_size_come_before_the_first_batch_is_asked_for() -> None:
+    """A graph captured while DALI frees tensors on another thread is an error, so nothing may be left to capture."""
+    happened: list[str] = []
+
+    def batches() -> Iterator[CropBatch]:
+        happened.append("pipeline")
+        yield from ()
+
+    network, views = network_of("test_resnet"), union([parse_policy("CC+2RC@32")])
+    noted(network, happened)
+    list(predict(batches(), network, views))
+    assert sorted(happened[:-1]) == ["forward 32"] * 3 + [f"forward {K}"] * 3 and happened[-1] == "pipeline"
+    happened.clear()
+    list(predict(batches(), network, views))
+    assert happened == ["pipeline"]  # once is enough
+
+
+@pytest.mark.parametrize(("graphs", "stays"), [(True, False), (False, True)])
+def test_no_graph_is_captured_of_a_batch_that_is_halved_while_a_pipeline_may_run(graphs: bool, stays: bool) -> None:
+    network = network_of("test_resnet")
+    noted(network, [])
+    network.graphs = graphs
+    network.get_ready()
+    before = network._forward
+    network._halve(K)
+    assert (network._forward == before) == stays and network.fitting_batch_size == -(-BATCH_SIZE // 2)

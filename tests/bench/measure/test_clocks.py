@@ -85,34 +85,65 @@ def test_a_stream_that_ends_before_the_segment_is_an_error(
         segment(clock.stream(*[(1, 1.0)] * items), seconds=1.0, warmup_items=warmup_items, device="cpu")
 
 
-def test_a_gpu_is_waited_for_at_both_ends_of_a_segment_and_never_inside(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def happened(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done with a GPU that has two streams: the network's, and one in which DALI makes later batches."""
     happened: list[str] = []
 
-    def synchronize(device: str) -> None:
-        happened.append(f"wait for {device}")
-        clock.now += 4.0  # the work that was queued
+    class Stream:
+        def __init__(self, device: str) -> None:
+            self.device = device
+
+        def synchronize(self) -> None:
+            happened.append(f"wait for the stream of {self.device}")
+            clock.now += 4.0  # the work that was queued
 
     class Event:
+        made = 0
+
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
+            self.number, Event.made = Event.made, Event.made + 1
 
-        def record(self) -> None:
+        def record(self, stream: Stream) -> None:
+            assert stream.device == "cuda:1"
             self.at = clock.now
             happened.append("mark")
 
+        def synchronize(self) -> None:
+            happened.append(f"wait for mark {self.number}")
+
         def elapsed_time(self, later: Any) -> float:
-            assert happened[-1] == "wait for cuda:0"  # reading an event before would fail
+            assert happened[-1].startswith("wait for the stream")  # reading an event before would fail
             return 1e3 * (later.at - self.at)
 
-    def stream() -> Iterator[int]:
-        for count in clock.stream(*[(8, 0.5)] * 9):
-            happened.append("item")
-            yield count
+    # Without `synchronize`: nothing may wait for the whole device.
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(current_stream=Stream, Event=Event))
+    return happened
 
-    monkeypatch.setattr(torch, "cuda", SimpleNamespace(synchronize=synchronize, Event=Event))
-    found = segment(stream(), seconds=1.0, warmup_items=1, device="cuda:0")
-    item = ["item", "mark"]
-    assert happened == ["item", "wait for cuda:0", "mark", *item, *item, "wait for cuda:0"]
+
+def noted(stream: Iterator[int], happened: list[str]) -> Iterator[int]:
+    for count in stream:
+        happened.append("item")
+        yield count
+
+
+def test_a_gpus_stream_is_waited_for_at_both_ends_of_a_segment_and_never_inside(
+    clock: Clock, happened: list[str]
+) -> None:
+    stream = noted(clock.stream(*[(8, 0.5)] * 9), happened)
+    found = segment(stream, seconds=1.0, warmup_items=1, device="cuda:1")
+    item, whole = ["item", "mark"], "wait for the stream of cuda:1"
+    # Marks: 0 the warm-up's, 1 the start, 2 and 3 the items'. After the last, the one two back is waited for.
+    assert happened == [*item, whole, "mark", *item, *item, "wait for mark 1", whole]
     assert (found.count, found.duration_s, found.interval_ms) == (16, 5.0, [500.0, 500.0])
+
+
+def test_at_most_two_items_wait_on_a_gpu_also_in_the_warm_up(clock: Clock, happened: list[str]) -> None:
+    """Else a second of calls, which return at once, may queue many seconds of work."""
+    segment(noted(clock.stream(*[(1, 0.25)] * 20), happened), seconds=1.5, warmup_items=5, device="cuda:1")
+    item = ["item", "mark"]
+    warm_up = [*item * 2, *(x for n in range(3) for x in (*item, f"wait for mark {n}"))]
+    timed = ["mark", *item, *(x for n in range(5, 10) for x in (*item, f"wait for mark {n}"))]
+    whole = "wait for the stream of cuda:1"
+    assert happened == [*warm_up, whole, *timed, whole]
