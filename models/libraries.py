@@ -7,6 +7,8 @@ import math
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +17,10 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from models import families
-from models.checkpoints import WeightsError
+from models.checkpoints import UndecidedError, WeightsError, copied, is_counter
 from models.splitting import Split, timm_split, torchvision_split
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
@@ -46,8 +49,14 @@ class Library(Protocol):
 
     def build(self, shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module: ...
 
-    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
-        """The tensor of a state dict whose first axis is the classes; None where there is none."""
+    def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+        """As ``build`` with pretrained weights, which are ``state`` and not downloaded: the library's own construction
+        and conversion. Raises whatever the library raises where they do not fit."""
+        ...
+
+    def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
+        """How many classes the weights have, background classes that the library cuts off not counted; None where
+        their last layer is not known."""
         ...
 
 
@@ -121,9 +130,61 @@ class TimmLibrary:
         except OSError as error:
             raise _unreachable(shipped.name, str(error)) from error
 
-    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+    def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+        overlay: dict[str, Any] = {"state_dict": copied(state), "source": "", "custom_load": False}
+        overlay["num_classes"] = kwargs["num_classes"]  # or timm leaves the last layer random
+        head = self._head_weight(shipped, state)
+        if head is not None and head.shape[0] == kwargs["num_classes"]:
+            overlay["label_offset"] = 0
+        with complete_loads():
+            return timm.create_model(shipped.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+    def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
+        head = self._head_weight(shipped, state)
+        if head is None:
+            return None
+        offset = shipped.config.label_offset or 0
+        return shipped.num_classes if head.shape[0] == shipped.num_classes + offset else head.shape[0]
+
+    def _head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
         names = shipped.config.classifier
-        return state.get(f"{names if isinstance(names, str) else (names or ('head',))[0]}.weight")
+        first = names if isinstance(names, str) else (names or ("head",))[0]
+        heads = (state.get(f"{name}.weight") for name in (first, *_TIMM_HEADS))
+        return next((head for head in heads if head is not None and head.ndim > 1), None)
+
+
+# The last layers of the layouts that timm converts, beside its own.
+_TIMM_HEADS = ("head.fc", "head", "fc", "classifier", "head.l", "last_linear", "heads.head", "classif")
+
+
+@contextmanager
+def complete_loads() -> Iterator[None]:
+    """Raises WeightsError where a library leaves out some of a network's weights: for a few networks timm lets a state
+    dict be incomplete, and the rest stays random."""
+    load = nn.Module.load_state_dict
+
+    def strictly(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = load(module, *args, **kwargs)
+        if missing := [name for name in result.missing_keys if not is_counter(name)]:
+            raise WeightsError(f"{len(missing)} weights are missing: {', '.join(missing[:3])}")
+        return result
+
+    nn.Module.load_state_dict = strictly  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+@contextmanager
+def instead_of_a_download(state: dict[str, Tensor]) -> Iterator[None]:
+    """torchvision's weights are these: it has no other way to load a file as it loads its own."""
+    download = WeightsEnum.get_state_dict
+    WeightsEnum.get_state_dict = lambda *_, **__: copied(state)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        WeightsEnum.get_state_dict = download  # type: ignore[method-assign]
 
 
 class TorchvisionLibrary:
@@ -173,7 +234,31 @@ class TorchvisionLibrary:
         except OSError as error:
             raise _unreachable(shipped.name, str(error)) from error
 
-    def head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+    def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+        arch = shipped.name.removeprefix(self.prefix).partition(".")[0]
+        own = {key: value for key, value in kwargs.items() if key != "num_classes"}
+        if kwargs["num_classes"] == shipped.num_classes:
+            with instead_of_a_download(state):
+                return torchvision.models.get_model(arch, weights=shipped.config, **own)
+        if arch in _TRANSFORM_INPUT and "transform_input" not in own:
+            raise UndecidedError(
+                f"{arch} changes its input where it starts from published weights, and a file of "
+                f"{kwargs['num_classes']} classes does not say whether it was trained so: give `model_kwargs` "
+                "transform_input=True if it was fine-tuned from torchvision's weights, else transform_input=False"
+            )
+        net = torchvision.models.get_model(arch, weights=None, **kwargs)
+        used = {name: tensor for name, tensor in state.items() if not name.startswith(_TRAINING_ONLY)}
+        with complete_loads():
+            net.load_state_dict(used, strict=False)
+        if spare := sorted(used.keys() - net.state_dict().keys()):
+            raise WeightsError(f"{len(spare)} weights are unexpected: {', '.join(spare[:3])}")
+        return net
+
+    def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
+        head = self._head_weight(state)
+        return None if head is None else head.shape[0]
+
+    def _head_weight(self, state: dict[str, Tensor]) -> Tensor | None:
         # By name: some of its networks cannot be built without memory (on "meta"), to be asked.
         layers = [
             name.split(".")[:-1] for name, tensor in state.items() if name.endswith(".weight") and tensor.ndim > 1
@@ -186,6 +271,8 @@ class TorchvisionLibrary:
 
 
 _TORCHVISION_HEADS = {"fc", "classifier", "head", "heads"}
+_TRANSFORM_INPUT = ("googlenet", "inception_v3")
+_TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")  # heads that evaluation does not run
 
 
 def describe(model: str) -> Shipped:

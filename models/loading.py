@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models import families
-from models.checkpoints import WeightsError, load_weights, read_checkpoint
+from models.checkpoints import UndecidedError, WeightsError, load_weights, read_checkpoint, shared_names, variants
 from models.classifier import Classifier, resized_spec
 from models.libraries import Shipped, describe
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
+log = logging.getLogger(__name__)
 WEIGHTS = ("pretrained", "random", "demo")
 
 
@@ -101,14 +103,16 @@ def load(model: str, **keywords: Any) -> Classifier:
     state, file_notes = read_checkpoint(file) if file else (None, [])
     notes += file_notes
     pretrained = weights == "pretrained" and file is None
-    classes = _class_count(base, asked.num_classes, state, file, pretrained)
-    kwargs = {**_size_arguments(shipped, spec), "num_classes": classes, **kwargs}
+    kwargs = {**_size_arguments(shipped, spec), **kwargs}
     # Kept apart from the caller's random numbers, and on the CPU: torch.manual_seed would reseed every device.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(asked.seed)
-        net = _build(shipped, kwargs, pretrained)
-    if state is not None and file is not None:
-        load_weights(net, state, file, name)
+        if state is not None and file is not None:
+            net, more_notes = _from_file(replace(shipped, num_classes=base.num_classes), kwargs, state, file, asked)
+            notes += more_notes
+        else:
+            classes = _class_count(base, asked.num_classes, pretrained)
+            net = _build(shipped, {"num_classes": classes, **kwargs}, pretrained)
     if weights == "random":
         notes.append("random weights: speed only, accuracy means nothing")
     return Classifier(
@@ -150,20 +154,8 @@ def _with_overrides(base: Shipped, asked: LoadRequest) -> InputSpec:
     return resized_spec(spec, K, asked.crop_pct or base.crop_pct)
 
 
-def _class_count(
-    base: Shipped,
-    num_classes: int | None,
-    state: dict[str, Tensor] | None,
-    file: Path | None,
-    pretrained: bool,
-) -> int:
-    """Raises ValueError or WeightsError where the number asked for is not the number that the weights have."""
-    if state is not None:
-        head = base.library.head_weight(base, state)
-        held = base.num_classes if head is None else head.shape[0]
-        if num_classes not in (None, held):
-            raise WeightsError(f"`checkpoint` {file} has {held} classes, not {num_classes}: leave `num_classes` out")
-        return held
+def _class_count(base: Shipped, num_classes: int | None, pretrained: bool) -> int:
+    """Raises ValueError where the number asked for is not the number that the pretrained weights have."""
     if pretrained and num_classes not in (None, base.num_classes):
         raise ValueError(
             f"the pretrained weights of {base.name} have {base.num_classes} classes; with `num_classes` {num_classes} "
@@ -175,6 +167,42 @@ def _class_count(
             f"{base.name} is shipped without a classifier: give `num_classes` with `checkpoint` or `weights` random"
         )
     return classes
+
+
+def _from_file(
+    shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor], file: Path, asked: LoadRequest
+) -> tuple[nn.Module, list[str]]:
+    """The network with the weights of a file, loaded as the library loads its own: its conversions, its construction.
+
+    The readings of the file's names (``variants``) are tried in turn; the first that is complete is taken. Raises
+    WeightsError, which says how the likeliest of them does not fit.
+    """
+    readings = [(reading, notes, _held(shipped, reading)) for reading, notes in variants(state)]
+    for reading, notes, held in readings:
+        if asked.num_classes not in (None, held) or held < 1:
+            continue
+        try:
+            return shipped.library.build_from(shipped, {"num_classes": held, **kwargs}, reading), notes
+        except UndecidedError:
+            raise
+        except Exception as error:  # a library's conversions raise nearly anything on what they do not know
+            log.debug("%s: %s", file, error)
+    counts = {held for _, _, held in readings}
+    if asked.num_classes is not None and asked.num_classes not in counts:
+        raise WeightsError(
+            f"`checkpoint` {file} has {readings[0][2]} classes, not {asked.num_classes}: leave `num_classes` out"
+        )
+    net = _build(shipped, {"num_classes": max(readings[0][2], 1), **kwargs}, pretrained=False)
+    reading, notes, held = max(readings, key=lambda one: shared_names(net, one[0]))
+    if held != readings[0][2] and held > 0:
+        net = _build(shipped, {"num_classes": held, **kwargs}, pretrained=False)
+    load_weights(net, reading, file, shipped.name)
+    return net, notes
+
+
+def _held(shipped: Shipped, state: dict[str, Tensor]) -> int:
+    """The number of classes of a state dict; the network's own where it is not known."""
+    return shipped.library.class_count(shipped, state) or shipped.num_classes
 
 
 def _size_arguments(shipped: Shipped, spec: InputSpec) -> dict[str, Any]:
