@@ -44,7 +44,8 @@ def recipe_of(run: Run, record: Accuracy, report: dict[str, Any] | None = None) 
 
 
 SAME_AS_SETTING = (
-    "weight_hash", "seed", "backend", "batch_size", "amp_dtype", "channels_last", "torchcompile",
+    "weight_hash", "seed", "backend", "batch_size", "amp_dtype", "channels_last", "torchcompile", "tf32",
+    "cudnn_benchmark",
 )  # fmt: skip
 
 

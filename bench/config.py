@@ -158,6 +158,14 @@ class NetworkConfig:
         "than 1e-4 of the largest (multicrop-bench compare network shows the gain)",
     )
     torchcompile: bool = switch("--torchcompile", help="torch.compile the network")
+    tf32: bool = switch(
+        "--tf32",
+        help="on a GPU, let float32 convolutions and matrix products round to TF32 (10 bits of mantissa)",
+    )
+    cudnn_benchmark: bool = switch(
+        "--cudnn-benchmark",
+        help="let cuDNN time its algorithms and take the fastest; the last bits may differ from one process to another",
+    )
 
 
 @dataclass(frozen=True, slots=True)

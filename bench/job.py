@@ -21,7 +21,7 @@ from bench.resume import NetworkPlan
 from models import families
 from models.classifier import Classifier
 from models.loading import load
-from models.predict import Network, default_batch_size
+from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, split
@@ -159,6 +159,7 @@ class Job:
             amp_dtype=asked.amp_dtype,
             channels_last=bool(asked.channels_last),
             compiled=compiled,
+            modes=GpuModes(asked.tf32, asked.cudnn_benchmark),
         )
 
     def planner(self, *wanted: Policy) -> Planner:
@@ -237,6 +238,8 @@ class Job:
             amp_dtype=asked.amp_dtype,
             channels_last=bool(asked.channels_last),
             torchcompile=asked.torchcompile,
+            tf32=asked.tf32 and self.device != "cpu",
+            cudnn_benchmark=asked.cudnn_benchmark and self.device != "cpu",
             seed=self.config.data.seed,
             adapt=asked.adapt if self.adapted else None,
             folded=network.folded,

@@ -59,6 +59,7 @@ def resolved_device(asked: str | None, processes: Processes = ALONE) -> str:
     index, count = torch.device(device).index, torch.cuda.device_count()
     if index >= count:
         raise UserError(f"`device` {device}: this machine has {count} GPUs, numbered from 0")
+    torch.cuda.set_device(index)  # what names no device (events, pinned memory, libraries) must not use the first GPU
     return device
 
 

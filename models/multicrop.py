@@ -22,7 +22,7 @@ import torch
 from models.averaging import LEVELS, log_probabilities
 from models.class_names import ClassNames, class_names_for
 from models.loading import load
-from models.predict import Network, default_batch_size, predict
+from models.predict import GpuModes, Network, default_batch_size, predict
 from models.recipe import read_recipe
 from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import LoadConfig, Source, default_batch_images
@@ -150,6 +150,7 @@ class MultiCrop:
         made = cls(**read.multicrop_arguments(), workers=workers, class_names=class_names)
         read.require_same_network(made.classifier)
         made._settings["compiled"] = read.use.torchcompile
+        made._settings["modes"] = GpuModes(read.use.tf32, read.use.cudnn_benchmark)
         return made
 
     def __call__(self, images: Any, *, done: Collection[str] = ()) -> Iterator[ImageResult]:

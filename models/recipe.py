@@ -30,6 +30,8 @@ SAME_IN_SETTING = {
     "amp_dtype": "amp_dtype",
     "channels_last": "channels_last",
     "torchcompile": "torchcompile",
+    "tf32": "tf32",
+    "cudnn_benchmark": "cudnn_benchmark",
 }
 SAME_IN_MEASURED = ("policy", "level", "stopping")
 
@@ -62,6 +64,8 @@ class Use:
     channels_last: bool = False
     fold: bool = False
     torchcompile: bool = False
+    tf32: bool = False
+    cudnn_benchmark: bool = False
     stopping: dict[str, Any] | None = None  # thresholds of early stopping; None: every view is evaluated
 
 
@@ -137,7 +141,7 @@ class Recipe:
 
     def multicrop_arguments(self) -> dict[str, Any]:
         """Keywords of ``models.MultiCrop``."""
-        own = ("weight_hash", "torchcompile", "stopping")
+        own = ("weight_hash", "torchcompile", "tf32", "cudnn_benchmark", "stopping")
         return {name: value for name, value in asdict(self.use).items() if name not in own}
 
     def run_options(self) -> dict[str, Any]:
@@ -158,7 +162,7 @@ class Recipe:
 # Fields of Use that are options of a run under the same name.
 SAME_AS_OPTIONS = (
     "num_classes", "model_kwargs", "crop_mode", "interpolation", "seed", "device", "batch_size", "amp_dtype",
-    "channels_last", "fold", "torchcompile",
+    "channels_last", "fold", "torchcompile", "tf32", "cudnn_benchmark",
 )  # fmt: skip
 
 

@@ -119,6 +119,11 @@ class Backend(Protocol):
 
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None: ...
 
+    @staticmethod
+    def probe(device: str) -> str | None:
+        """Why the backend cannot run on this machine, or None. ``device``: the GPU to try, for one that uses it."""
+        ...
+
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]: ...
 
     def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:

@@ -30,7 +30,16 @@ from analysis.runs import (
 from bench.records import Run, Setting
 
 # Speed may be compared over machines, backends and number formats; the images and their windows must be the same.
-VARYING = (*NETWORK_FIELDS, "backend", "device", "amp_dtype", "channels_last", "torchcompile")
+VARYING = (
+    *NETWORK_FIELDS,
+    "backend",
+    "device",
+    "amp_dtype",
+    "channels_last",
+    "torchcompile",
+    "tf32",
+    "cudnn_benchmark",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,8 +150,9 @@ class AsTimm:
     def __init__(self, job: Job, variant: Variant, crops: Tensor) -> None:
         import torch
 
-        from models.predict import AMP_DTYPES
+        from models.predict import AMP_DTYPES, GpuModes
 
+        self.modes = GpuModes(cudnn_benchmark=True)  # as that program sets it
         classifier = unfolded(job).classifier
         device, dtype = job.device, AMP_DTYPES[variant.amp_dtype]
         classifier.place(device, channels_last=variant.channels_last)
@@ -163,6 +164,7 @@ class AsTimm:
     def forward(self) -> tuple[None, Tensor]:
         import torch
 
+        self.modes.set()
         with torch.no_grad():
             return None, self.net(self.x)
 

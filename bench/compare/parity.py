@@ -67,7 +67,9 @@ def compare(config: RunConfig) -> int:
     job = make_job(case, find_images(config), config)
     planner = job.planner(*job.policies)
     job.network.get_ready(job.views.sizes)  # before any pipeline starts
-    sources = {name: job.make_backend(planner, job.load_config(job.views.total), name) for name in usable_backends()}
+    sources = {
+        name: job.make_backend(planner, job.load_config(job.views.total), name) for name in usable_backends(job.device)
+    }
     wrong = check_windows(job, sources, planner)
     frames = compare_frames(job, sources, planner)
     agreement = compare_top1(job, sources)
@@ -88,9 +90,9 @@ def compare(config: RunConfig) -> int:
     return int(low or bool(wrong))
 
 
-def usable_backends() -> list[str]:
-    """Those that work here; the others are logged with the reason."""
-    why_not = {name: backends.unusable(name) for name in BACKENDS}
+def usable_backends(device: str) -> list[str]:
+    """Those that work here, a GPU's on the network's own; the others are logged with the reason."""
+    why_not = {name: backends.unusable(name, device) for name in BACKENDS}
     for name, reason in why_not.items():
         if reason:
             log.info("not compared: %s: %s", name, reason)

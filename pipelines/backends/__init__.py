@@ -49,10 +49,11 @@ def backend(name: str) -> type[Backend]:
     return getattr(import_module(entry.module), entry.class_name)
 
 
-def unusable(name: str) -> str | None:
-    """Why the backend cannot run on this machine, or None when it can."""
+def unusable(name: str, device: str = "cuda:0") -> str | None:
+    """Why the backend cannot run on this machine, or None when it can. ``device``: the GPU that it is tried on, if it
+    uses one; of several processes each has its own."""
     try:
-        return backend(name).probe()  # type: ignore[attr-defined]
+        return backend(name).probe(device)
     except (ImportError, OSError) as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
@@ -62,14 +63,14 @@ def choose(name: str = "auto", *, device: str = "cpu") -> tuple[str, str]:
     only to a network on a GPU. Raises RuntimeError, with the reason, when the named backend cannot run here.
     """
     if name != "auto":
-        if reason := unusable(name):
+        if reason := unusable(name, device):
             raise RuntimeError(
                 f"data backend {name} cannot run here ({reason}); `data_backend` auto takes one that can"
             )
         return name, f"data backend {name} (as asked)"
     passed_over: list[tuple[str, str]] = []
     for candidate, entry in BACKENDS.items():
-        reason = "the network runs on the CPU" if entry.on_gpu and device == "cpu" else unusable(candidate)
+        reason = "the network runs on the CPU" if entry.on_gpu and device == "cpu" else unusable(candidate, device)
         if reason is None:
             return candidate, f"data backend {candidate}" + "".join(f"; not {n}: {why}" for n, why in passed_over)
         passed_over.append((candidate, reason))

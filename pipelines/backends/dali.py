@@ -177,7 +177,7 @@ class DaliCpu(_Dali):
     mixed = False
 
     @staticmethod
-    def probe() -> str | None:
+    def probe(device: str) -> str | None:
         """None: importing this module has shown that DALI works."""
         return None
 
@@ -187,15 +187,16 @@ class DaliGpu(_Dali):
     mixed = True
 
     @staticmethod
-    def probe() -> str | None:
-        """Why there is no GPU decoding here, or None."""
+    def probe(device: str) -> str | None:
+        """Why there is no decoding on that GPU (``cpu``: on the first), or None."""
+        index = torch.device(device).index or 0
         if not torch.cuda.is_available():
             return "no NVIDIA GPU with a working driver"
         try:
-            pipe = Pipeline(batch_size=1, num_threads=1, device_id=0)
+            pipe = Pipeline(batch_size=1, num_threads=1, device_id=index)
             pipe.set_outputs(types.Constant(np.zeros(1, np.uint8)))
             pipe.build()
-            working_crop_operator(0)
+            working_crop_operator(index)
         except RuntimeError as error:
             return _short(error)
         return None

@@ -52,7 +52,7 @@ class Torchvision:
         self._loader: DataLoader | None = None
 
     @staticmethod
-    def probe() -> str | None:
+    def probe(device: str) -> str | None:
         """None: importing this module has shown that torchvision works."""
         return None
 

@@ -74,6 +74,30 @@ def test_the_setting_is_what_ran(make_job: Callable[..., Job], data: Dataset, we
 
 
 @pytest.mark.dali
+def test_each_process_makes_its_own_gpu_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import setup
+    from bench.distributed import Processes
+
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for rank in range(4):
+        assert setup.resolved_device(None, Processes(rank + 4, 8, rank, 4)) == f"cuda:{rank}"
+    assert setup.resolved_device("cuda:2") == "cuda:2" and setup.resolved_device("cpu") == "cpu"
+    assert current == [0, 1, 2, 3, 2]
+
+
+def test_tf32_is_off_unless_asked_for_and_recorded_where_it_can_matter(make_job: Callable[..., Job]) -> None:
+    for flags, asked in (((), False), (("--tf32", "--cudnn-benchmark"), True)):
+        job = make_job(*flags)
+        modes = job.make_network(1).modes
+        assert (modes.tf32, modes.cudnn_benchmark) == (asked, asked)
+        assert not job.setting().tf32 and not job.setting().cudnn_benchmark  # a CPU does neither
+        change(job, "network", device="cuda:0")
+        assert (job.setting().tf32, job.setting().cudnn_benchmark) == (asked, asked)
+
+
 def test_another_operator_than_the_usual_one_is_said_and_recorded(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

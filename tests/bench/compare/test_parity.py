@@ -56,7 +56,7 @@ def tolerance(name: str) -> float:
 
 def test_backends_that_are_not_here_are_named(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"dali-gpu": "no GPU", "dali-cpu": "ImportError: no DALI", "torchvision": None}
-    monkeypatch.setattr("pipelines.backends.unusable", missing.__getitem__)
+    monkeypatch.setattr("pipelines.backends.unusable", lambda name, device: missing[name])
     status, lines, error = said(parity.main, "--policies", "CC", "--limit", "2", "--data-backend", "torchvision")
     assert status == 0
     assert "not compared: dali-cpu: ImportError: no DALI" in error and "not compared: dali-gpu: no GPU" in error

@@ -809,7 +809,29 @@ def test_the_check_asks_whether_what_failed_is_unreadable(
 
 
 def fake_unusable(monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str]) -> None:
-    monkeypatch.setattr("pipelines.backends.unusable", reasons.get)
+    monkeypatch.setattr("pipelines.backends.unusable", lambda name, device: reasons.get(name))
+
+
+def test_a_gpu_backend_is_tried_on_the_networks_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes each has its own GPU: none may open a context on another's."""
+    dali = pytest.importorskip("pipelines.backends.dali")
+    used: list[tuple[str, int]] = []
+
+    class Pipe:
+        def __init__(self, *, device_id: int, **other: Any) -> None:
+            used.append(("pipeline", device_id))
+
+        def set_outputs(self, output: Any) -> None: ...
+
+        def build(self) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dali, "Pipeline", Pipe)
+    monkeypatch.setattr(dali, "working_crop_operator", lambda index: used.append(("crops", index)))
+    assert (
+        pipelines.choose("auto", device="cuda:3")[0] == pipelines.choose("dali-gpu", device="cuda:3")[0] == "dali-gpu"
+    )
+    assert used == [("pipeline", 3), ("crops", 3)] * 2
 
 
 @pytest.mark.parametrize(
