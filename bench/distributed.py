@@ -130,6 +130,11 @@ def _sendable(error: Exception | None) -> Exception | None:
 ALONE = Processes()
 
 
+def is_main() -> bool:
+    """Whether this process is the run's only one or its main one; known before it is connected to the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join() -> Processes:
     """Connect to the other processes if torchrun (or anything that sets its variables) started this one; else ALONE.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+
+from bench.distributed import is_main
 
 LOGGERS = ("pipelines", "models", "bench", "analysis")
 
@@ -19,7 +20,7 @@ class _Stderr(logging.Handler):
 
 def _is_main(record: logging.LogRecord) -> bool:
     """Whether the message is shown: errors of every process, all else of the main process only."""
-    return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
+    return record.levelno >= logging.ERROR or is_main()
 
 
 def set_up(verbose: int = 0, quiet: bool = False) -> None:

@@ -7,7 +7,6 @@ batch size fitted into memory) are measured once and stored: every process and e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -144,20 +143,5 @@ def finished_phases(run: Run, setting: Setting) -> set[str]:
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
-    """run.json. The folder appears together with it: every run's folder can be resumed, or does not exist."""
-    text = json.dumps(info, indent=2) + "\n"
-    if folder.exists():
-        write_whole(folder / "run.json", text)
-        return
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        hidden.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"`out` {folder} cannot be made ({error}): name a folder that you may write to") from error
-    try:
-        write_whole(hidden / "run.json", text)
-        hidden.rename(folder)
-    except BaseException:
-        (hidden / "run.json").unlink(missing_ok=True)
-        hidden.rmdir()
-        raise
+    """run.json, whole or not at all."""
+    write_whole(folder / "run.json", json.dumps(info, indent=2) + "\n")

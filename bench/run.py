@@ -37,9 +37,9 @@ if not __package__:  # run as `python bench/run.py`: search the repo root, not b
 
 from bench import cases, distributed, logs, resume
 from bench.config import RunConfig, to_plain
-from bench.distributed import ALONE, Processes
+from bench.distributed import ALONE, Processes, is_main
 from bench.errors import Different, UserError, one_line, with_flags
-from bench.files import locked, remove_parts
+from bench.files import locked, new_folder, remove_parts
 from bench.measure import limits
 from bench.options import CommandLine, flag_names, parse
 from bench.resume import NetworkPlan
@@ -77,7 +77,7 @@ class Session:
     earlier: Run | None = None  # the run that is continued
     cases: list[ModelCase] = field(default_factory=list)
     out: Path = Path()
-    began: bool = False  # whether the folder exists
+    began: bool = False  # whether there is something in the folder to go on with
     resolved: RunConfig = field(default_factory=RunConfig)
     scan: Scan | None = None
     plans: dict[str, NetworkPlan] = field(default_factory=dict)  # by label
@@ -142,8 +142,14 @@ def stoppable() -> Iterator[None]:
 
 def run(session: Session, line: CommandLine) -> int:
     """Expand, load, estimate; then for each network score, time and write. Returns the exit status."""
+    with ExitStack() as while_writing:
+        return run_locked(session, line, while_writing)
+
+
+def run_locked(session: Session, line: CommandLine, while_writing: ExitStack) -> int:
+    """``run``; ``while_writing`` keeps the run's folder locked, from before anything in it is read."""
     if session.config.output.resume:
-        continue_earlier(session, line)
+        continue_earlier(session, line, while_writing)
     config = session.config
     weights = default_weights(config)
     session.cases = cases.model_cases(config.network, demo=weights == "demo")
@@ -154,7 +160,7 @@ def run(session: Session, line: CommandLine) -> int:
         return dry_run(session)
     processes = session.processes = distributed.join()
     earlier = session.earlier
-    session.out = processes.broadcast(lambda: earlier.folder if earlier else new_folder(config).resolve())
+    session.out = processes.broadcast(lambda: earlier.folder if earlier else make_folder(config, while_writing))
     session.began = earlier is not None
     log.info("loading torch, timm and the data backend ...")
     session.resolved = resolved_for(session)
@@ -164,28 +170,37 @@ def run(session: Session, line: CommandLine) -> int:
         tell(f"error: `strict`: {unreadable_text(lost)}")
         return UNREADABLE
     session.plans, session.failed = processes.broadcast(lambda: make_plans(session))
-    with ExitStack() as while_writing:
-        with processes.agreed():
-            if processes.is_main:
-                if not earlier:
-                    ask_about(session)
-                begin(session, while_writing)
-        session.began = True
-        for case in session.cases:
-            if case.label in session.plans:
-                run_case(session, case)
-        # Of the others always 0: torchrun ends all processes when one fails, and the main one is still writing.
-        status = finish(session) if processes.is_main else 0
+    with processes.agreed():
+        if processes.is_main:
+            if not earlier:
+                ask_about(session)
+            begin(session)
+    session.began = True
+    for case in session.cases:
+        if case.label in session.plans:
+            run_case(session, case)
+    # Of the others always 0: torchrun ends all processes when one fails, and the main one is still writing.
+    status = finish(session) if processes.is_main else 0
     processes.leave()
     return status
 
 
-def continue_earlier(session: Session, line: CommandLine) -> None:
-    """``--resume``: take the configuration from the run's folder. Raises UserError, naming the option, when the command
-    line asks for another run."""
+def make_folder(config: RunConfig, while_writing: ExitStack) -> Path:
+    """The new run's folder, which is this process's alone. Raises UserError for files that exist."""
+    results_file = config.output.results_file
+    if results_file and results_file.exists():
+        raise UserError(f"`results_file` {results_file} exists; results are never written over others: name a new file")
+    return while_writing.enter_context(new_folder(config.output.out, config.network.family or "models")).resolve()
+
+
+def continue_earlier(session: Session, line: CommandLine, while_writing: ExitStack) -> None:
+    """``--resume``: take the configuration from the run's folder, which the main process locks first. Raises UserError,
+    naming the option, when the command line asks for another run."""
     asked = session.config.output
     assert asked.resume is not None
     folder = asked.resume.resolve()
+    if is_main() and (folder / "run.json").is_file() and not asked.dry_run:
+        while_writing.enter_context(locked(folder))
     session.earlier, stored = resume.read_resumable(folder)
     if asked.out and asked.out.resolve() != folder:
         raise UserError(f"`resume` {asked.resume} continues in that folder: leave `out` {asked.out} out")
@@ -282,8 +297,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def begin(session: Session, while_writing: ExitStack) -> None:
-    """Write run.json, and what is known to have failed. From here on the folder is this process's alone."""
+def begin(session: Session) -> None:
+    """Write run.json, and what is known to have failed."""
     from bench import machine, records
 
     out, earlier = session.out, session.earlier
@@ -295,12 +310,10 @@ def begin(session: Session, while_writing: ExitStack) -> None:
     else:
         info = new_info(session, environment)
     info["models"] = [one.stored() for one in session.plans.values()]
-    if not earlier:
-        resume.write_info(out, info)
-    while_writing.enter_context(locked(out))
     if earlier:
         remove_parts(out)
-        resume.write_info(out, info)
+    resume.write_info(out, info)
+    if earlier:
         records.drop_failures(out)
     if session.failed:
         records.extend(out, session.failed)
@@ -392,25 +405,6 @@ def dry_run(session: Session) -> int:
         if config.measure.throughput:
             print(f"  throughput at {', '.join(map(str, cases.crop_counts(config.measure, wanted)))} crops")
     return 0
-
-
-def new_folder(config: RunConfig) -> Path:
-    """Where the results go; made only when the run begins. Never a folder that exists."""
-    out, results_file = config.output.out, config.output.results_file
-    if results_file and results_file.exists():
-        raise UserError(f"`results_file` {results_file} exists; results are never written over others: name a new file")
-    if out:
-        if out.exists():
-            raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
-        return out
-    stem = config.network.family or "models"
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs") / f"{stem}-{stamp}"
-    number = 2
-    while folder.exists():
-        folder = Path("runs") / f"{stem}-{stamp}-{number}"
-        number += 1
-    return folder
 
 
 def ask_about(session: Session) -> None:

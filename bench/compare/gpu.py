@@ -30,6 +30,7 @@ from typing import Any
 
 from bench.compare.gpu_steps import ROOT, GpuConfig, Step, require_gpu, steps
 from bench.errors import exit_status
+from bench.files import locked
 from bench.options import group_flags, parse_group
 
 MIN_SECONDS = 20.0  # with less left, no step is begun
@@ -54,6 +55,13 @@ def compare(config: GpuConfig) -> int:
         return ALL_DONE
     require_gpu(config)
     (out / "logs").mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        return compare_locked(out, config, todo)
+
+
+def compare_locked(out: Path, config: GpuConfig, todo: Sequence[Step]) -> int:
+    """``compare`` in a folder that is locked."""
+    ends = finished(out)
     if not config.quick:
         restore_tuning(out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is ended too

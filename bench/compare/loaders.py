@@ -31,6 +31,7 @@ from bench.compare.loader_records import NotTimed, Ratio, Timed, Workload
 from bench.compare.loader_table import LOADERS, OURS, chosen
 from bench.config import DataConfig, LoadingConfig, MeasureConfig, NetworkConfig, option, to_plain
 from bench.errors import UserError, exit_status
+from bench.files import new_folder
 from bench.options import group_flags, parse_group, shared
 from pipelines.baselines import UINT8, Files
 from pipelines.batch import DEFAULT_HW_LOAD
@@ -112,11 +113,13 @@ def compare(options: LoaderComparison, command: Sequence[str] = ()) -> int:
     Raises UserError for a folder that exists or a device that cannot be had, ValueError for an unknown loader.
     """
     names = chosen(options.only)
-    out = options.out or Path("runs") / time.strftime("loaders-%Y%m%d-%H%M%S")
-    if out.exists():
-        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    with new_folder(options.out, "loaders") as out:
+        return compare_into(out, names, options, command)
+
+
+def compare_into(out: Path, names: Sequence[str], options: LoaderComparison, command: Sequence[str]) -> int:
+    """``compare``, with results in ``out``."""
     comparison = make_comparison(options)
-    out.mkdir(parents=True)
     write_info(out, options, command, comparison, names)
     processes: dict[str, LoaderProcess] = {}
     try:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench import cases, logs, values
 from bench.config import RunConfig, option, switch
-from bench.errors import UserError, exit_status
+from bench.errors import exit_status
+from bench.files import new_folder_if
 from bench.options import add_options, build_parser, flag_names, group_flags
 from bench.options import parse as parse_options
 from bench.setup import find_images, make_job, resolve
@@ -92,9 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(config: RunConfig, comparison: NetworkComparison, command: Sequence[str] = ()) -> int:
     """Measure every variant at every batch size; print and write. Raises UserError for a folder that exists."""
-    out = config.output.out
-    if out and out.exists():
-        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    with new_folder_if(config.output.out) as out:
+        rows = measure_all(config, comparison)
+        if out:
+            write(out, command, rows)
+    return 0
+
+
+def measure_all(config: RunConfig, comparison: NetworkComparison) -> list[dict[str, Any]]:
+    """A row for each network, batch size and variant, which is also printed."""
     config = resolve(config)
     config = replace(config, measure=replace(config.measure, crops=None, policies="1RC"))
     device = str(config.network.device)
@@ -111,9 +118,7 @@ def compare(config: RunConfig, comparison: NetworkComparison, command: Sequence[
             for row in measure(job, crops[:batch_size], chosen):
                 rows.append({"model": case.label, "K": job.classifier.spec.K, "device": device, **row})
                 print(row_text(rows[-1]), flush=True)
-    if out:
-        write(out, command, rows)
-    return 0
+    return rows
 
 
 def variants(device: str, compiled: bool) -> dict[str, Variant]:
@@ -269,7 +274,7 @@ def write(out: Path, command: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
     from bench import machine
     from pipelines.files import write_whole
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "network.csv", pd.DataFrame(list(rows)).to_csv(index=False))
     info = {"command": list(command), "environment": machine.environment()}
     write_whole(out / "run.json", json.dumps(info, indent=1) + "\n")

@@ -16,13 +16,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench import cases, logs
 from bench.config import RunConfig
-from bench.errors import UserError, exit_status
+from bench.errors import exit_status
+from bench.files import new_folder_if
 from bench.options import build_parser, flag_names, parse
 from bench.setup import find_images, make_job, resolve
 from pipelines import backends
@@ -57,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(config: RunConfig) -> int:
     """Compare the backends on the first of the named networks. Returns 1 when they disagree."""
+    with new_folder_if(config.output.out) as out:
+        return compare_into(out, config)
+
+
+def compare_into(out: Path | None, config: RunConfig) -> int:
+    """``compare``; the result is also written to ``out`` if that is given."""
     from pipelines.files import write_whole
 
-    out = config.output.out
-    if out and out.exists():
-        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
     config = resolve(config)
     case = cases.model_cases(config.network, demo=config.network.weights == "demo")[0]
     job = make_job(case, find_images(config), config)
@@ -83,7 +88,6 @@ def compare(config: RunConfig) -> int:
         "top1_agreement": agreement,
     }
     if out:
-        out.mkdir(parents=True)
         write_whole(out / "parity.json", json.dumps({**result, "hw_load": config.loading.hw_load}) + "\n")
     print(json.dumps(result))
     low = any(share < MIN_AGREEMENT for shares in agreement.values() for share in shares.values())

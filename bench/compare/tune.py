@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bench import logs, values
 from bench.config import DataConfig, LoadingConfig, MeasureConfig, NetworkConfig, option, switch
 from bench.errors import UserError, exit_status
+from bench.files import new_folder_if
 from bench.measure import tuned
 from bench.options import group_flags, parse_group, shared
 
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(options: TuneConfig) -> int:
     """Measure, print, store. Raises UserError for a folder that exists, a device or backend that cannot be had."""
+    with new_folder_if(options.out) as out:
+        return tune_into(out, options)
+
+
+def tune_into(out: Path | None, options: TuneConfig) -> int:
+    """``tune``; the measurements are also written to ``out`` if that is given."""
     from bench.machine import usable_cores
     from bench.setup import resolved_device
     from pipelines.backends import BACKENDS, choose
@@ -74,8 +81,6 @@ def tune(options: TuneConfig) -> int:
     from pipelines.data import demo, scanning
     from pipelines.data.labels import unlabelled
 
-    if options.out and options.out.exists():
-        raise UserError(f"`out` {options.out} exists; results are never written over others: name a new folder")
     try:
         name, why = choose(options.data_backend, device=resolved_device(options.device))
     except RuntimeError as error:
@@ -92,8 +97,8 @@ def tune(options: TuneConfig) -> int:
         best, found = better(best, choices, rate, options.rounds)
         measured += [{"backend": name, "crops": crops, **row} for row in found]
     kept = {field: value for field in FIELDS if (value := getattr(best, field)) is not None}
-    if options.out:
-        write(options.out, measured, {tuned.key(name): kept})
+    if out:
+        write(out, measured, {tuned.key(name): kept})
     if not options.store:
         print(f"best for {name} on this machine, not stored: {kept}")
         return 0
@@ -182,6 +187,6 @@ def write(out: Path, rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, A
 
     from pipelines.files import write_whole
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "tune.csv", pd.DataFrame(list(rows)).to_csv(index=False))
     write_whole(out / tuned.FILE, json.dumps(kept, indent=1) + "\n")

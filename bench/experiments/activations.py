@@ -25,6 +25,7 @@ import numpy as np
 from bench import cases, logs, values
 from bench.config import DataConfig, RunConfig, option
 from bench.errors import UserError, exit_status
+from bench.files import new_folder
 from bench.options import add_options, build_parser, flag_names, group_flags, parse
 from bench.setup import find_images, make_job, resolve
 
@@ -88,12 +89,16 @@ def run(asked: RunConfig, own: ActivationsConfig, command: Sequence[str] = ()) -
 
     Raises UserError for a folder that exists, several networks, or no sizes.
     """
-    started = time.monotonic()
     if not asked.network.img_size:
         raise UserError("`img_size` is needed: the test resolutions, such as 48:160:16")
-    out = asked.output.out or Path("runs") / time.strftime("activations-%Y%m%d-%H%M%S")
-    if out.exists():
-        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    with new_folder(asked.output.out, "activations") as out:
+        return run_into(out, asked, own, command)
+
+
+def run_into(out: Path, asked: RunConfig, own: ActivationsConfig, command: Sequence[str]) -> int:
+    """``run``, with results in ``out``."""
+    started = time.monotonic()
+    assert asked.network.img_size
     log.info("loading torch, timm and the data backend ...")
     network = replace(asked.network, img_size=None)
     config = resolve(replace(asked, network=network, measure=replace(asked.measure, crops=None, policies="CC")))
@@ -107,11 +112,11 @@ def run(asked: RunConfig, own: ActivationsConfig, command: Sequence[str] = ()) -
     jobs = {K: make_job(replace(found[0], img_size=K), scan, config) for K in sizes}
     measured = {K: statistics_of(job, own) for K, job in jobs.items()}
     rows = [row(job, measured[K], measured[train_K], fitted_on(job, own)) for K, job in jobs.items()]
-    out.mkdir(parents=True)
     write(out, command, job, train_K, measured, rows)
     print(table(rows, train_K))
     figures = draw(out) if asked.output.figures else []
-    print("\nwritten:", *(f"  {path.resolve()}" for path in [*sorted(out.iterdir()), *figures]), sep="\n")
+    written = [path for path in sorted(out.iterdir()) if not path.name.startswith(".")]
+    print("\nwritten:", *(f"  {path.resolve()}" for path in [*written, *figures]), sep="\n")
     print(json.dumps({"out": str(out.resolve()), "elapsed_s": round(time.monotonic() - started, 1), "rows": rows}))
     return 0
 

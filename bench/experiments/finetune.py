@@ -35,6 +35,7 @@ import numpy as np
 from bench import cases, logs, options, values
 from bench.config import DataConfig, RunConfig, from_plain, option, to_plain
 from bench.errors import UserError, exit_status
+from bench.files import locked, new_folder
 from bench.setup import make_job, resolve
 
 if TYPE_CHECKING:
@@ -189,13 +190,18 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 def run(command: Command) -> int:
     """Load, check, train epoch by epoch, save after each."""
-    note = None
-    if command.own.resume:
-        command, note = resumed(command.own.resume)
-    out = command.own.out
-    assert out is not None
-    if note is None and out.exists():
-        raise UserError(f"`out` {out} exists; results are never written over others: name a new folder")
+    if folder := command.own.resume:
+        read_note(folder)  # whether it is such a folder
+        with locked(folder):
+            command, note = resumed(folder)
+            return run_into(folder, command, note)
+    assert command.own.out is not None
+    with new_folder(command.own.out, "") as out:
+        return run_into(out, command, None)
+
+
+def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
+    """``run`` in a folder that is locked; ``note``: of the run that is continued."""
     started = time.monotonic()
     log.info("loading torch, timm and the data backend ...")
     job = load(command)
@@ -359,7 +365,6 @@ def train(out: Path, tuning: FineTuning, watch: Watch, note: dict[str, Any]) -> 
     epochs: list[dict[str, Any]] = tuning.load_state(out / STATE) if (out / STATE).is_file() else []
     if epochs:
         log.info("continuing after epoch %d of %d", len(epochs), tuning.recipe.epochs)
-    out.mkdir(parents=True, exist_ok=True)
     write_note(out, {**note, "epochs": epochs})
     start = time.perf_counter()
     for epoch in tuning.run():

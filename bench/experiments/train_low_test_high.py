@@ -32,6 +32,7 @@ import numpy as np
 from bench import logs, values
 from bench.config import DataConfig, LoadingConfig, OutputConfig, option, to_plain
 from bench.errors import UserError, exit_status
+from bench.files import LOCK, WRITER, locked
 from bench.options import group_flags, parse_group, shared
 
 
@@ -179,6 +180,13 @@ class InMemory:
 
 def run(config: TrainLowTestHigh) -> int:
     """Train what is missing, score what is missing, write, draw."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    with locked(config.out):
+        return run_locked(config)
+
+
+def run_locked(config: TrainLowTestHigh) -> int:
+    """``run`` in a folder that is locked."""
     log.info("loading torch, timm and the data backend ...")
     started = time.monotonic()
     settings = {name: value for name, value in to_plain(config).items() if name not in OUTSIDE}
@@ -243,6 +251,8 @@ def backend_maker(name: str, workers: int) -> MakeBackend:
 
 def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
     """(network, test size) pairs that are done. Raises UserError for a folder of another experiment."""
+    from pipelines.files import write_whole
+
     path = out / "settings.json"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -252,10 +262,10 @@ def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
                 f"{settings[other[0]]!r} here): name a new folder"
             )
         return {(entry["network"], entry["test_res"]) for entry in read_log(out)}
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name not in (LOCK, WRITER) for path in out.iterdir()):
         raise UserError(f"`out` {out} holds other files: name a new folder")
     (out / "networks").mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(settings, indent=1) + "\n")
     return set()
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import write_whole
+from pipelines.files import sole_writer, write_whole
 
 FILE = "tuned.json"
 
@@ -43,12 +43,19 @@ def store(backend_name: str, kept: dict[str, Any]) -> None:
 
 def restore(folder: Path) -> None:
     """Take over the settings that `out` wrote, unless the cache has newer ones."""
-    add({**json.loads((folder / FILE).read_text(encoding="utf-8")), **_all()})
+    _merge(json.loads((folder / FILE).read_text(encoding="utf-8")), newer=False)
 
 
 def add(found: dict[str, dict[str, Any]]) -> None:
+    """Keep these entries beside those of others, who may be writing at the same time."""
+    _merge(found, newer=True)
+
+
+def _merge(found: dict[str, dict[str, Any]], *, newer: bool) -> None:
     path().parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path(), json.dumps({**_all(), **found}, indent=1) + "\n")
+    with sole_writer(path()):
+        stored = _all()
+        write_whole(path(), json.dumps({**stored, **found} if newer else {**found, **stored}, indent=1) + "\n")
 
 
 def _all() -> dict[str, dict[str, Any]]:

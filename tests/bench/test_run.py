@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from bench import records, run
+from bench.files import new_folder
 from bench.measure import estimate, throughput
 from bench.options import parse
 from pipelines import BACKENDS, unusable
@@ -408,12 +410,13 @@ def test_results_are_never_written_over_others(there: str, small_run: Small, tmp
 
 def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.time, "strftime", lambda *form: "20261121-120000")
+    monkeypatch.setattr(time, "strftime", lambda *form: "20261121-120000")
     seen = []
-    for _ in range(3):
-        seen.append(run.new_folder(parse(["--family", "nfnet"]).config))
-        assert not seen[-1].exists()  # made when the run begins
-        seen[-1].mkdir(parents=True)
+    with ExitStack() as open_together:
+        for _ in range(3):
+            seen.append(open_together.enter_context(new_folder(None, "nfnet")))
+            assert seen[-1].is_dir()
+    assert not any(folder.exists() for folder in seen)  # nothing was written into them
     stem = Path("runs") / "nfnet-20261121-120000"
     assert seen == [stem, Path(f"{stem}-2"), Path(f"{stem}-3")]
 

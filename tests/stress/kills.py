@@ -99,7 +99,7 @@ def one_life(
     command: Sequence[str], out: Path, rng: random.Random, whole_s: float, kills: Counter[str], wrong: list[str]
 ) -> str:
     """Start or resume the run and perhaps kill it. Returns how the chain ended, "" while it goes on."""
-    process = start(["--resume", str(out)] if out.exists() else [*command, "--out", str(out)])
+    process = start(["--resume", str(out)] if (out / "run.json").exists() else [*command, "--out", str(out)])
     number = rng.choice(SIGNALS)
     delay_s = rng.uniform(0, whole_s)
     try:
@@ -157,8 +157,8 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def state(out: Path) -> str:
     """How far the run had come."""
-    if not out.exists():
-        return "no folder yet"
+    if not (out / "run.json").exists():
+        return "no run yet"
     if (out / "summary.csv").exists():
         return DONE
     done = [line["kind"] for line in lines(out)]
@@ -173,7 +173,7 @@ def damaged(out: Path) -> list[str]:
     from bench.predictions import Predictions
 
     found = []
-    if out.exists():
+    if (out / "run.json").exists():
         try:
             records.read_run(out)
         except ValueError as error:
