@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.records import ORIGINAL
 from pipelines.batch import Failure
+from pipelines.data.identity import FACTS
 from pipelines.files import whole_file
 
 BASELINE = "CC"  # what "newly correct" and "newly wrong" compare with
@@ -26,6 +27,7 @@ BY_IMAGE = {
     "view_top1": 0,
     "real_label": 2,
     "real_in_top5": 2,
+    "facts": 0,
 }
 
 
@@ -46,6 +48,7 @@ class Predictions:
     # probable:
     real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
+    facts: np.ndarray | None = None  # pipelines.data.identity.FACTS [b]: which bytes were scored; None where unknown
 
     def __len__(self) -> int:
         """Images scored or failed."""
@@ -97,6 +100,16 @@ class Predictions:
         }
         wanted = set(rows.tolist())
         return replace(self, **taken, failed=[failure for failure in self.failed if failure.row in wanted])
+
+
+def read_facts(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The scored images' rows int64 [b] and FACTS [b]; None where the file does not hold them, or is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows, facts = file["rows"], file["facts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return (rows, facts) if facts.dtype == FACTS and rows.shape == facts.shape else None
 
 
 def read_named(path: Path) -> tuple[list[str], Predictions]:

@@ -351,6 +351,7 @@ def run_case(session: Session, case: ModelCase) -> None:
     """Score and time one network; phases that the folder already holds are skipped. A failure is recorded."""
     from bench import records
     from bench.measure.accuracy import accuracy_phase, partial_results
+    from bench.measure.same_images import require_same_images
     from bench.measure.throughput import throughput_phase
 
     plan, processes = session.plans[case.label], session.processes
@@ -366,6 +367,8 @@ def run_case(session: Session, case: ModelCase) -> None:
             setting = job.setting()
             resume.require_same_setting(setting, plan, processes)
             resume.require_same_real_labels(job.real.file_hash if job.real else None, plan)
+            if processes.is_main:
+                require_same_images(job, partial_results(job, session.out).folder, session.out)
             for stage, phase in phases.items():
                 if stage not in done:
                     found = list(phase(job, setting, session.out))

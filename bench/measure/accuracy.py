@@ -18,13 +18,16 @@ from bench import records
 from bench.errors import DataLost
 from bench.job import Job, folder_identity
 from bench.measure.partial_results import PartialResults, fill, log_kept
+from bench.measure.same_images import require_one_data_set
 from bench.measure.scoring import no_predictions, scored
 from bench.predictions import Predictions, counts
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
 from pipelines.data.decode import READS, decode_error
+from pipelines.data.identity import FACTS, Identifier
 
 CHECKED_IMAGES = 4  # compared with the reference before anything is scored or timed
+LOST_IMAGES = 10  # that the scan found and whose files are gone: more of them stop the run
 LOOKED_AT = 2000  # images among which readable ones are looked for
 
 
@@ -75,10 +78,12 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
     config = replace(job.load_config(job.view_cost), hw_load=0.0)
     job.network.get_ready(job.views.sizes)  # before any pipeline starts
     source = job.make_backend(planner, config)
+    identifier = Identifier(config.workers)
     rows = np.concatenate([partial.pieces[number] for number in own])
     try:
         reference.check(source, job.data, planner, checked_rows(job, rows))
-        parts = scored(while_data_is_there(job, source.batches(rows)), job.network, job.scoring())
+        batches = identified_beside(job, identifier, while_data_is_there(job, source.batches(rows)))
+        parts = (with_facts(part, identifier) for part in scored(batches, job.network, job.scoring()))
         label = f"accuracy {job.case.label}"
         with tqdm(total=len(rows), desc=label, unit="image", disable=not processes.is_main) as bar:
 
@@ -90,25 +95,50 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
             fill(partial, own, parts, progress)
     finally:
         source.close()
+        identifier.close()
 
 
 def _whole(job: Job, partial: PartialResults, out: Path) -> Predictions:
     """The whole pass, joined from its parts, also as the run's file."""
-    predictions = partial.whole(no_predictions(job.network, job.scoring()))
+    empty = replace(no_predictions(job.network, job.scoring()), facts=np.zeros(0, FACTS))
+    predictions = partial.whole(empty)
+    require_one_data_set(out, predictions, job)
     predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
     return predictions
 
 
 def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
     """Pass the batches on. Raises DataLost instead of a batch with failures once the data set's folder is gone, or
-    another one stands in its place: a file system that went away would make every image unreadable."""
+    another one stands in its place, or more than LOST_IMAGES files are gone that the scan found: a file system that
+    went away would make every image unreadable."""
+    gone: list[str] = []
     for batch in batches:
-        if batch.failed and folder_identity(job.home) != job.home_identity:
-            first = job.data.names(np.array([batch.failed[0].row]))[0]
+        failed = np.array([failure.row for failure in batch.failed], dtype=np.int64)
+        if len(failed) and folder_identity(job.home) != job.home_identity:
             raise DataLost(
-                f"the data set {job.data.root} is no longer there (a lost mount?); from {first} on no image can be read"
+                f"the data set {job.data.root} is no longer there (a lost mount?); from "
+                f"{job.data.names(failed[:1])[0]} on no image can be read"
+            )
+        spans = job.data.spans(failed)
+        gone += [name for name, span in zip(job.data.names(failed), spans, strict=True) if not Path(span.path).exists()]
+        if len(gone) > LOST_IMAGES:
+            raise DataLost(
+                f"{len(gone)} images of {job.data.root} are gone since the run began, {gone[0]} for one (a class "
+                f"folder, a mount?): more than {LOST_IMAGES} stop a run; restore them"
             )
         yield batch
+
+
+def identified_beside(job: Job, identifier: Identifier, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
+    """Pass the batches on, and have their images identified on other threads meanwhile."""
+    for batch in batches:
+        identifier.begin(batch.rows.tolist(), job.data.spans(batch.rows))
+        yield batch
+
+
+def with_facts(part: Predictions, identifier: Identifier) -> Predictions:
+    """The predictions with the facts by which their images can be recognised."""
+    return replace(part, facts=identifier.take(part.rows))
 
 
 def checked_rows(job: Job, rows: np.ndarray) -> np.ndarray:

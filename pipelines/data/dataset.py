@@ -8,8 +8,9 @@ labels, ``pipelines.data.tars`` finds the images of tar shards.
 Width and height are those of the stored pixels: EXIF orientation is ignored, as timm ignores it. An image's name is its
 POSIX path relative to the root; rows are in code-point order of the names (``sorted``'s order, and ``LC_ALL=C ls``'s).
 
-Headers are read once and kept in a Parquet cache; a later start walks the folder, compares file size and modification
-time, and reads only what changed. Files that fail are never cached, so that a mended permission is seen at once.
+Headers are read once and kept in a Parquet cache; a later start walks the folder, compares file size and times
+(of modification and of change), and reads only what changed. Files that fail are never cached, so that a mended
+permission is seen at once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 
@@ -50,11 +52,18 @@ START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
 BATCH_ROWS = 512
-CACHE_VERSION = "2"  # raised when read_header refuses more, for the cache holds what it took
+CACHE_VERSION = "3"  # raised when read_header refuses more, for the cache holds what it took
 
+NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is no readable file
 UNREADABLE_COLUMNS = ("name", "path", "stage", "reason")
 FOUND = pa.schema(
-    [("name", pa.string()), ("bytes", pa.int64()), ("mtime_ns", pa.int64()), ("problem", pa.string())]  # "" = none
+    [
+        ("name", pa.string()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("ctime_ns", pa.int64()),  # a copy made with the old times, or a tool that sets them, changes this one
+        ("problem", pa.string()),  # "" = none
+    ]
 )
 HEADER = pa.schema(
     [
@@ -65,7 +74,7 @@ HEADER = pa.schema(
         ("problem", pa.string()),
     ]
 )
-CACHED = pa.schema([FOUND.field(i) for i in range(3)] + [HEADER.field(i) for i in range(4)])
+CACHED = pa.schema([FOUND.field(i) for i in range(4)] + [HEADER.field(i) for i in range(4)])
 
 # Arrow-backed: a million names in tens of megabytes, where Python strings take a hundred bytes each.
 TEXT = pd.StringDtype("pyarrow")
@@ -160,7 +169,7 @@ def scan_folder(root: Path | str, *, workers: int, cache: Path | None = None, pr
     unreadable = unreadable_frame(names, [str(folder / name) for name in names], failed["problem"].to_pylist())
     if good.num_rows == 0:
         raise none_readable(folder, unreadable)
-    table = frame(good.drop_columns(["mtime_ns"]))
+    table = frame(good.drop_columns(["mtime_ns", "ctime_ns"]))
     demo = _demo_table_in(folder)
     if demo is not None:
         table = with_demo_columns(table, demo, folder)
@@ -216,7 +225,7 @@ def _find(root: Path, folders: list[str], other_files: Counter[str], progress: b
     return table.take(pc.sort_indices(table["name"])).combine_chunks()
 
 
-def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[tuple[str, int, int, str]]:
+def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[tuple[str, int, int, int, str]]:
     """Rows of FOUND, in no order."""
     to_visit = [("", tuple(_identity(str(folder)) for folder in (Path(root), *Path(root).parents)))]
     while to_visit:
@@ -233,13 +242,13 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
                             folders.append(entry.name)
                         identity = _identity(entry.path)
                         if identity in above:
-                            yield listed(name, 0, 0, "a link back to a folder above it: not followed")
+                            yield listed(name, NO_FACTS, "a link back to a folder above it: not followed")
                         else:
                             to_visit.append((f"{name}/", (*above, identity)))
                     else:
                         other_files[suffix] += 1
         except OSError as error:
-            yield listed(prefix.rstrip("/") or ".", 0, 0, f"a folder that cannot be listed: {error.strerror}")
+            yield listed(prefix.rstrip("/") or ".", NO_FACTS, f"a folder that cannot be listed: {error.strerror}")
 
 
 def is_of_another_program(name: str) -> bool:
@@ -268,28 +277,28 @@ def _identity(path: str) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _file_facts(entry: os.DirEntry[str]) -> tuple[int, int, str]:
-    """(bytes, mtime_ns, problem). Only regular files may be opened: a named pipe would block for ever."""
+def _file_facts(entry: os.DirEntry[str]) -> tuple[tuple[int, int, int], str]:
+    """((bytes, mtime_ns, ctime_ns), problem). Only regular files may be opened: a named pipe would block for ever."""
     try:
         info = entry.stat()
     except FileNotFoundError:
-        return 0, 0, "a link to nothing" if entry.is_symlink() else "vanished during the scan"
+        return NO_FACTS, "a link to nothing" if entry.is_symlink() else "vanished during the scan"
     except OSError as error:
-        return 0, 0, f"{type(error).__name__}: {error.strerror}"
+        return NO_FACTS, f"{type(error).__name__}: {error.strerror}"
     if stat.S_ISREG(info.st_mode):
-        return info.st_size, info.st_mtime_ns, ""
-    return 0, 0, "a folder, not a file" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+        return (info.st_size, info.st_mtime_ns, info.st_ctime_ns), ""
+    return NO_FACTS, "a folder, not a file" if stat.S_ISDIR(info.st_mode) else "not a regular file"
 
 
-def listed(name: str, size_bytes: int, mtime_ns: int, problem: str) -> tuple[str, int, int, str]:
-    """The same row of FOUND, but for a name that no table can hold."""
+def listed(name: str, facts: tuple[int, int, int], problem: str) -> tuple[str, int, int, int, str]:
+    """The row of FOUND, but for a name that no table can hold."""
     try:
         if not name.isascii():
             name.encode()
     except UnicodeEncodeError:
         printable = name.encode("utf-8", "backslashreplace").decode()
-        return printable, 0, 0, "its name is not UTF-8: rename it"
-    return name, size_bytes, mtime_ns, problem
+        return (printable, *NO_FACTS, "its name is not UTF-8: rename it")
+    return (name, *facts, problem)
 
 
 def record_batches(rows: Iterable[tuple], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -339,8 +348,8 @@ def _reuse(files: pa.Table, cached: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Split ``files`` into cached rows that still hold, and files to read."""
     unchanged = files["name"].equals(cached["name"])  # both sorted; spares a million look-ups on most starts
     old = cached if unchanged else cached.take(pc.index_in(files["name"], cached["name"]))
-    same = pc.and_(pc.equal(old["bytes"], files["bytes"]), pc.equal(old["mtime_ns"], files["mtime_ns"]))
-    same = pc.fill_null(same, False)
+    agree = [pc.equal(old[column], files[column]) for column in ("bytes", "mtime_ns", "ctime_ns")]
+    same = pc.fill_null(reduce(pc.and_, agree), False)
     return old.filter(same), files.filter(pc.invert(same))
 
 

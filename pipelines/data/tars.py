@@ -7,13 +7,15 @@ An image's name is the member's path, so that the same images in a folder have t
 random windows and predictions. Members of one sample share their path up to the first dot of the file's name, as in
 WebDataset: ``000001.jpg``, ``000001.cls`` (the label as text) or ``000001.json`` (the label as ``label`` or ``cls``).
 
-Each tar is indexed once; the index lies in the cache of the header scans and holds while the tar's size and
-modification time do. What is damaged, or made to do harm, costs itself only and is in ``Scan.unreadable``.
+Each tar is indexed once; the index lies in the cache of the header scans and holds while the tar's size,
+times, inode, first and last bytes do. What is damaged, or made to do harm, costs itself only and is in
+``Scan.unreadable``.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import json
 import math
@@ -42,6 +44,7 @@ from pipelines.data.dataset import (
     DEMO_TABLE,
     HEADER,
     IMAGE_SUFFIXES,
+    NO_FACTS,
     START_BYTES,
     DatasetError,
     Scan,
@@ -69,6 +72,7 @@ MOST_SHARDS = 100_000
 HEADER_BYTES = (1 << 16, 1 << 26)  # of an image, read for its header; the second where the first are too few
 MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json
 MOST_EXTENSION_BYTES = 1 << 20  # of a tar header with its long names; Python's tarfile reads any number into memory
+EDGE_BYTES = 1 << 16  # at each end of a tar, hashed to notice another one in its place
 END_BYTES = 1 << 20  # behind the end mark, looked at for more members; tars are padded with zeros to 10 KiB or so
 
 INDEX = pa.schema(
@@ -262,7 +266,7 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
         info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):  # a named pipe would block for ever
             raise DatasetError(f"{path} is not a regular file: take it out of the tars given as `data`")
-        mark = {b"tar": os.fsencode(path), b"bytes": b"%d" % info.st_size, b"mtime_ns": b"%d" % info.st_mtime_ns}
+        mark = {b"tar": os.fsencode(path), b"identity": _tar_identity(path, info)}
         file = cache_file(cache, Path(path))
         known = read_cache(file, mark, INDEX)
         if facts := known.schema.metadata and known.schema.metadata.get(b"tar_facts"):
@@ -274,6 +278,17 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
     if is_sure:
         write_cache(file, {**mark, **shard.facts()}, shard.images)
     return shard
+
+
+def _tar_identity(path: str, info: os.stat_result) -> bytes:
+    """What changes when a tar is packed again, also under its old time and with its old size: size, times, inode, and
+    a hash of its first and last bytes. Raises OSError."""
+    with Path(path).open("rb") as file:
+        ends = os.pread(file.fileno(), EDGE_BYTES, 0) + os.pread(
+            file.fileno(), EDGE_BYTES, max(0, info.st_size - EDGE_BYTES)
+        )
+    facts = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, hashlib.sha256(ends).hexdigest())
+    return " ".join(map(str, facts)).encode()
 
 
 class _Member(NamedTuple):
@@ -337,7 +352,7 @@ class _Reader:
         if problem != OUTSIDE and name != "." and ("/" in name or entry.isdir()):
             self.folders.add(name.split("/")[0])
         if not entry.isdir():
-            name, _, _, unprintable = listed(name, 0, 0, "")
+            name, *_, unprintable = listed(name, NO_FACTS, "")
             length = min(entry.size, size)  # a forged one may be too large for any table
             yield _Member(name, Span(self.path, entry.offset_data, length), unprintable or problem)
 

@@ -367,6 +367,78 @@ with locked(Path({str(stopped.out)!r})):
     assert resume(stopped.out)[0] == 0
 
 
+def repainted(path: Path) -> None:
+    """Other bytes of the same size under the same modification time, as a tool leaves them that keeps times."""
+    info, data = path.stat(), bytearray(path.read_bytes())
+    data[-3] ^= 1  # of the entropy-coded data
+    path.write_bytes(data)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+@pytest.fixture
+def own_images(demo_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_root, tmp_path / "images"))
+
+
+def test_images_that_changed_since_they_were_scored_are_refused_by_name(
+    small_run: Small, resume: Small, own_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at_shard(patch, 2, KeyboardInterrupt())
+        stopped = small_run("--data", str(own_images), *ARGV)
+    first = sorted(own_images.rglob("*.jpg"))[0]
+    kept = first.read_bytes()
+    repainted(first)
+    status, said = resume(stopped.out)
+    assert status == 2 and f"{first.relative_to(own_images).as_posix()} for one" in said and "Traceback" not in said
+    assert not (stopped.out / "results.jsonl").exists()
+    first.write_bytes(kept)
+    for path in own_images.rglob("*.jpg"):
+        path.touch()  # other times, the same bytes
+    assert resume(stopped.out)[0] == 0
+
+
+def test_a_finished_network_holds_the_others_to_its_images(
+    small_run: Small, resume: Small, own_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("--data", str(own_images), "--img-size", "48,64", "--crops", "1", "--no-throughput", "--no-figures")
+    real, runs = accuracy._score_missing, 0
+
+    def score_and_change(*arguments: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            repainted(sorted(own_images.rglob("*.jpg"))[3])
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "_score_missing", score_and_change)
+        mixed = small_run(*argv)
+    assert mixed.status == 2 and "have changed since predictions-" in mixed.stderr
+    assert {one.setting.K for one in mixed.run.accuracies} == {48}
+    status, said = resume(mixed.out)
+    assert status == 2 and "no longer the same files" in said
+
+
+@pytest.mark.parametrize("backend", ["dali-cpu", "torchvision"])
+def test_class_folders_that_vanish_stop_the_run(
+    backend: str, small_run: Small, own_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "LOST_IMAGES", 2)
+    real = accuracy.checked_rows
+
+    def vanish(*arguments: Any) -> np.ndarray:
+        rows = real(*arguments)[:1]
+        for folder in sorted(path for path in own_images.iterdir() if path.is_dir())[-4:]:
+            shutil.rmtree(folder)
+        return rows
+
+    monkeypatch.setattr(accuracy, "checked_rows", vanish)
+    stopped = small_run("--data", str(own_images), *ARGV, "--data-backend", backend)
+    assert stopped.status == 1 and "are gone since the run began" in stopped.stderr and "more than 2" in stopped.stderr
+    assert stopped.run.records == []
+
+
 # ------------------------------------------------------------------------------------------------------ what goes wrong
 
 

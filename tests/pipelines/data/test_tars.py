@@ -542,6 +542,18 @@ def test_each_tar_is_indexed_once_and_again_when_it_has_changed(
     assert sorted(read_shards) == ["p-0.tar", "p-1.tar"]
 
 
+def test_a_tar_packed_again_under_its_old_size_and_time_is_noticed(look: Look, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    image = ("1.jpg", encoded())
+    path.write_bytes(packed(image, ("1.cls", b"3")))
+    assert look(path).table["tar_label"].tolist() == [3]
+    info = path.stat()
+    path.write_bytes(packed(image, ("1.cls", b"7")))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert path.stat().st_size == info.st_size
+    assert look(path).table["tar_label"].tolist() == [7]
+
+
 def test_a_damaged_cache_is_replaced_with_a_warning(
     tmp_path: Path, look: Look, shard: Callable[..., Path], read_shards: list[str]
 ) -> None:
