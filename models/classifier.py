@@ -34,7 +34,7 @@ class Classifier:
     ``feature_dim``, and ``features`` in ``outputs``, are None where the network has no feature level
     (``has_feature_level`` False, ``feature_absent_reason`` says why). ``head_is_linear``: averaging features and
     averaging logits are the same thing; False where there is no feature level or where it could not be shown.
-    ``weights`` is "pretrained", "random", "demo" or the checkpoint's path. ``notes`` belong into the record.
+    ``weights`` is "pretrained", "pip", "random", "demo" or the checkpoint's path. ``notes`` belong into the record.
 
     Raises ValueError when the network does not take ``spec.K`` or gives no [n, classes].
     """

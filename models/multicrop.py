@@ -62,12 +62,12 @@ class MultiCrop:
 
     ``model``: a timm name, ``torchvision:NAME``, ``FAMILY:VARIANT`` of the paper's families, or ``FAMILY:demo``.
     ``policy``: a sum of view terms, such as ``CC+9RC`` (see ``pipelines.crops``). ``level``: where the views are
-    averaged, ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``random`` or
-    ``demo``; ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``; ``backend``: one of
-    ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass. ``workers``: decoding processes
-    of the torchvision backend; 0, the default, starts none (DALI decodes in threads). ``seed``: of the random crops,
-    which depend on it and the image's name. ``class_names``: for the classes in order. The others are those of
-    ``multicrop-bench run``.
+    averaged, ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``pip`` (from an
+    installed package), ``random`` or ``demo``; ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``;
+    ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass.
+    ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
+    ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
+    The others are those of ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
     An object may be called from several threads.

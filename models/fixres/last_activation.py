@@ -44,6 +44,7 @@ LAST_ACTIVATION: dict[str, tuple[str, str]] = {
         "of the last 1x1 convolution: V2 ReLU6, V3 hard-swish",
     ),
     "efficientnet": (r"bn2\.act", "SiLU, of the last 1x1 convolution"),
+    "efficientnet-lite": (r"bn2\.act", "ReLU6, of the last 1x1 convolution"),
     "nfnet": (r"final_act", "GELU (timm's small ones SiLU), behind the last 1x1 convolution"),
 }
 

@@ -39,6 +39,9 @@ LAYERS: dict[str, Layers] = {
         "classifier, one linear layer",
         "bn2, of the last 1x1 convolution, before SiLU and pooling",
     ),
+    "efficientnet-lite": Layers(
+        r"bn2", "classifier, one linear layer", "bn2, of the last 1x1 convolution, before ReLU6 and pooling"
+    ),
     "nfnet": Layers(
         None,
         "head.fc, one linear layer",

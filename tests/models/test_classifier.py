@@ -615,7 +615,7 @@ def test_transformers_are_built_for_the_size_asked():
         ({"model": "torchvision:fasterrcnn_resnet50_fpn"}, ["no classifier"]),
         ({"model": "resnet"}, ["is a family", "resnet:18"]),
         ({"model": "resnet:99"}, ["'99'", "152"]),
-        ({"model": "test_resnet", "weights": "imagenet"}, ["'imagenet'", "pretrained, random, demo"]),
+        ({"model": "test_resnet", "weights": "imagenet"}, ["'imagenet'", "pretrained, pip, random, demo"]),
         ({"model": "test_resnet", "weights": "demo"}, ["test_resnet", "resnet:demo", "`weights` pretrained"]),
         ({"model": "resnet:18", "weights": "demo"}, ["resnet:18", "resnet:demo"]),
         ({"model": "foo:demo", "weights": "random"}, ["foo:demo", "resnet:demo"]),
@@ -673,7 +673,7 @@ def test_demo_networks_are_described_by_their_file(monkeypatch, tmp_path):
         load("nfnet", weights="demo")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.DEMOS)
 def test_the_demo_network_in_the_repository_loads(family):
     if not (families.DEMO_FOLDER / f"{family}.json").is_file():
         pytest.skip(f"models/demo/{family}.json is not there yet")

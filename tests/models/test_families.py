@@ -145,6 +145,7 @@ def test_known_counts():
         "mobilenet": 3,
         "efficientnet": 9 + 9 + 5 + 9,
         "nfnet": 7,
+        "efficientnet-lite": 5,
     }
 
 
@@ -212,7 +213,7 @@ def parameters_on_meta(member: Member) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("family", ["resnet", "mobilenet", "efficientnet-lite"])
 def test_smallest_has_the_fewest_parameters(family):
     assert smallest(family) == min(members(family), key=parameters_on_meta)
 
@@ -230,6 +231,23 @@ def test_plain_data_imports_neither_torch_nor_timm():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_lite_is_marked_as_not_the_papers_and_has_no_demo_network():
+    assert families.DEMOS == ("resnet", "mobilenet", "efficientnet", "nfnet")
+    assert not FAMILIES["efficientnet-lite"].in_paper
+    assert {m.table for m in members("efficientnet-lite")} == {"EfficientNet-Lite's README"}
+    with pytest.raises(ValueError, match=r"efficientnet-lite has no demo network; resnet, .*`weights` pip"):
+        families.demo("efficientnet-lite")
+
+
+@pytest.mark.parametrize("variant", ["0", "4"])
+def test_lite_has_the_stated_feature_dimension(variant):
+    import torch
+
+    (member,) = members("efficientnet-lite", variant)
+    with torch.device("meta"):
+        assert timm.create_model(member.model_id).num_features == member.feature_dim
 
 
 def test_demo_reads_its_description(tmp_path, monkeypatch):

@@ -269,6 +269,7 @@ FAMILY_MODELS = [
     ("mobilenet", "mobilenet:v3-small", "Hardswish"),
     ("mobilenet", "mobilenetv3_small_050", "Hardswish"),
     ("efficientnet", "efficientnet:b0", "SiLU"),
+    ("efficientnet-lite", "tf_efficientnet_lite0", "ReLU6"),
     ("nfnet", "test_nfnet", "SiLU"),
     ("nfnet", "nfnet:f0", "GammaAct"),
 ]

@@ -105,6 +105,7 @@ FAMILY_NETWORKS = {
         "mobilenetv3_small_050",
     ),
     "efficientnet": ("tf_efficientnet_b0", "efficientnet_b0", "test_efficientnet"),
+    "efficientnet-lite": ("tf_efficientnet_lite0",),
     "nfnet": ("test_nfnet",),
 }
 
