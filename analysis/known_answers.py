@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from analysis.runs import is_v2
 from analysis.text import visible
 from bench.predictions import Predictions
 from bench.records import LABELS, ORIGINAL, REAL, Accuracy, Run, Setting
@@ -96,14 +97,13 @@ def is_centre_crop(record: Accuracy) -> bool:
 def known_answer(setting: Setting, labels: str = ORIGINAL) -> KnownAnswer | None:
     """What is published of these weights on these images; None where nothing is.
 
-    ImageNet-V2 is known by its folder's name, as it is distributed: imagenetv2-matched-frequency-format-val.
+    ImageNet-V2 is known by its folder's name (``analysis.runs.is_v2``).
     """
     if setting.is_demo or setting.weights != "pretrained":
         return None
-    is_v2 = "imagenetv2" in setting.data.lower().replace("-", "").replace("_", "")
-    if is_v2 and labels == REAL:
+    if is_v2(setting) and labels == REAL:
         return None
-    file = IMAGENET_REAL if labels == REAL else IMAGENET_V2 if is_v2 else IMAGENET
+    file = IMAGENET_REAL if labels == REAL else IMAGENET_V2 if is_v2(setting) else IMAGENET
     return read_results(FOLDER / file).get(setting.model)
 
 

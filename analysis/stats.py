@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 CONFIDENCE = 0.95
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, percent."""
-    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's interval of a share, percent; of 95 % unless another confidence is asked for."""
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
@@ -23,15 +23,17 @@ def mcnemar(newly_correct: int, newly_wrong: int) -> float:
     return float(binomtest(newly_correct, changed, 0.5).pvalue) if changed else 1.0
 
 
-def paired_difference(newly_correct: int, newly_wrong: int, correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two paired shares, in points: Newcombe (1998), Statist. Med. 17, 2635,
-    method 10.
+def paired_difference(
+    newly_correct: int, newly_wrong: int, correct: int, n: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval (95 % by default) of the difference of two paired shares, in points: Newcombe (1998), Statist. Med. 17,
+    2635, method 10.
 
     ``correct`` of ``n`` images are right with the policy; ``correct - newly_correct + newly_wrong`` were right with
     the baseline.
     """
     p1, p2 = correct / n, (correct - newly_correct + newly_wrong) / n
-    (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n)] for p in (p1, p2))
+    (l1, u1), (l2, u2) = ([x / 100 for x in wilson(round(p * n), n, confidence)] for p in (p1, p2))
     a = correct - newly_correct  # right with both
     d = n - a - newly_correct - newly_wrong  # wrong with both
     margins = (a + newly_correct) * (newly_wrong + d) * (a + newly_wrong) * (newly_correct + d)

@@ -1,0 +1,147 @@
+"""What can be chosen: a network at one size with one policy at one level, its answers and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from analysis.evidence import common
+from analysis.runs import MissingData, NetworkRun, predictions, scored_networks
+from bench.records import END_TO_END, Accuracy, Incomparable, Run, Setting, Throughput
+from pipelines.crops import parse_policy
+
+# Settings of runs that may be chosen between: all but the images, their seed of crops, and the machine.
+LEVELS = ("softmax", "logit", "feature")  # the one that stands for all where there is one view first
+SAME_IMAGES = ("data_hash",)
+SAME_MACHINE = ("machine_id", "processes")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One choice. ``right`` bool [b]: which of the images that all candidates share it gets right."""
+
+    run: Run
+    record: Accuracy
+    right: np.ndarray
+    timed: Throughput | None  # end to end at this number of crops; None where it was not timed
+
+    @property
+    def setting(self) -> Setting:
+        return self.record.setting
+
+    @property
+    def name(self) -> str:
+        """Network, crop size, policy, and the level unless it is softmax."""
+        level = "" if self.record.level == "softmax" else f" ({self.record.level})"
+        return f"{self.setting.model} {self.setting.K} of {self.setting.S} px, {self.record.policy}{level}"
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes per image, in pixels of one crop of the run's own size; their mean where views depend on the
+        image."""
+        most = parse_policy(self.record.policy.partition("~")[0]).pixels(self.setting.K) / self.setting.K**2
+        return most * (self.record.mean_views or self.record.n_views) / self.record.n_views
+
+    @property
+    def images_per_sec(self) -> float | None:
+        """End to end, median of the rounds."""
+        return None if self.timed is None else self.timed.rate
+
+    @property
+    def peak_mem_gb(self) -> float | None:
+        return None if self.timed is None else self.timed.peak_mem_bytes / 1e9
+
+    def top1(self, part: np.ndarray) -> float:
+        """Percent of the images of a part, bool [b]."""
+        return 100 * float(self.right[part].mean())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All that the runs allow, on the images that they share."""
+
+    names: list[str]  # [b]: the images
+    found: list[Candidate]
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """bool [k, b]."""
+        return np.array([one.right for one in self.found])
+
+
+def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None) -> Candidates:
+    """Every network, size, policy and level that the runs scored; each once, the first where several runs have it.
+
+    Raises MissingData where nothing was scored or predictions are missing, Incomparable, naming what differs, for runs
+    on other images or, where they were timed, on other machines.
+    """
+    networks = scored_networks(runs)
+    require_same([setting for _, setting in networks], SAME_IMAGES)
+    require_same([setting for run, setting in networks if run.throughputs], SAME_MACHINE)
+    columns: list[tuple[np.ndarray, np.ndarray]] = []
+    made = []
+    seen = set()
+    for network in networks:
+        stored = predictions(network)
+        known = stored.labels >= 0
+        own_names = np.array(stored.names)[known]
+        for record in _records_of(network, levels):
+            key = (record.setting.weight_hash, record.setting.S, record.setting.K, record.policy, record.level)
+            if (key, record.setting.amp_dtype) not in seen:
+                seen.add((key, record.setting.amp_dtype))
+                made.append((network[0], record))
+                columns.append((own_names, stored.of(record.policy, record.level)[known]))
+    if not made:
+        raise MissingData("needs a run that scored its images: run without --no-accuracy")
+    shared = common(columns)
+    shared_names = set.intersection(*_name_sets(columns))
+    kept = [name for name in columns[0][0].tolist() if name in shared_names]
+    found = [
+        Candidate(run, record, right, _timed(run, record)) for (run, record), right in zip(made, shared, strict=True)
+    ]
+    return Candidates(kept, found)
+
+
+def _name_sets(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[set[str]]:
+    distinct = {id(names): names for names, _ in columns}
+    return [set(names.tolist()) for names in distinct.values()]
+
+
+def _records_of(network: NetworkRun, levels: Iterable[str] | None) -> list[Accuracy]:
+    run, setting = network
+    wanted = None if levels is None else set(levels)
+    own = [r for r in run.accuracies if r.setting == setting and (wanted is None or r.level in wanted)]
+    # One view has nothing to average: its levels are one choice.
+    levels_of_one = [level for level in LEVELS if any(r.level == level for r in own)]
+    return [r for r in own if r.n_views > 1 or r.level == levels_of_one[0]]
+
+
+def _timed(run: Run, record: Accuracy) -> Throughput | None:
+    """End to end at the policy's number of crops; crops of other sizes are not timed."""
+    if "@" in record.policy:
+        return None
+    found = [t for t in run.throughputs if t.setting == record.setting and t.stage == END_TO_END]
+    return next((t for t in found if t.crops == record.n_views), None)
+
+
+def require_same(settings: Sequence[Setting], fields: Iterable[str]) -> None:
+    """Raise Incomparable, naming the first field in which two settings differ."""
+    for field in fields:
+        values = {getattr(setting, field): setting for setting in settings}
+        if len(values) > 1:
+            one, other = list(values.values())[:2]
+            raise Incomparable(
+                f"no choice between runs whose {field} differs: {getattr(one, field)!r} ({one.model}) and "
+                f"{getattr(other, field)!r} ({other.model}); measure both on the same images and machine"
+            )
+
+
+# What a target may speak of: name -> its value, None where it was not measured.
+METRICS: dict[str, Callable[[Candidate], float | None]] = {
+    "images_per_sec": lambda one: one.images_per_sec,
+    "forwards": lambda one: one.forwards,
+    "peak_mem_gb": lambda one: one.peak_mem_gb,
+}

@@ -1,0 +1,177 @@
+"""multicrop-bench recommend on made runs, and from a real one to a recipe that is checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import recommend
+from analysis.candidates import candidates
+from analysis.choosing import parts
+from analysis.recommend import choose, parse_target
+from bench.records import Incomparable, Run
+from models.recipe import read_recipe
+
+IMAGES = 600
+NAMES = [f"{i:04}.jpg" for i in range(IMAGES)]
+LABELS = np.zeros(IMAGES, np.int64)
+# Share of right answers, and images/s, of the settings of a made run: 5RC is best and slow, 2RC next, CC fast.
+SHARES = {"CC": 0.60, "2RC": 0.80, "CC+1RC": 0.80, "5RC": 0.95}
+RATES = {1: 300.0, 2: 150.0, 5: 60.0}
+NETWORK = {"checkpoint": None, "num_classes": None, "model_kwargs": {}, "crop_mode": None, "interpolation": None}
+
+
+@pytest.fixture
+def made_run(maker):
+    """``made_run(name, **setting)``: a run of one network with SHARES and RATES."""
+
+    def make(name: str = "made", shares: dict[str, float] = SHARES, rates: dict[int, float] = RATES, **changes) -> Run:
+        setting = maker.setting(**changes)
+        shared = np.random.default_rng(0).random(IMAGES)
+        top1 = {}
+        for i, (policy, share) in enumerate(shares.items()):
+            own, alike = np.random.default_rng(i + 1).random((2, IMAGES))
+            top1[policy] = np.where(np.where(alike < 0.9, shared, own) < share, 0, 1)
+        records = maker.records_of(setting, LABELS, top1)
+        records += [maker.rates(setting, "end_to_end", crops, [rate] * 3) for crops, rate in rates.items()]
+        asked = {"model": setting.model, "img_size": None, "crop_pct": None}
+        model = {"model": setting.model, "S": setting.S, "K": setting.K, "predictions": "predictions-a.npz"}
+        run = maker.run(name, records, models=[{**model, "asked": asked, "setting": asdict(setting)}])
+        maker.predictions(run, "a", NAMES, LABELS.tolist(), top1, np.zeros((IMAGES, 1)))
+        info = json.loads((run.folder / "run.json").read_text())
+        info |= {"config": {"network": {**NETWORK, "fold": False}}, "started": "now", "directory": str(run.folder)}
+        (run.folder / "run.json").write_text(json.dumps(info))
+        return recommend.read([run.folder])[0]
+
+    return make
+
+
+def targets(*texts: str) -> list[recommend.Target]:
+    return [parse_target(text) for text in texts]
+
+
+def test_the_most_accurate_is_chosen_and_reported_on_the_other_half(made_run) -> None:
+    found = candidates([made_run()])
+    choice = choose(found, [])
+    assert choice.chosen.record.policy == "5RC"
+    other_half = ~parts(NAMES)
+    assert choice.images_reporting == other_half.sum()
+    assert choice.top1 == pytest.approx(100 * choice.chosen.right[other_half].mean())
+    assert choice.low < choice.top1 < choice.high
+    assert choice.dropped == 3 and not choice.rivals and choice.expected_loss == 0
+
+
+def test_a_target_leaves_out_what_does_not_meet_it(made_run) -> None:
+    found = candidates([made_run()])
+    choice = choose(found, targets("images_per_sec>=100"))
+    assert choice.chosen.record.policy in ("2RC", "CC+1RC")
+    assert choice.left_out == {"not images_per_sec>=100": 1}
+    ((rival, difference),) = choice.rivals
+    assert {choice.chosen.record.policy, rival.record.policy} == {"2RC", "CC+1RC"} and difference.is_tie
+    assert choose(found, targets("forwards<=1")).chosen.record.policy == "CC"
+    text = "\n".join(recommend.text(choice))
+    assert "1 others cannot be told apart" in text and "150.0 images/s" in text
+
+
+def test_a_target_for_accuracy_asks_for_the_fastest(made_run) -> None:
+    found = candidates([made_run()])
+    assert choose(found, targets("top1>=50")).chosen.record.policy == "CC"
+    assert choose(found, targets("top1>=70")).chosen.images_per_sec == 150
+    assert choose(found, targets("top1>=88")).chosen.record.policy == "5RC"
+    with pytest.raises(ValueError, match=r"no setting has top1>=94 for sure with \d+ images and 4 settings"):
+        choose(found, targets("top1>=94"))
+
+
+def test_what_was_not_timed_is_left_out_with_the_reason(made_run) -> None:
+    found = candidates([made_run(rates={1: 300.0})])
+    choice = choose(found, targets("images_per_sec>=100"))
+    assert choice.chosen.record.policy == "CC"
+    assert choice.left_out == {"images_per_sec was not measured at this number of crops (--crops)": 3}
+
+
+def test_targets_that_nothing_meets_name_the_nearest(made_run) -> None:
+    with pytest.raises(ValueError, match=r"none of 4 settings meets the targets: .*the nearest has 300"):
+        choose(candidates([made_run()]), targets("images_per_sec>=1000"))
+
+
+@pytest.mark.parametrize("text", ["latency_ms<=3", "images_per_sec>500", "top1<=80", "forwards", "top1>=high"])
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="`target`"):
+        parse_target(text)
+
+
+def test_runs_are_chosen_between_only_on_the_same_images_and_machine(made_run) -> None:
+    first = made_run()
+    with pytest.raises(Incomparable, match="data_hash differs"):
+        candidates([first, made_run("images", data_hash="other", weight_hash="b")])
+    with pytest.raises(Incomparable, match="machine_id differs"):
+        candidates([first, made_run("machine", machine_id="other", weight_hash="b")])
+    both = candidates([first, made_run("second", weight_hash="b", K=112, S=128)])
+    assert len(both.found) == 8
+    assert len(candidates([first, made_run("again")]).found) == 4  # the same measurements twice
+
+
+def test_one_view_is_one_choice_at_whatever_level(maker) -> None:
+    setting = maker.setting()
+    top1 = {policy: np.zeros((2, IMAGES), np.int64) for policy in ("CC", "2RC")}
+    run = maker.run("levels", maker.records_of(setting, LABELS, top1))
+    maker.predictions(run, "a", NAMES, LABELS.tolist(), top1, np.zeros((IMAGES, 1)))
+    found = candidates([run]).found
+    assert [(one.record.policy, one.record.level) for one in found] == [
+        ("CC", "softmax"), ("2RC", "feature"), ("2RC", "softmax"),
+    ]  # fmt: skip
+    assert [one.forwards for one in found] == [1, 2, 2]
+    assert len(candidates([run], levels=["feature"]).found) == 2
+
+
+def test_few_images_are_refused(maker) -> None:
+    setting = maker.setting()
+    top1 = {"CC": np.zeros(30, np.int64)}
+    run = maker.run("few", maker.records_of(setting, LABELS[:30], top1))
+    maker.predictions(run, "a", NAMES[:30], LABELS[:30].tolist(), top1, np.zeros((30, 1)))
+    with pytest.raises(ValueError, match="30 images are too few"):
+        choose(candidates([run]), [])
+
+
+def test_the_command_writes_a_recipe_with_the_honest_figures(
+    made_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = made_run(), tmp_path / "recipe.json"
+    command = [str(run.folder), "--target", "images_per_sec>=100", "--out", str(out)]
+    assert recommend.main(command) == 0
+    said = capsys.readouterr().out
+    recipe = read_recipe(out)
+    choice = choose(candidates([run]), targets("images_per_sec>=100"))
+    assert recipe.use.policy == choice.chosen.record.policy and f"chosen: {choice.chosen.name}" in said
+    assert recipe.measured["top1"] == round(choice.top1, 3)
+    assert recipe.measured["images"] == choice.images_reporting
+    assert recipe.measured["images_per_sec"] == 150
+    assert recipe.measured["choice"]["targets"] == ["images_per_sec>=100"]
+    assert recipe.measured["choice"]["tied_with"] == [one.name for one, _ in choice.ties]
+    recipe.require_unedited()
+    assert recommend.main(command) == 2 and "exists" in capsys.readouterr().err
+
+
+def test_a_recipe_is_checked_against_a_run_of_it(
+    made_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "recipe.json"
+    run = made_run()
+    assert recommend.main([str(run.folder), "--target", "forwards<=1", "--out", str(out)]) == 0
+    monkeypatch.setattr("models.recipe.Recipe.changed_package", lambda self: None)
+    assert recommend.main([str(run.folder), "--check", str(out)]) == 0
+    assert "the recipe holds" in capsys.readouterr().out
+    slow = made_run("slow", rates={1: 200.0})
+    worse = made_run("worse", shares={"CC": 0.4})
+    for other, line in ((slow, "NOT  images/s 200.0"), (worse, "NOT  top-1 ")):
+        assert recommend.main([str(other.folder), "--check", str(out)]) == 1
+        assert line in capsys.readouterr().out
+    monkeypatch.setattr("models.recipe.Recipe.changed_package", lambda self: ("torch", "1", "2"))
+    assert recommend.main([str(run.folder), "--check", str(out)]) == 1
+    assert "NOT  packages: torch was 1, and is 2" in capsys.readouterr().out
+    assert recommend.main([str(made_run("other", weight_hash="b").folder), "--check", str(out)]) == 2
+    assert "no run measured" in capsys.readouterr().err
