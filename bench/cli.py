@@ -26,6 +26,9 @@ COMMANDS: dict[str, Command] = {
     "claims": Command("the papers' claims, and what the runs say of them", "analysis.claims"),
     "published": Command("the papers' numbers, and where they contradict themselves", "analysis.published.__main__"),
     "sizes": Command("one larger crop, or more crops for the same pixels?", "analysis.sizes"),
+    "alternatives": Command(
+        "more crops, or a larger crop, a fine-tuned or a larger network, at equal cost?", "analysis.alternatives"
+    ),
     "fixres": Command("a fine-tuned network against its untuned self and against more crops", "analysis.fixres"),
     "spread": Command("how accuracy varies over folds of the images and over crop seeds", "analysis.spread"),
     "object-size": Command(

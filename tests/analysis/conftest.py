@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +167,39 @@ def labelled_images(tmp_path: Path, picture: Callable[[int, int, int], object]) 
         folder.mkdir(parents=True, exist_ok=True)
         picture(60, 60 if i % 2 else 90, i).save(folder / f"{i:02}.jpg")  # type: ignore[attr-defined]
     return root
+
+
+# ---- a run with answers to images, to choose from
+
+MADE_IMAGES = 600
+MADE_NAMES = [f"{i:04}.jpg" for i in range(MADE_IMAGES)]
+MADE_LABELS = np.zeros(MADE_IMAGES, np.int64)
+# Share of right answers, and images/s, of the settings of a made run: 5RC is best and slow, 2RC next, CC fast.
+SHARES = {"CC": 0.60, "2RC": 0.80, "CC+1RC": 0.80, "5RC": 0.95}
+RATES = {1: 300.0, 2: 150.0, 5: 60.0}
+NETWORK = {"checkpoint": None, "num_classes": None, "model_kwargs": {}, "crop_mode": None, "interpolation": None}
+
+
+@pytest.fixture
+def made_run(maker):
+    """``made_run(name, **setting)``: a run of one network with SHARES and RATES."""
+
+    def make(name: str = "made", shares: dict[str, float] = SHARES, rates: dict[int, float] = RATES, **changes) -> Run:
+        setting = maker.setting(**changes)
+        shared = np.random.default_rng(0).random(MADE_IMAGES)
+        top1 = {}
+        for i, (policy, share) in enumerate(shares.items()):
+            own, alike = np.random.default_rng(i + 1).random((2, MADE_IMAGES))
+            top1[policy] = np.where(np.where(alike < 0.9, shared, own) < share, 0, 1)
+        records = maker.records_of(setting, MADE_LABELS, top1)
+        records += [maker.rates(setting, "end_to_end", crops, [rate] * 3) for crops, rate in rates.items()]
+        asked = {"model": setting.model, "img_size": None, "crop_pct": None}
+        model = {"model": setting.model, "S": setting.S, "K": setting.K, "predictions": "predictions-a.npz"}
+        run = maker.run(name, records, models=[{**model, "asked": asked, "setting": asdict(setting)}])
+        maker.predictions(run, "a", MADE_NAMES, MADE_LABELS.tolist(), top1, np.zeros((MADE_IMAGES, 1)))
+        info = json.loads((run.folder / "run.json").read_text())
+        info |= {"config": {"network": {**NETWORK, "fold": False}}, "started": "now", "directory": str(run.folder)}
+        (run.folder / "run.json").write_text(json.dumps(info))
+        return read_run(run.folder)
+
+    return make

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,41 +11,12 @@ from analysis import recommend
 from analysis.candidates import candidates
 from analysis.choosing import parts
 from analysis.recommend import choose, parse_target
-from bench.records import Incomparable, Run
+from bench.records import Incomparable
 from models.recipe import read_recipe
 
-IMAGES = 600
+IMAGES = 600  # of the made runs (conftest)
 NAMES = [f"{i:04}.jpg" for i in range(IMAGES)]
 LABELS = np.zeros(IMAGES, np.int64)
-# Share of right answers, and images/s, of the settings of a made run: 5RC is best and slow, 2RC next, CC fast.
-SHARES = {"CC": 0.60, "2RC": 0.80, "CC+1RC": 0.80, "5RC": 0.95}
-RATES = {1: 300.0, 2: 150.0, 5: 60.0}
-NETWORK = {"checkpoint": None, "num_classes": None, "model_kwargs": {}, "crop_mode": None, "interpolation": None}
-
-
-@pytest.fixture
-def made_run(maker):
-    """``made_run(name, **setting)``: a run of one network with SHARES and RATES."""
-
-    def make(name: str = "made", shares: dict[str, float] = SHARES, rates: dict[int, float] = RATES, **changes) -> Run:
-        setting = maker.setting(**changes)
-        shared = np.random.default_rng(0).random(IMAGES)
-        top1 = {}
-        for i, (policy, share) in enumerate(shares.items()):
-            own, alike = np.random.default_rng(i + 1).random((2, IMAGES))
-            top1[policy] = np.where(np.where(alike < 0.9, shared, own) < share, 0, 1)
-        records = maker.records_of(setting, LABELS, top1)
-        records += [maker.rates(setting, "end_to_end", crops, [rate] * 3) for crops, rate in rates.items()]
-        asked = {"model": setting.model, "img_size": None, "crop_pct": None}
-        model = {"model": setting.model, "S": setting.S, "K": setting.K, "predictions": "predictions-a.npz"}
-        run = maker.run(name, records, models=[{**model, "asked": asked, "setting": asdict(setting)}])
-        maker.predictions(run, "a", NAMES, LABELS.tolist(), top1, np.zeros((IMAGES, 1)))
-        info = json.loads((run.folder / "run.json").read_text())
-        info |= {"config": {"network": {**NETWORK, "fold": False}}, "started": "now", "directory": str(run.folder)}
-        (run.folder / "run.json").write_text(json.dumps(info))
-        return recommend.read([run.folder])[0]
-
-    return make
 
 
 def targets(*texts: str) -> list[recommend.Target]:
