@@ -336,6 +336,7 @@ def new_info(session: Session, environment: dict[str, Any]) -> dict[str, Any]:
         "policies": [policy.name for policy in cases.policies(session.config.measure)],
         "data": str(session.scan.root),
         "images_unreadable_at_scan": len(session.scan.unreadable),
+        "other_files": dict(session.scan.other_files),
         "config": to_plain(session.config),
         "load": {"backend": loading.data_backend, **to_plain(loading)},
         "environment": environment,
@@ -455,6 +456,7 @@ def finish(session: Session) -> int:
     from analysis import console, known_answers
     from analysis.summary import write_summary
     from bench import records
+    from pipelines.data.dataset import left_out_lines
 
     out, config = session.out, session.config
     assert session.scan is not None
@@ -468,6 +470,9 @@ def finish(session: Session) -> int:
     print(with_flags(console.text(done.records, known), flag_names()))
     for line in console.accounting_lines(done.image_accounts) + console.failure_lines(done.failed):
         print(f"\n{line}")
+    when_decoded = {name: reason for one in done.image_accounts for name, _, reason in one.failed}
+    for line in left_out_lines(when_decoded.items()):
+        print(f"  {line}")
     models = console.headline(done.records, known)
     for one in models:
         one["not_measured"] = {what: with_flags(why, flag_names()) for what, why in one["not_measured"].items()}

@@ -111,6 +111,7 @@ def unusual_crop_operator(backend: str, device: str, tuned: str | None) -> str |
 def find_images(config: RunConfig) -> Scan:
     """Scan `data`, or make the demo images and scan those."""
     from pipelines.data import demo, scanning
+    from pipelines.data.dataset import left_out_lines, printable
 
     root = config.data.data if config.data.data is not None else demo.ensure("val")
     scan = scanning.scan(root, workers=config.loading.workers or 1)
@@ -118,6 +119,11 @@ def find_images(config: RunConfig) -> Scan:
         log.warning(
             "%d files cannot be read as images and are left out; unreadable.csv lists them", len(scan.unreadable)
         )
+        for line in left_out_lines(zip(scan.unreadable["name"], scan.unreadable["reason"], strict=True)):
+            log.warning("  %s", line)
+    if scan.other_files:
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in scan.other_files.items())
+        log.info("files that are no images: %s", printable(kinds))
     return scan
 
 

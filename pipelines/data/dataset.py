@@ -37,10 +37,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
+from pipelines.data.formats import IMAGE_SUFFIXES, OTHER_PICTURES, other_picture, refusal
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})  # timm's IMG_EXTENSIONS, compared in lower case as there
 # Folders that other programs leave in a data set, beside hidden ones (.ipynb_checkpoints, .thumbnails, .Trash-1000).
 OTHER_PROGRAMS = frozenset(
     {"__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -52,7 +52,7 @@ START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
 BATCH_ROWS = 512
-CACHE_VERSION = "3"  # raised when read_header refuses more, for the cache holds what it took
+CACHE_VERSION = "4"  # raised when read_header refuses more, for the cache holds what it took
 
 NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is no readable file
 UNREADABLE_COLUMNS = ("name", "path", "stage", "reason")
@@ -236,15 +236,18 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
                     name = prefix + entry.name
                     suffix = suffix_of(entry.name)
                     if suffix in IMAGE_SUFFIXES:
-                        yield listed(name, *_file_facts(entry))
+                        facts, problem = _file_facts(entry)
+                        yield listed(name, facts, problem or left_out(name))
                     elif _is_folder(entry):
-                        if not prefix:
+                        if not prefix and not is_of_another_program(entry.name):
                             folders.append(entry.name)
                         identity = _identity(entry.path)
                         if identity in above:
                             yield listed(name, NO_FACTS, "a link back to a folder above it: not followed")
                         else:
                             to_visit.append((f"{name}/", (*above, identity)))
+                    elif suffix in OTHER_PICTURES:
+                        yield listed(name, NO_FACTS, left_out(name))
                     else:
                         other_files[suffix] += 1
         except OSError as error:
@@ -254,6 +257,16 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
 def is_of_another_program(name: str) -> bool:
     """Whether a file or folder of this name is no part of a data set: hidden, or in OTHER_PROGRAMS."""
     return name.startswith(".") or name in OTHER_PROGRAMS
+
+
+def left_out(name: str) -> str:
+    """Why a picture of this path is not scored, or "": what other programs leave in a data set are copies and
+    thumbnails, and some formats not every backend reads."""
+    theirs = next((part for part in name.split("/") if is_of_another_program(part)), "")
+    if theirs:
+        return f"{theirs} is hidden or another program's, which keep copies and thumbnails: rename it to have it scored"
+    suffix = suffix_of(name.rpartition("/")[2])
+    return other_picture(suffix) if suffix in OTHER_PICTURES else ""
 
 
 def suffix_of(name: str) -> str:
@@ -409,9 +422,8 @@ def header_facts(
             width, height = opened.size
             if width < 1 or height < 1:
                 return 0, 0, "", "", f"a size of {width}x{height} pixels"
-            for refused, reason in NOT_READ_ALIKE.items():
-                if refused(opened):
-                    return 0, 0, "", "", reason
+            if reason := refusal(opened):
+                return 0, 0, "", "", reason
             if is_whole and _is_cut_and_filled(opened):
                 return 0, 0, "", "", CUT_AND_FILLED
             return width, height, opened.format or "", opened.mode, ""
@@ -439,14 +451,6 @@ REASONS: dict[type[Exception], Callable[[Callable[[], bytes], Exception], str]] 
 }
 
 
-def _is_deep(image: ImageFile) -> bool:
-    return image.mode.startswith(("I", "F"))  # I, I;16, I;16B, F
-
-
-def _is_nameless_cmyk(image: ImageFile) -> bool:
-    return image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
-
-
 def _is_cut_and_filled(image: ImageFile) -> bool:
     """A JPEG that ends in zeros and has no end marker behind its last scan: some decoders take zeros for pixels."""
     if image.format != "JPEG" or image.fp is None:
@@ -459,11 +463,6 @@ def _is_cut_and_filled(image: ImageFile) -> bool:
     return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
-# Header -> why it is refused: what the decoders here read, but not alike (tests/stress/faults.py shows it).
-NOT_READ_ALIKE: dict[Callable[[ImageFile], bool], str] = {
-    _is_deep: "more than 8 bits a pixel and channel, which PIL clips to white and DALI scales: convert it to 8 bits",
-    _is_nameless_cmyk: "a CMYK JPEG without Adobe's marker, which DALI inverts and PIL does not: convert it to RGB",
-}
 CUT_AND_FILLED = "a JPEG cut off, its end filled with zeros, as by an unfinished download: copy it again"
 
 
@@ -526,6 +525,24 @@ def unreadable_frame(names: list[str], paths: list[str], reasons: list[str]) -> 
     """``Scan.unreadable`` of what the scan could not read."""
     columns = {"name": names, "path": paths, "stage": ["scan"] * len(names), "reason": reasons}
     return pd.DataFrame(columns, columns=list(UNREADABLE_COLUMNS), dtype=TEXT)
+
+
+def left_out_lines(rows: Iterable[tuple[str, str]], shown: int = 5) -> list[str]:
+    """What was left out and why, from (name, reason): the reasons that most files share first, each with an example."""
+    names: dict[str, list[str]] = {}
+    for name, reason in rows:
+        names.setdefault(reason, []).append(name)
+    most = sorted(names.items(), key=lambda item: -len(item[1]))
+    lines = [
+        printable(f"{found[0]}: {reason}" if len(found) == 1 else f"{len(found)} files, such as {found[0]}: {reason}")
+        for reason, found in most[:shown]
+    ]
+    return lines + ([f"and {len(most) - shown} more reasons"] if len(most) > shown else [])
+
+
+def printable(text: str) -> str:
+    """Text of files and libraries without the signs that a terminal obeys."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def _demo_table_in(root: Path) -> pd.DataFrame | None:

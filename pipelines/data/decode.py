@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.data.formats import FORMATS
 from pipelines.data.spans import Span
 
 READS = "reads it"
-# Pillow's words for what every backend reads, whatever the file's suffix. Pillow reads more, DALI does not (GIF, AVIF).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
 PNG_END = b"IEND\xaeB`\x82"
 
 

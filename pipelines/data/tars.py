@@ -43,7 +43,6 @@ from tqdm import tqdm
 from pipelines.data.dataset import (
     DEMO_TABLE,
     HEADER,
-    IMAGE_SUFFIXES,
     NO_FACTS,
     START_BYTES,
     DatasetError,
@@ -52,6 +51,8 @@ from pipelines.data.dataset import (
     cache_folder,
     frame,
     header_facts,
+    is_of_another_program,
+    left_out,
     listed,
     no_images,
     none_readable,
@@ -63,6 +64,7 @@ from pipelines.data.dataset import (
     with_demo_columns,
     write_cache,
 )
+from pipelines.data.formats import IMAGE_SUFFIXES, OTHER_PICTURES
 from pipelines.data.spans import Span, pread
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".zip")
@@ -314,8 +316,8 @@ class _Reader:
         images, beside, demo = [], {}, []
         for member in self._members():
             suffix = suffix_of(posixpath.basename(member.name))
-            if suffix in IMAGE_SUFFIXES or not member.name:
-                images.append(member)
+            if suffix in IMAGE_SUFFIXES | OTHER_PICTURES or not member.name:
+                images.append(member._replace(problem=member.problem or left_out(member.name)))
                 continue
             self.other_files[suffix] += 1
             if suffix in LABEL_READERS and (sample := sample_of(member.name)):
@@ -349,8 +351,9 @@ class _Reader:
     def _member(self, entry: tarfile.TarInfo, size: int) -> Iterator[_Member]:
         problem = next((reason for fails, reason in REFUSED if fails(entry, size)), "")
         name = entry.name if problem == OUTSIDE else posixpath.normpath(entry.name)
-        if problem != OUTSIDE and name != "." and ("/" in name or entry.isdir()):
-            self.folders.add(name.split("/")[0])
+        top = name.split("/")[0]
+        if problem != OUTSIDE and name != "." and ("/" in name or entry.isdir()) and not is_of_another_program(top):
+            self.folders.add(top)
         if not entry.isdir():
             name, *_, unprintable = listed(name, NO_FACTS, "")
             length = min(entry.size, size)  # a forged one may be too large for any table

@@ -27,6 +27,7 @@ import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 POLICIES = "CC,2RC+2MRC"
 GOOD, EACH = 300, 100  # good images, damaged files of each kind
 SIDES = (100, 260)  # of the good images, pixels
-LEAST_LATE_SHARE = 0.3  # of the damaged files are to be noticed only when decoded
+LEAST_LATE_SHARE = 0.2  # of the damaged files are to be noticed only when decoded
 NETWORK = NetworkConfig(family="resnet", weights="demo", device="cpu")
 
 SCORED, AT_SCAN, AT_DECODING = "scored", "unreadable at the scan", "unreadable when decoded"
@@ -221,6 +222,20 @@ def grey_16_bit(data: bytes, rng: Rng) -> bytes:
     return stored(Image.fromarray(rng.integers(0, 1 << 16, (120, 130)).astype(np.uint16)), "PNG")
 
 
+def colour_16_bit(data: bytes, rng: Rng) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return len(content).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    width, height = rng.integers(*SIDES, 2).tolist()
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    rows = b"".join(b"\0" + rng.bytes(6 * width) for _ in range(height))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
 def png_cut(data: bytes, rng: Rng) -> bytes:
     png = stored(some_picture(rng), "PNG")
     return png[: -int(rng.choice([rng.integers(1, 13), rng.integers(13, len(png) - 100)]))]
@@ -276,7 +291,15 @@ KINDS: dict[str, Kind] = {
     "PNG of 16-bit grey": Kind(written(grey_16_bit), (AT_SCAN,)),
     "WebP": Kind(as_format("WEBP"), (SCORED,)),
     "WebP, animated": Kind(as_format("WEBP", frames=3), (SCORED,)),
-    "GIF, animated": Kind(as_format("GIF", frames=3), (AT_DECODING,)),
+    "GIF, animated": Kind(as_format("GIF", frames=3), (AT_SCAN,)),
+    "PNG of 16-bit colour": Kind(written(colour_16_bit), (AT_SCAN,)),
+    "BMP": Kind(as_format("BMP"), (SCORED,)),
+    "TIFF": Kind(as_format("TIFF"), (SCORED,)),
+    "TIFF, compressed": Kind(as_format("TIFF", compression="tiff_lzw"), (SCORED,)),
+    "TIFF, to be turned": Kind(as_format("TIFF", tiffinfo={274: 6}), (AT_SCAN,)),
+    "TIFF with a palette": Kind(as_format("TIFF", "P"), (AT_SCAN,)),
+    "JPEG 2000": Kind(as_format("JPEG2000"), (SCORED,)),
+    "PPM": Kind(as_format("PPM"), (SCORED,)),
     "CMYK JPEG": Kind(as_format("JPEG", "CMYK"), (SCORED,)),
     "CMYK JPEG without Adobe's marker": Kind(written(nameless_cmyk), (AT_SCAN,)),
     "grey JPEG": Kind(as_format("JPEG", "L"), (SCORED,)),
@@ -303,7 +326,7 @@ def write_good(root: Path, images: int, seed: int) -> list[str]:
     """Their names: JPEGs in numbered class folders."""
     names = []
     for i in range(images):
-        name = f"{i % len(CLASSES)}/good-{i:05d}.jpg"
+        name = f"{i % len(CLASSES):02}/good-{i:05d}.jpg"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(jpeg(np.random.default_rng([seed, 0, i])))
         names.append(name)
@@ -316,7 +339,7 @@ def write_damaged(root: Path, good: Sequence[str], kinds: dict[str, Kind], each:
     for k, (kind_name, kind) in enumerate(kinds.items()):
         for i in range(each):
             rng = np.random.default_rng([seed, 1, k, i])
-            name = f"{rng.integers(len(CLASSES))}/kind {k:02d} {i:05d}.jpg"
+            name = f"{rng.integers(len(CLASSES)):02}/kind {k:02d} {i:05d}.jpg"
             path = root / name
             path.write_bytes((root / good[int(rng.integers(len(good)))]).read_bytes())
             if not kind.after_scan:

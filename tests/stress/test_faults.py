@@ -62,7 +62,7 @@ def test_damaged_files_cost_themselves_only_on_every_backend(
         assert late == found[backend][faults.AT_DECODING] >= faults.LEAST_LATE_SHARE * len(own)
 
 
-def test_the_kinds_are_many_and_a_third_is_noticed_late() -> None:
+def test_the_kinds_are_many_and_many_are_noticed_late() -> None:
     late = [k for k in faults.KINDS.values() if faults.AT_DECODING in k.may_be and faults.SCORED not in k.may_be]
     assert len(faults.KINDS) >= 30 and faults.EACH >= 100
     assert len(late) >= faults.LEAST_LATE_SHARE * len(faults.KINDS)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.dataset import IMAGE_SUFFIXES, DatasetError, Scan
+from pipelines.data.dataset import DatasetError, Scan
+from pipelines.data.formats import IMAGE_SUFFIXES
 from pipelines.data.labels.classes import Classes, kind_of, match, some
 from pipelines.data.labels.devkit import DEVKIT_NAME, GROUND_TRUTH, devkit_wnids, read_devkit
 from pipelines.data.labels.text import read_lines

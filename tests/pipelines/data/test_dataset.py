@@ -72,7 +72,6 @@ def test_sizes_formats_and_modes_are_those_of_the_files(root: Path, look: Look) 
         "print.jpeg": (9, 9, "JPEG", "CMYK"),
         "really_png.JPG": (5, 70, "PNG", "RGBA"),
         "really_webp.jpg": (16, 17, "WEBP", "RGB"),
-        "really_gif.jpg": (4, 3, "GIF", "P"),
         "plain.PNG": (2, 1, "PNG", "RGB"),
     }
     for name, (width, height, format, mode) in kinds.items():
@@ -98,8 +97,9 @@ def test_the_same_files_are_images_as_in_timm(root: Path, look: Look) -> None:
         write(root / name)
     paths = [path for path, _ in find_images_and_targets(str(root))[0]]
     found = look()
-    assert sorted(found.table["name"]) == sorted(str(Path(path).relative_to(root)) for path in paths)
-    assert found.other_files == {".webp": 1, ".bmp": 1, ".txt": 2, "": 2}
+    beyond_timm = ["d/d.webp", "d/e.bmp"]
+    assert sorted(found.table["name"]) == sorted([*(str(Path(path).relative_to(root)) for path in paths), *beyond_timm])
+    assert found.other_files == {".txt": 2, "": 2}
 
 
 def test_exif_orientation_is_ignored(root: Path, look: Look) -> None:
@@ -293,11 +293,11 @@ def test_refusals_name_the_input_and_the_remedy(root: Path, tmp_path: Path, look
     file = write(tmp_path / "one.jpg")
     with pytest.raises(DatasetError, match=rf"{file} is a file, not a folder: give the folder"):
         scan(file, workers=1, cache=tmp_path)
-    with pytest.raises(DatasetError, match=rf"no images in {root}: there are no files.*\.jpeg, \.jpg, \.png"):
+    with pytest.raises(DatasetError, match=rf"no images in {root}: there are no files.*\.jpeg, .*\.jpg, .*\.png"):
         look()
-    write(root / "a/b.webp")
+    write(root / "a/b.md")
     write(root / "readme")
-    with pytest.raises(DatasetError, match=r"only other files \(1 \(no suffix\), 1 \.webp\)"):
+    with pytest.raises(DatasetError, match=r"only other files \(1 \(no suffix\), 1 \.md\)"):
         look()
     write(root / "bad.jpg", b"")
     with pytest.raises(DatasetError, match=r"none of the 1 image files .*bad.jpg, for one: an empty file\. Check"):

@@ -204,7 +204,7 @@ def test_a_packed_folder_scans_as_the_folder(top: str, format: int, tmp_path: Pa
     pd.testing.assert_frame_equal(found.table[columns], folder.table[columns], check_categorical=False)
     assert (found.folders, found.other_files) == (folder.folders, folder.other_files)
     assert reasons(found) == reasons(folder)
-    assert len(found.unreadable) == 3
+    assert len(found.unreadable) == 4
     one, other = (label(one, num_classes=1000) for one in (folder, found))
     assert one.label_rule == other.label_rule.replace(".tar", "")
     np.testing.assert_array_equal(one.table["label"], other.table["label"])
