@@ -50,7 +50,7 @@ DIFFERENT = {"ghostnet_100.in1k": ((224, 0.875, "bilinear"), (224, 0.875, "bicub
 def test_the_stored_settings_are_those_of_timm() -> None:
     """Each line was printed with the configuration that timm has for testing that network."""
     known = known_answers.read_results(FOLDER / IMAGENET)
-    assert len(known) > 400
+    assert len(known) == 999
     different = {}
     for name, one in known.items():
         if not timm.is_model(name.split(".")[0]):
@@ -68,7 +68,7 @@ def test_the_stored_settings_are_those_of_timm() -> None:
 def test_the_stored_figures_are_shares_in_order() -> None:
     frame = pd.read_csv(FOLDER / IMAGENET)
     assert frame["model"].is_unique and frame["top1"].is_monotonic_decreasing
-    assert (frame["top1"] < frame["top5"]).all() and frame["top5"].between(80, 100).all()
+    assert (frame["top1"] < frame["top5"]).all() and frame["top5"].between(80, 99.1).all()
 
 
 def test_a_correct_setup_agrees_and_one_with_wrong_labels_does_not(tmp_path: Path) -> None:
