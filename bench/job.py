@@ -20,6 +20,7 @@ from bench.measure.scoring import Scoring
 from bench.resume import NetworkPlan
 from models import families
 from models.classifier import Classifier
+from models.fixres.new_head import with_new_head
 from models.loading import load
 from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
@@ -38,7 +39,7 @@ class Job:
     """One network's part of a run. Making one loads the weights and matches the labels, so that errors come early.
 
     ``config`` is a resolved one (bench.setup.resolve). ``plan``: what was settled when the run began, for its
-    continuations and its other processes.
+    continuations and its other processes. ``new_classes``: names for a new last layer, which is not trained yet.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Job:
         config: RunConfig,
         processes: Processes = ALONE,
         plan: NetworkPlan | None = None,
+        new_classes: tuple[str, ...] | None = None,
     ) -> None:
+        self.new_classes = new_classes
         self.case, self.scan, self.config, self.processes = case, scan, config, processes
         self.policies = policies(config.measure)
         self.crops = crop_counts(config.measure, self.policies)
@@ -80,6 +83,8 @@ class Job:
             crop_mode=network.crop_mode,
             interpolation=network.interpolation,
         )
+        if self.new_classes:
+            loaded = with_new_head(loaded, self.new_classes, self.config.data.seed)
         if network.recipe:
             self._check_recipe(network.recipe, loaded)
         if network.fold:
@@ -103,6 +108,7 @@ class Job:
                 class_map=asked.class_map,
                 synsets_file=asked.synsets_file,
                 label_order=asked.label_order,
+                class_names=self.classifier.class_names,
             )
         except DatasetError as error:
             if self.why_no_accuracy is None:

@@ -133,15 +133,17 @@ def make_job(
     config: RunConfig,
     processes: Processes = ALONE,
     plan: NetworkPlan | None = None,
+    new_classes: tuple[str, ...] | None = None,
 ) -> Job:
     """Load a network, match the labels and adapt it if asked. ``config`` is a resolved one (``resolve``); ``plan``
-    holds what was settled when the run began. Raises UserError for weights that cannot be had."""
+    holds what was settled when the run began; ``new_classes`` get a new last layer, to be trained. Raises UserError for
+    weights that cannot be had."""
     from bench.job import Job
     from bench.measure.adapt import adapt
     from models.checkpoints import WeightsError
 
     try:
-        job = Job(case, scan, config, processes, plan)
+        job = Job(case, scan, config, processes, plan, new_classes)
     except WeightsError as error:
         raise UserError(str(error)) from error
     if config.network.adapt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import json
 import pathlib
 import pickle
 import re
@@ -53,6 +54,24 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if others := [str(name) for name in state if str(name) not in tensors]:
         notes.append(f"beside its tensors the checkpoint has {_some(others)}, which are no weights")
     return _renamed(tensors, _without_prefixes, getattr(state, "_metadata", None)), notes
+
+
+CLASS_NAMES = "class_names"  # in the metadata of a safetensors file: a JSON list, in the order of the outputs
+
+
+def read_class_names(path: Path) -> tuple[str, ...] | None:
+    """The class names that a fine-tuning kept with its weights; None where there are none."""
+    from safetensors import safe_open
+
+    if not _is_safetensors(path):
+        return None
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(CLASS_NAMES)
+    try:
+        names = json.loads(text) if text else None
+    except ValueError as error:
+        raise WeightsError(f"`checkpoint` {path}: its {CLASS_NAMES} are not JSON ({error})") from error
+    return tuple(map(str, names)) if names else None
 
 
 # ------------------------------------------------------------------------------------------------------------ the file

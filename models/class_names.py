@@ -23,7 +23,8 @@ class ClassNames:
 
 
 def class_names_for(classifier: Classifier, names: Sequence[str] | None = None) -> ClassNames:
-    """``names``, else the demo's, else ImageNet's for 1,000 classes (timm's order, which is torchvision's).
+    """``names``, else those kept with the weights, else the demo's, else ImageNet's for 1,000 classes (timm's order,
+    which is torchvision's).
 
     Raises ValueError when ``names`` are not one for each class.
     """
@@ -32,6 +33,8 @@ def class_names_for(classifier: Classifier, names: Sequence[str] | None = None) 
         if len(names) != count:
             raise ValueError(f"`class_names` has {len(names)} names, and the network {count} classes")
         return ClassNames(names=tuple(names))
+    if classifier.class_names is not None:
+        return ClassNames(names=classifier.class_names)
     if classifier.is_demo:
         from pipelines.data.demo import CLASSES
 

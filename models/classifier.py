@@ -52,6 +52,7 @@ class Classifier:
         crop_pct: float | None = None,
     ) -> None:
         self.crop_pct = crop_pct
+        self.class_names: tuple[str, ...] | None = None  # set by who knows what these weights call their classes
         self.net = net.eval().requires_grad_(False)
         self.spec = spec
         self.name = name

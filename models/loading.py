@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from models import families
 from models.checkpoint_names import TRANSLATED, as_timm_names, is_efficientnet_pytorch
-from models.checkpoints import UndecidedError, WeightsError, load_weights, read_checkpoint, shared_names, variants
+from models.checkpoints import (
+    UndecidedError,
+    WeightsError,
+    load_weights,
+    read_checkpoint,
+    read_class_names,
+    shared_names,
+    variants,
+)
 from models.classifier import Classifier, resized_spec
 from models.libraries import Shipped, describe
 from models.pip_weights import pip_file
@@ -118,7 +126,7 @@ def load(model: str, **keywords: Any) -> Classifier:
             net = _build(shipped, {"num_classes": classes, **kwargs}, pretrained)
     if weights == "random":
         notes.append("random weights: speed only, accuracy means nothing")
-    return Classifier(
+    classifier = Classifier(
         net,
         spec,
         name=name,
@@ -128,6 +136,8 @@ def load(model: str, **keywords: Any) -> Classifier:
         notes=notes,
         crop_pct=asked.crop_pct or base.crop_pct,
     )
+    classifier.class_names = read_class_names(checkpoint) if checkpoint else None
+    return classifier
 
 
 def _file_of(asked: LoadRequest, demo: families.Demo | None, shipped: Shipped) -> Path | None:

@@ -1,8 +1,19 @@
-"""FixRes: fine-tune the last layers of a network at the resolution at which it will be tested.
+"""FixRes: fine-tune the last layers of a network at the resolution at which it will be tested. Or train a new head for
+your own classes.
 
     multicrop-bench finetune --family resnet --img-size 128 --out tuned          # the demo network, on the demo data
     multicrop-bench finetune --models resnet:50 --data imagenet/train --img-size 320 --out tuned
     multicrop-bench finetune --resume tuned                                      # continues where it was stopped
+
+Your own classes, one folder each: first a new head, then if wanted the whole network at a lower rate, then FixRes:
+
+    multicrop-bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --data mine/train --img-size 224 \\
+        --out head
+    multicrop-bench finetune --model tf_efficientnet_lite0 --checkpoint head/model.safetensors --tune network \\
+        --augmentation train --val-split 0.2 --epochs 20 -b 32 --data mine/train --img-size 224 --out all
+    multicrop-bench finetune --model tf_efficientnet_lite0 --checkpoint all/model.safetensors --val-split 0.2 -b 32 \\
+        --data mine/train --img-size 288 --out tuned
+    multicrop-bench predict --model tf_efficientnet_lite0 --checkpoint tuned/model.safetensors --img-size 288 photos/
 
 Writes ``model.safetensors`` (all weights; ``run --checkpoint`` reads it), ``finetune.json`` (how it was made:
 command, hashes of the base weights and of the data, recipe, versions, every epoch, every step's times) and
@@ -26,6 +37,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,15 +45,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bench import cases, logs, options, values
-from bench.config import DataConfig, RunConfig, from_plain, option, to_plain
+from bench.config import DataConfig, RunConfig, from_plain, option, switch, to_plain
 from bench.errors import UserError, exit_status
+from bench.experiments.seeds import SEEDS, run_each
 from bench.files import locked, new_folder
 from bench.setup import make_job, resolve
 
 if TYPE_CHECKING:
     from bench.job import Job
-    from models.fixres.finetune import FineTuning
+    from models.fixres.finetune import Epoch, FineTuning
     from models.fixres.recipe import Recipe
+    from pipelines.data.dataset import Scan
     from pipelines.training_crops import TrainingCrops
 
 SCHEMA = 2
@@ -71,8 +85,25 @@ class FineTuneConfig:
     )
     tune: str | None = option(
         "--tune",
-        choices=("classifier", "classifier+bn"),
-        help="default: classifier+bn where there is a BatchNorm before the pooling, else classifier",
+        choices=("classifier", "classifier+bn", "network"),
+        help="default: classifier+bn where there is a BatchNorm before the pooling, else classifier; with --new-head "
+        "classifier; network: all of it",
+    )
+    new_head: bool = switch(
+        "--new-head", help="a new last layer for your own classes: the folders of --data, whose names the weights keep"
+    )
+    val_split: float | None = option(
+        "--val-split",
+        metavar="X",
+        parse=float,
+        help="share of each class that is held out: scored after each epoch, never trained on; the weights of the best "
+        "epoch are the result (default: 0.2 with --new-head, else 0: all are trained on)",
+    )
+    patience: int | None = option(
+        "--patience",
+        metavar="N",
+        parse=values.positive,
+        help="stop after N epochs without a lower loss on the held-out images (default: 10 with --new-head)",
     )
     augmentation: str = option(
         "--augmentation",
@@ -84,11 +115,26 @@ class FineTuneConfig:
     epochs: int = option(
         "--epochs", default=60, metavar="N", parse=int, help="default: 60; the learning rate falls half way"
     )
+    seeds: int = option(
+        "--seeds",
+        default=1,
+        metavar="N",
+        parse=values.positive,
+        help="do it N times, from --seed on: other orders, other held-out images, other first weights of a new head; "
+        "seeds.json says how far the scores spread (default: 1)",
+    )
     train_batch: int | None = option(
-        "--batch-size", "-b", metavar="N", parse=values.positive, help="images per step (default: 512)"
+        "--batch-size",
+        "-b",
+        metavar="N",
+        parse=values.positive,
+        help="images per step (default: 512; 32 with --new-head)",
     )
     lr: float | None = option(
-        "--lr", metavar="X", parse=float, help="default: 0.008 for 512 images, in proportion for others"
+        "--lr",
+        metavar="X",
+        parse=float,
+        help="default: 0.008 for 512 images, with --new-head 0.1 for 256; in proportion for others",
     )
     momentum: float = option("--momentum", default=0.9, metavar="X", parse=float, help="of SGD (default: 0.9)")
     weight_decay: float = option("--weight-decay", default=1e-4, metavar="X", parse=float, help="default: 0.0001")
@@ -153,9 +199,9 @@ def flags() -> dict[str, str]:
     return {**options.flag_names(), **options.group_flags(FineTuneConfig)}
 
 
-def resumed(folder: Path) -> tuple[Command, dict[str, Any]]:
+def resumed(folder: Path, name: str = NOTE) -> tuple[Command, dict[str, Any]]:
     """The options with which a folder was begun, and its note. Raises UserError when there is nothing left to do."""
-    note = read_note(folder)
+    note = read_note(folder, name)
     if note["status"] == "finished":
         raise UserError(f"`resume` {folder}: this fine-tuning has finished; {MODEL} is there")
     own = replace(from_plain(FineTuneConfig, note["finetune"]), out=folder)
@@ -170,17 +216,17 @@ def resumed(folder: Path) -> tuple[Command, dict[str, Any]]:
     return Command(own, config, note["argv"]), note
 
 
-def read_note(folder: Path) -> dict[str, Any]:
+def read_note(folder: Path, name: str = NOTE) -> dict[str, Any]:
     """finetune.json. Raises UserError for a folder without one that this version reads."""
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} holds no {NOTE} of a fine-tuning ({error}): name the folder given as `out`"
+            f"{folder} holds no {name} of a fine-tuning ({error}): name the folder given as `out`"
         ) from error
     if note.get("schema") != SCHEMA:
         raise UserError(
-            f"{folder / NOTE} has schema {note.get('schema')!r}; this version reads {SCHEMA}: start a new one"
+            f"{folder / name} has schema {note.get('schema')!r}; this version reads {SCHEMA}: start a new one"
         )
     return note
 
@@ -191,13 +237,36 @@ def read_note(folder: Path) -> dict[str, Any]:
 def run(command: Command) -> int:
     """Load, check, train epoch by epoch, save after each."""
     if folder := command.own.resume:
+        if (folder / SEEDS).is_file():
+            with locked(folder):
+                return run_seeds(folder, resumed(folder, SEEDS)[0])
         read_note(folder)  # whether it is such a folder
         with locked(folder):
             command, note = resumed(folder)
             return run_into(folder, command, note)
     assert command.own.out is not None
     with new_folder(command.own.out, "") as out:
-        return run_into(out, command, None)
+        return run_seeds(out, command) if command.own.seeds > 1 else run_into(out, command, None)
+
+
+def run_seeds(out: Path, command: Command) -> int:
+    """One fine-tuning for each seed; those that are finished stay as they are, one that was stopped goes on."""
+    first = command.run.data.seed
+    note = command_note(command) | {"seeds": list(range(first, first + command.own.seeds))}
+
+    def one(seed: int, folder: Path) -> dict[str, Any]:
+        own, config = replace(command.own, out=folder, seeds=1), command.run
+        if not (folder / NOTE).is_file():
+            run(Command(own, replace(config, data=replace(config.data, seed=seed)), command.argv))
+        elif read_note(folder)["status"] != "finished":
+            run(Command(FineTuneConfig(resume=folder), RunConfig(), []))
+        done = read_note(folder)
+        return {"loss": done["epochs"][-1]["loss"], **done["result"]}
+
+    done = run_each(out, note, one)
+    print(out / SEEDS)
+    print(json.dumps({"out": str(out.resolve()), "seeds": done["seeds"], "spread": done["spread"]}))
+    return 0
 
 
 def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
@@ -207,15 +276,16 @@ def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
     job = load(command)
     watch = Watch(job.device)
     recipe = make_recipe(command.own, job)
-    crops = make_crops(job, recipe)
-    try:
+    with ExitStack() as opened:
+        crops = opened.enter_context(closing(make_crops(job, recipe)))
         tuning = make_tuning(command.own, job, crops, recipe, watch)
+        if recipe.val_split:
+            centre = opened.enter_context(closing(make_crops(job, replace(recipe, augmentation="test"))))
+            tuning.hold_out(held_out_rows(job, recipe), centre)
         fresh = begin(command, job, tuning)
         if note is not None:
             require_same(note, fresh)
         train(out, tuning, watch, note or fresh)
-    finally:
-        crops.close()
     return finish(out, job, tuning, started)
 
 
@@ -234,17 +304,33 @@ def load(command: Command) -> Job:
     scan = scanning.scan(root, workers=config.loading.workers or 1)
     if len(scan.unreadable):
         log.warning("%d files cannot be read as images and are left out; %s lists them", len(scan.unreadable), NOTE)
-    return make_job(found[0], scan, config)
+    return make_job(found[0], scan, config, new_classes=new_classes(scan, config) if own.new_head else None)
+
+
+def new_classes(scan: Scan, config: RunConfig) -> tuple[str, ...]:
+    """The class folders' names, sorted. Raises UserError where there are none, or another option names the classes."""
+    data = config.data
+    if data.labels_file or data.class_map or data.label_order or config.network.num_classes:
+        raise UserError(
+            "`new_head` takes its classes from the folders of `data`: leave out `labels_file`, `class_map`, "
+            "`label_order` and `num_classes`"
+        )
+    folders = {name.split("/")[0] for name in scan.table["name"] if "/" in name}
+    if not folders or "tar_label" in scan.table:
+        raise UserError(f"`new_head` needs a folder for each class in {scan.root}; there are none")
+    return tuple(sorted(folders))
 
 
 def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
     """The options, with the paper's rate in proportion to the batch and the tuned layers that the network has."""
     from models.fixres.layers import default_tune
-    from models.fixres.recipe import PAPER_BATCH, Recipe, scaled_lr
+    from models.fixres.recipe import NEW_HEAD_BATCH, PAPER_BATCH, Recipe, new_head_lr, scaled_lr
 
-    batch_size = own.train_batch or PAPER_BATCH
+    batch_size = own.train_batch or (NEW_HEAD_BATCH if own.new_head else PAPER_BATCH)
+    scaled_lr = new_head_lr if own.new_head else scaled_lr
+    val_split = (0.2 if own.new_head else 0.0) if own.val_split is None else own.val_split
     return Recipe(
-        tune=own.tune or default_tune(job.classifier),
+        tune=own.tune or ("classifier" if own.new_head else default_tune(job.classifier)),
         augmentation=own.augmentation,
         epochs=own.epochs,
         batch_size=batch_size,
@@ -254,6 +340,8 @@ def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
         label_smoothing=own.label_smoothing,
         jitter=own.jitter,
         min_area=own.min_area,
+        val_split=val_split,
+        patience=own.patience or (10 if own.new_head and val_split else None),
         seed=job.config.data.seed,
     )
 
@@ -279,6 +367,14 @@ def make_crops(job: Job, recipe: Recipe) -> TrainingCrops:
     return crops
 
 
+def held_out_rows(job: Job, recipe: Recipe) -> np.ndarray:
+    """bool [images]: those that are scored and not trained on."""
+    from models.fixres.held_out import held_out
+
+    names = job.data.names(job.rows)
+    return held_out(names, job.data.table["label"].to_numpy(np.int64), recipe.val_split, recipe.seed)
+
+
 def make_tuning(own: FineTuneConfig, job: Job, crops: TrainingCrops, recipe: Recipe, watch: Watch) -> FineTuning:
     from models.fixres.finetune import FineTuning
 
@@ -294,12 +390,8 @@ def make_tuning(own: FineTuneConfig, job: Job, crops: TrainingCrops, recipe: Rec
     )
 
 
-def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
-    """What is known before the first step: all of the note but its epochs."""
-    from bench import machine
-    from bench.job import data_hash, sizes
-
-    data, network, spec = job.data, job.classifier, job.classifier.spec
+def command_note(command: Command) -> dict[str, Any]:
+    """What was asked for: all that ``--resume`` needs to ask for it again."""
     return {
         "schema": SCHEMA,
         "what": "FixRes fine-tuning",
@@ -310,6 +402,16 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
         "config": to_plain(command.run),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "started_in": str(Path.cwd()),
+    }
+
+
+def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
+    """What is known before the first step: all of the note but its epochs."""
+    from bench import machine
+    from bench.job import data_hash, sizes
+
+    data, network, spec = job.data, job.classifier, job.classifier.spec
+    return command_note(command) | {
         "model": job.case.name,
         "base": {
             "model": network.name,
@@ -324,6 +426,7 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
             "data_hash": data_hash(data),
             "label_rule": data.label_rule,
             "is_demo": data.is_demo,
+            "held_out": int(held_out_rows(job, tuning.recipe).sum()) if tuning.recipe.val_split else 0,
             "unreadable_at_scan": data.unreadable[["name", "reason"]].to_dict("records"),
             "backend": job.config.loading.data_backend,
         },
@@ -335,6 +438,7 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
             "of_parameters": network.param_count,
             "split": tuning.split.where,
         },
+        "class_names": network.class_names,
         "trunk_batch_size": tuning.trunk_batch_size,
         "device": job.device,
         "notes": network.notes,
@@ -377,9 +481,15 @@ def train(out: Path, tuning: FineTuning, watch: Watch, note: dict[str, Any]) -> 
         left_s = (wall_s - once_s) * (tuning.recipe.epochs - epoch.epoch - 1)
         log.info(
             f"epoch {epoch.epoch + 1}/{tuning.recipe.epochs}: loss {epoch.loss:.4f}, top-1 of the training crops "
-            f"{epoch.top1:.2f} %, {wall_s:.1f} s, at this pace {left_s:.0f} s more"
+            f"{epoch.top1:.2f} %{held_out_text(epoch)}, {wall_s:.1f} s, at this pace {left_s:.0f} s more"
         )
         start = time.perf_counter()
+
+
+def held_out_text(epoch: Epoch) -> str:
+    if epoch.val_loss is None:
+        return ""
+    return f", of the held-out images {epoch.val_top1:.2f} % (loss {epoch.val_loss:.4f})"
 
 
 def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
@@ -388,7 +498,7 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
     from models.fixres.finetune import save_weights
 
     path = out / MODEL
-    save_weights(tuning.classifier.net, path)
+    save_weights(tuning.classifier.net, path, tuning.classifier.class_names)
     again = read_back(job, path)
     if again != weight_hash(tuning.classifier.net):
         raise RuntimeError(f"{path} does not hold the weights that were written: this is a bug, do not use it")
@@ -396,7 +506,7 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
     score = score_command(job, path)
     note |= {
         "status": "finished",
-        "result": {"file": MODEL, "weight_hash": again},
+        "result": {"file": MODEL, "weight_hash": again, **best_of(tuning, note["epochs"])},
         "unreadable": [
             {"name": job.data.names([f.row])[0], "stage": f.stage, "reason": f.reason}  # type: ignore[arg-type]
             for f in tuning.crops.failed.values()
@@ -415,11 +525,20 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
         "checkpoint": str(path.resolve()),
         "weight_hash": again,
         "loss": last["loss"],
+        **best_of(tuning, note["epochs"]),
         "step_ms": {stage: values["median"] for stage, values in note["step_ms"].items()},
         "elapsed_s": round(time.monotonic() - started, 1),
     }
     print(json.dumps(result))
     return 0
+
+
+def best_of(tuning: FineTuning, epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores on the held-out images, if any, and the epoch (from 0) whose weights are the result."""
+    best = tuning.best_epoch
+    return (
+        {} if best is None else {name: epochs[best][name] for name in ("val_loss", "val_top1")} | {"best_epoch": best}
+    )
 
 
 def read_back(job: Job, path: Path) -> str:

@@ -16,7 +16,10 @@ value and its source are named at ``Recipe``.
 in MobileNetV3). ``classifier+bn`` adds "the batch normalization that precedes the global pooling": its gain and bias by
 gradient, its running statistics by seeing batches ("In this way the batch statistics are adapted to the increased
 resolution"), so that it, and it alone, is in training mode. All else is frozen and in evaluation mode, dropout too.
-``models.fixres.layers.LAYERS`` says which modules these are in the four families.
+``models.fixres.layers.LAYERS`` says which modules these are in the families. ``network`` trains everything.
+
+**When it stops.** With ``hold_out`` the loss on images that are not trained on is measured after every epoch; what was
+trained when it was lowest is the result, and with ``patience`` training ends early.
 
 **What is computed once.** The network is split where training begins. Whatever lies before is run without gradients, in
 batches of one fixed shape; under test DA, where an image is the same crop in every epoch, it is run once an image and
@@ -29,8 +32,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.checkpoints import CLASS_NAMES
 from models.classifier import Classifier
+from models.fixres.held_out import HeldOut
 from models.fixres.layers import classifier_parameters, last_batch_norm, probe_batch
 from models.fixres.recipe import Recipe
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
@@ -58,6 +63,8 @@ class Epoch:
     images: int  # steps x batch size: the incomplete last batch of each epoch's order is dropped
     loss: float
     top1: float
+    val_loss: float | None = None  # on the held-out images, after the epoch; None where there are none
+    val_top1: float | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +129,8 @@ class FineTuning:
         self.classifier_names = list(self.parameters)
         self.batch_norm = self._batch_norm(x) if recipe.tune == "classifier+bn" else None
         self.split = self._split(x)
+        if recipe.tune == "network":
+            self.parameters = dict(net.named_parameters())
         norm = [] if self.batch_norm is None else list(net.get_submodule(self.batch_norm).named_parameters())
         self.parameters |= {f"{self.batch_norm}.{name}": parameter for name, parameter in norm}
         for parameter in self.parameters.values():
@@ -130,6 +139,21 @@ class FineTuning:
             self.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
         self._kept: _Kept | None = None
+        self._held_out: HeldOut | None = None
+
+    def hold_out(self, rows: np.ndarray, crops: TrainingCrops) -> None:
+        """Score the images of ``rows`` (bool [images]) after every epoch, from their centre ``crops``, and train on the
+        others only. Raises ValueError where these are fewer than a batch."""
+        if (left := int((~rows).sum())) < self.recipe.batch_size:
+            raise ValueError(
+                f"`batch_size` {self.recipe.batch_size} is more than the {left} images that are not held out: lower it"
+            )
+        self._held_out = HeldOut(rows, crops)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch (from 0) whose weights are the result; None where nothing is held out."""
+        return self._held_out.best_epoch if self._held_out else None
 
     def _batch_norm(self, x: Tensor) -> str:
         name = last_batch_norm(self.classifier, x)
@@ -144,6 +168,8 @@ class FineTuning:
         return name
 
     def _split(self, x: Tensor) -> TuningSplit:
+        if self.recipe.tune == "network":
+            return split_nowhere(self.classifier.net, "all of it is trained")
         if self.batch_norm is None:
             return split_at_pooling(self.classifier)
         try:
@@ -156,12 +182,52 @@ class FineTuning:
     def run(self) -> Iterator[Epoch]:
         """The epochs that are left; whoever stops iterating can go on later. Raises ValueError when too few images
         can be read, RuntimeError when the loss is not a number."""
-        if self.epochs_done < self.recipe.epochs:
+        if self.epochs_done < self.recipe.epochs and not self._has_stopped():
             self._kept = self._keep()
-        for epoch in range(self.epochs_done, self.recipe.epochs):
-            done = self._epoch(epoch)
-            self.epochs_done = epoch + 1
+        while self.epochs_done < self.recipe.epochs and not self._has_stopped():
+            done = self._scored(self._epoch(self.epochs_done))
+            self.epochs_done += 1
             yield done
+        if self._held_out is not None:
+            self._set(self._held_out.best)
+
+    def _has_stopped(self) -> bool:
+        held_out, patience = self._held_out, self.recipe.patience
+        return bool(held_out and patience and self.epochs_done - 1 - held_out.best_epoch >= patience)
+
+    def _scored(self, done: Epoch) -> Epoch:
+        """With the loss and accuracy on the held-out images."""
+        held_out = self._held_out
+        if held_out is None:
+            return done
+        total, right, images = 0.0, 0, 0
+        with torch.no_grad():
+            for rows, activations in self._held_out_batches(held_out):
+                labels = self.labels[torch.from_numpy(rows)].to(self.device)
+                logits = self.split.tuned(*(tensor.to(self.device) for tensor in activations))
+                total += functional.cross_entropy(logits, labels, reduction="sum").item()
+                right += int((logits.argmax(1) == labels).sum())
+                images += len(rows)
+        if not images:
+            raise ValueError("none of the images that are held out (`val_split`) can be read")
+        held_out.note(done.epoch, total / images, self.tuned_state())
+        return replace(done, val_loss=total / images, val_top1=100 * right / images)
+
+    def _held_out_batches(self, held_out: HeldOut) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
+        """(rows, activations) of the held-out images; the same in every epoch, and kept where memory allows it."""
+        if held_out.kept is not None:
+            yield from held_out.kept
+            return
+        kept, room = [], self.keep_bytes
+        rows = np.flatnonzero(held_out.rows)
+        for found, crops in regroup(held_out.crops.epoch(0, rows), self.trunk_batch_size, tail=True):
+            activations = tuple(tensor.cpu() for tensor in self.frozen(crops))
+            room -= sum(tensor.nbytes for tensor in activations)
+            if room >= 0:
+                kept.append((found, activations))
+            yield found, activations
+        if room >= 0:
+            held_out.kept = kept
 
     def _epoch(self, epoch: int) -> Epoch:
         recipe = self.recipe
@@ -204,13 +270,17 @@ class FineTuning:
         return loss.detach(), logits.detach()
 
     def _training(self, on: bool) -> None:
-        """Training mode for the tuned BatchNorm, for nothing else."""
-        if self.batch_norm is not None:
+        """Training mode for what is tuned: the BatchNorm, or all of the network; for nothing else."""
+        if self.recipe.tune == "network":
+            self.classifier.net.train(on)
+        elif self.batch_norm is not None:
             self.classifier.net.get_submodule(self.batch_norm).train(on)
 
     def _batches(self, epoch: int) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
         """(rows [batch_size], activations) of each whole batch of an epoch."""
         order = epoch_order(self.recipe.seed, epoch, self.crops.images)
+        if self._held_out is not None:
+            order = order[~self._held_out.rows[order]]
         if self._kept is not None:
             order = order[self._kept.readable[order]]
             for rows in _whole(order, self.recipe.batch_size):
@@ -258,11 +328,19 @@ class FineTuning:
             self.lap("keep-trunk")
         return kept
 
+    @torch.no_grad()
+    def _set(self, state: Mapping[str, Tensor]) -> None:
+        """What is tuned becomes what ``state`` says."""
+        for name, tensor in self.tuned_state().items():
+            tensor.copy_(state[name])
+
     # ---- what a killed run goes on from
 
     def tuned_state(self) -> dict[str, Tensor]:
         """Name -> tensor of all that training changes: the parameters and the tuned BatchNorm's statistics."""
         state = dict(self.classifier.net.state_dict())
+        if self.recipe.tune == "network":
+            return state
         names = set(self.parameters)
         if self.batch_norm is not None:
             names |= {f"{self.batch_norm}.{name}" for name, _ in self._norm_buffers()}
@@ -280,7 +358,11 @@ class FineTuning:
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
         about = {"recipe": asdict(self.recipe), "epochs_done": self.epochs_done, "log": list(log)}
-        _save(path, {**self.tuned_state(), **momentum}, {"about": json.dumps(about)})
+        best = {}
+        if self._held_out is not None:
+            about |= {"best_epoch": self._held_out.best_epoch, "best_loss": self._held_out.best_loss}
+            best = {f"best/{name}": tensor for name, tensor in self._held_out.best.items()}
+        _save(path, {**self.tuned_state(), **momentum, **best}, {"about": json.dumps(about)})
 
     def load_state(self, path: Path) -> list[dict[str, object]]:
         """Go on from ``save_state``'s file; returns its log. Raises ValueError when it is not of this run."""
@@ -297,9 +379,10 @@ class FineTuning:
             raise ValueError(
                 f"{path} belongs to a fine-tuning with another recipe or network: start again in a new `out`"
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
+        self._set(tensors)
+        if self._held_out is not None:
+            self._held_out.best_epoch, self._held_out.best_loss = about["best_epoch"], about["best_loss"]
+            self._held_out.best = {name: tensors[f"best/{name}"] for name in own}
         for name, parameter in self.parameters.items():
             if (buffer := tensors.get(f"momentum/{name}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device)
@@ -342,9 +425,10 @@ def regroup(
         yield rows, torch.cat(parts)
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
-    """The whole state dict as safetensors, written whole or not at all; ``models.loading.load`` reads it back."""
-    _save(path, dict(net.state_dict()), None)
+def save_weights(net: nn.Module, path: Path, class_names: Sequence[str] | None = None) -> None:
+    """The whole state dict as safetensors, with the names of the classes where they are the network's own; written
+    whole or not at all. ``models.loading.load`` reads it back."""
+    _save(path, dict(net.state_dict()), {CLASS_NAMES: json.dumps(list(class_names))} if class_names else None)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 from pipelines.training_crops import AUGMENTATIONS
 
-TUNES = ("classifier", "classifier+bn")
+TUNES = ("classifier", "classifier+bn", "network")
 
 PAPER_LR, PAPER_BATCH = 0.008, 512  # FixRes Section 5, ResNet-50. ResNeXt-101 32x48d: 0.0008 with 256
+NEW_HEAD_BATCH = 32  # people's own sets are small
 
 
 def scaled_lr(batch_size: int) -> float:
     """The paper's fine-tuning rate for another batch size, by its own rule of training, ``0.1 x B/256``."""
     return PAPER_LR * batch_size / PAPER_BATCH
+
+
+def new_head_lr(batch_size: int) -> float:
+    """The paper's rate for training from the start: ``0.1 x B/256``."""
+    return 0.1 * batch_size / 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,7 @@ class Recipe:
 
     ``momentum``, ``weight_decay``: of the training recipe that it cites ([15], He et al. 2019, "Bag of tricks").
     ``jitter``: strength of brightness, contrast and saturation; timm's default, and fb.resnet.torch's.
+    ``tune`` network: every parameter, all BatchNorms in training mode, as in ordinary training (Table 3's transfer).
     ``label_smoothing``: none in FixRes; FixEfficientNet 3.1 adds it and prints no value (0.1 is the usual one).
 
     Raises ValueError, naming the field, for what cannot be trained.
@@ -38,6 +45,8 @@ class Recipe:
     label_smoothing: float = 0.0
     jitter: float = 0.4
     min_area: float = 0.08  # of RandomResizedCrop's region, a share of the image: FixRes' sigma 0.28, squared
+    val_split: float = 0.0  # share of each class that is held out and scored after every epoch
+    patience: int | None = None  # epochs without a lower loss on the held-out images after which training stops
     seed: int = 0  # of the order of images and of random windows
 
     def __post_init__(self) -> None:
@@ -47,8 +56,12 @@ class Recipe:
             raise ValueError(f"`augmentation` {self.augmentation!r} is not one of {', '.join(AUGMENTATIONS)}")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"`epochs` {self.epochs} and `batch_size` {self.batch_size} must be 1 or more")
-        if self.tune == "classifier+bn" and self.batch_size < 2:
+        if self.tune != "classifier" and self.batch_size < 2:
             raise ValueError("`batch_size` 1: a BatchNorm in training mode needs 2 or more; `tune` classifier takes 1")
+        if not 0 <= self.val_split < 1:
+            raise ValueError(f"`val_split` {self.val_split} is a share of the images: from 0 to below 1")
+        if self.patience is not None and (self.patience < 1 or not self.val_split):
+            raise ValueError(f"`patience` {self.patience} needs `val_split`, and must be 1 or more")
         if not (0 < self.lr < math.inf and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise ValueError(
                 f"`lr` {self.lr} must be above 0, `momentum` {self.momentum} from 0 to below 1, "

@@ -16,6 +16,7 @@ wrong in every image; and a model of 200 classes may know Tiny ImageNet's wnids,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def label(
     class_map: Path | None = None,
     synsets_file: Path | None = None,
     label_order: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Match the scanned images with the classes of a model that has ``num_classes`` outputs.
 
@@ -42,6 +44,8 @@ def label(
     a header, or ImageNet's devkit, unpacked or as downloaded. ``class_map``: as timm's ``--class-map``
     (``read_class_map``). ``synsets_file``: the devkit's wnids in its own order, when they do not lie beside its ground
     truth (``read_devkit_synsets``). ``label_order``: one of LABEL_ORDERS, where numbers in folder names are ambiguous.
+    ``class_names``: what the model itself calls its outputs; class folders are matched with them, unless one of the
+    others says otherwise.
 
     Raises DatasetError, with the reason and the remedy, for all that is ambiguous or does not fit.
     """
@@ -52,9 +56,12 @@ def label(
     if label_order and class_map:
         raise DatasetError("`label_order` and `class_map` both say which output a folder is: give one of them")
     mapping = read_class_map(class_map, num_classes, scan.root) if class_map else None
-    classes = Classes(num_classes, mapping, label_order)
     source = labels_file or labels_file_in(scan)
     is_in_tars = "tar_label" in scan.table
+    by_own_names = bool(class_names and scan.folders and not (class_map or label_order or source or is_in_tars))
+    if class_names and by_own_names:
+        mapping = {name: output for output, name in enumerate(class_names)}
+    classes = Classes(num_classes, mapping, label_order)
     if label_order == "imagefolder" and (source or is_in_tars):
         raise DatasetError(
             f"`label_order` imagefolder ranks class folders, and the labels of {scan.root} come from "
@@ -66,6 +73,8 @@ def label(
         labels, rule = _labels_in_tars(scan, classes)
     else:
         labels, rule = labels_from_folders(scan, classes)
+    if by_own_names:
+        rule = rule.replace("the class map's indices", "the outputs that the model calls so")
     if class_map:
         rule += f" (class map {class_map})"
     return _dataset(scan, labels, rule)
