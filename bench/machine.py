@@ -14,17 +14,10 @@ import psutil
 import torch
 
 from models.recipe import package_version
+from pipelines.surroundings import usable_cores
 
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy", "pillow", "pandas", "scipy", "matplotlib")
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use (its cpuset, not the machine's count)."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def environment() -> dict[str, Any]:

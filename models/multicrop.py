@@ -8,7 +8,6 @@ for image in classify("photos/"):
 from __future__ import annotations
 
 import glob
-import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.memory import ImageList, name_of
 from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
+from pipelines.surroundings import usable_cores
 
 BLOCK_IMAGES = 256  # of a list or iterator, looked at together: memory stays bounded
 GLOB_SIGNS = "*?["
@@ -174,7 +174,7 @@ class MultiCrop:
 
     def _scanned(self, root: Path, done: frozenset[str]) -> Iterator[ImageResult]:
         """A folder or tars: readable and unreadable images in the order of their names."""
-        found = scan(root, workers=_cores(), progress=False)
+        found = scan(root, workers=usable_cores(), progress=False)
         data = Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
         rows = {name: row for row, name in enumerate(data.table["name"])}
         errors = dict(zip(found.unreadable["name"], found.unreadable["reason"], strict=True))
@@ -226,7 +226,7 @@ class MultiCrop:
     def _load_config(self) -> LoadConfig:
         on_gpu = BACKENDS[self.backend].on_gpu
         images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
-        workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else _cores())
+        workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else usable_cores())
         return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
 
 
@@ -243,7 +243,3 @@ def _matching(pattern: Path) -> list[str]:
 def _is_glob_of_files(text: str) -> bool:
     """Whether a pattern names image files and not tars."""
     return any(sign in text for sign in GLOB_SIGNS) and not text.lower().endswith(".tar")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,13 +22,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -98,6 +98,7 @@ class Torchvision:
                 persistent_workers=workers > 0,
                 multiprocessing_context=_context() if workers else None,
                 worker_init_fn=_end_with_parent,
+                collate_fn=sendable,
             )
         yield from self._loader
 
@@ -144,6 +145,36 @@ class _Loaded:
 
     def failures(self, plan: Plan) -> list[Failure]:
         return [Failure(int(plan.rows[i]), reason) for i, reason in self.failed]
+
+
+class _Piped:
+    """A tensor that travels through the queue's pipe as bytes, and not by shared memory; it arrives as a tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.array = tensor.numpy()
+
+    def __reduce__(self) -> tuple[Callable[[np.ndarray], torch.Tensor], tuple[np.ndarray]]:
+        return torch.from_numpy, (self.array,)
+
+
+def sendable(item: Any) -> tuple[Plan, _Loaded]:
+    """What a worker sends, in shared memory as far as there is room.
+
+    Without this step PyTorch asks for the memory in a thread of the worker, where a refusal (a container's /dev/shm has
+    64 MB) loses the batch, and the main process waits for it for ever.
+    """
+    if get_worker_info() is None:
+        return item
+    plan, loaded = item
+    crops, pixels = ([_in_shared_memory(tensor) for tensor in part] for part in (loaded.crops, loaded.pixels))
+    return plan, replace(loaded, crops=crops, pixels=pixels)
+
+
+def _in_shared_memory(tensor: torch.Tensor) -> Any:
+    try:
+        return tensor.share_memory_()
+    except (RuntimeError, OSError):
+        return _Piped(tensor)
 
 
 def _end_with_parent(worker: int) -> None:

@@ -37,7 +37,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
-from pipelines.data.formats import IMAGE_SUFFIXES, OTHER_PICTURES, other_picture, refusal
+from pipelines import surroundings
+from pipelines.data.formats import IMAGE_SUFFIXES, other_picture, refusal
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
 
@@ -186,8 +187,8 @@ def none_readable(root: Path, unreadable: pd.DataFrame) -> DatasetError:
 
 
 def cache_folder() -> Path:
-    """The environment variable MULTICROP_CACHE, else ``~/.cache/multicrop-bench``."""
-    return Path(os.environ.get("MULTICROP_CACHE") or "~/.cache/multicrop-bench").expanduser()
+    """Where header scans are kept (``pipelines.surroundings.cache_folder``)."""
+    return surroundings.cache_folder()
 
 
 # ------------------------------------------------------------------------------------------------------- find the files
@@ -246,7 +247,7 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
                             yield listed(name, NO_FACTS, "a link back to a folder above it: not followed")
                         else:
                             to_visit.append((f"{name}/", (*above, identity)))
-                    elif suffix in OTHER_PICTURES:
+                    elif other_picture(suffix):
                         yield listed(name, NO_FACTS, left_out(name))
                     else:
                         other_files[suffix] += 1
@@ -266,7 +267,7 @@ def left_out(name: str) -> str:
     if theirs:
         return f"{theirs} is hidden or another program's, which keep copies and thumbnails: rename it to have it scored"
     suffix = suffix_of(name.rpartition("/")[2])
-    return other_picture(suffix) if suffix in OTHER_PICTURES else ""
+    return other_picture(suffix)
 
 
 def suffix_of(name: str) -> str:

@@ -43,6 +43,7 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
+from pipelines import surroundings
 from pipelines.files import PART, whole_path, write_whole
 
 # Part of every folder name and random key: raise it with any change that alters a file.
@@ -616,13 +617,11 @@ def _jpeg(picture: Image.Image, quality: int, subsampling: str) -> bytes:
 
 
 def _cache_folder(cache: Path | None) -> Path:
-    chosen = cache or os.environ.get("MULTICROP_CACHE") or "~/.cache/multicrop-bench"
-    return Path(chosen).expanduser()
+    return surroundings.cache_folder(cache)
 
 
 def _usable_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
+    return min(surroundings.usable_cores(), 16)
 
 
 def _write_all(root: Path, plans: list[Plan], workers: int) -> None:

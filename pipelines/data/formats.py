@@ -34,12 +34,20 @@ OTHER_PICTURES = frozenset(
     for suffix in line.split()
 )
 
+BEGINNINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".gif")
+
 CONVERT = "convert it to PNG or JPEG"
 
 
 def other_picture(suffix: str) -> str:
-    """Why a file with such a suffix is not read."""
-    return f"{suffix} pictures are not read by every backend: {CONVERT}"
+    """Why a file with such a suffix is not read, though it is a picture; "" for a suffix of another kind.
+
+    Programs that save web pages write ``x.jpg_large`` and ``x.png~``.
+    """
+    if suffix in OTHER_PICTURES:
+        return f"{suffix} pictures are not read by every backend: {CONVERT}"
+    alike = suffix not in IMAGE_SUFFIXES and suffix.startswith(BEGINNINGS)
+    return f"{suffix} is not the suffix of an image: rename the file if it is one" if alike else ""
 
 
 def refusal(image: ImageFile) -> str:

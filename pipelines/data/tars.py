@@ -64,7 +64,7 @@ from pipelines.data.dataset import (
     with_demo_columns,
     write_cache,
 )
-from pipelines.data.formats import IMAGE_SUFFIXES, OTHER_PICTURES
+from pipelines.data.formats import IMAGE_SUFFIXES, other_picture
 from pipelines.data.spans import Span, pread
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".zip")
@@ -316,7 +316,7 @@ class _Reader:
         images, beside, demo = [], {}, []
         for member in self._members():
             suffix = suffix_of(posixpath.basename(member.name))
-            if suffix in IMAGE_SUFFIXES | OTHER_PICTURES or not member.name:
+            if suffix in IMAGE_SUFFIXES or other_picture(suffix) or not member.name:
                 images.append(member._replace(problem=member.problem or left_out(member.name)))
                 continue
             self.other_files[suffix] += 1

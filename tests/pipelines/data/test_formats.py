@@ -145,7 +145,7 @@ def test_every_picture_is_scored_or_listed(files: dict[str, Path], tmp_path: Pat
         "@eaDir/c.png",
         "__MACOSX/cat/d.png",
     ]
-    listed = [f"cat/x{suffix}" for suffix in OTHER_PICTURES] + theirs
+    listed = [f"cat/x{suffix}" for suffix in (*OTHER_PICTURES, ".jpg_large", ".png~")] + theirs
     for name in [*scored, *listed, "cat/Thumbs.db", "notes.txt", "cat/none"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png)

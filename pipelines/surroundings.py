@@ -1,0 +1,77 @@
+"""What the system grants this process: processor cores, and a folder for caches. A container grants less than it
+shows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: of its cpuset, and no more than its CPU quota is worth, at least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota() -> float | None:
+    """How many cores' time the control groups (version 1 and 2) of this process grant; None: no limit is set.
+
+    Source: Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and scheduler/sched-bwc.rst of the Linux kernel. A
+    group cannot have more than the groups above it; inside a container its own group is usually the root.
+    """
+    found = []
+    for line in _text(OWN_CGROUP).splitlines() or ["0::/"]:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for top in [CGROUPS] if not controllers else [CGROUPS / "cpu", CGROUPS / controllers]:
+            found += [_quota_of(folder) for folder in _with_those_above(top, path)]
+    found += [_quota_of(top) for top in (CGROUPS, CGROUPS / "cpu", CGROUPS / "cpu,cpuacct")]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _with_those_above(top: Path, path: str) -> list[Path]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _quota_of(group: Path) -> float | None:
+    words = _text(group / "cpu.max").split() or [
+        _text(group / "cpu.cfs_quota_us").strip(),
+        _text(group / "cpu.cfs_period_us").strip(),
+    ]
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # "max", or no such file
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def cache_folder(named: Path | str | None = None) -> Path:
+    """``named``, else the environment variable MULTICROP_CACHE, else ``~/.cache/multicrop-bench``.
+
+    A user without a home folder, as in many containers, has a folder of their own among the temporary files.
+    """
+    chosen = named or os.environ.get("MULTICROP_CACHE")
+    try:
+        return Path(chosen or "~/.cache/multicrop-bench").expanduser()
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        if chosen:
+            return Path(chosen)
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"multicrop-bench-{user}"
