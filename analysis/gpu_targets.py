@@ -26,7 +26,7 @@ from bench import records
 from bench.compare import loader_records
 from bench.compare.gpu_steps import HEADLINE, NETWORKS, PARITY_HW_LOADS, folder_of
 from bench.compare.loader_table import OURS
-from bench.compare.network import COMPILED, TIMM
+from bench.measure.variants import COMPILED, TIMM
 from pipelines.files import write_whole
 
 OVER_PIL = {1: 5.0, 20: 20.0}  # crops -> times as fast

@@ -66,6 +66,7 @@ class Job:
         self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
         self.failed: list[Failure] = []
         self.adapted = False
+        self.preset: dict[str, Any] | None = None  # what `preset` chose, and why (bench.measure.preset.Choice)
         self.home = home_of(self.data)
         self.home_identity = folder_identity(self.home)
 

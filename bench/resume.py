@@ -33,6 +33,7 @@ class NetworkPlan:
     setting: dict[str, Any]
     expected_s: float
     description: dict[str, Any]  # for run.json
+    preset: dict[str, Any] | None = None  # bench.measure.preset.Choice
 
     def stored(self) -> dict[str, Any]:
         """As it stands in run.json."""
@@ -45,7 +46,7 @@ def read_plans(info: dict[str, Any]) -> dict[str, NetworkPlan]:
     plans = {}
     for stored in info["models"]:
         rest = {k: v for k, v in stored.items() if k not in names}
-        plans[stored["label"]] = NetworkPlan(**{name: stored[name] for name in names}, description=rest)
+        plans[stored["label"]] = NetworkPlan(**{name: stored.get(name) for name in names}, description=rest)
     return plans
 
 

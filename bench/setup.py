@@ -6,7 +6,7 @@ Heavy imports (torch, timm, DALI) happen inside the functions, so that ``--help`
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from bench.config import LoadingConfig, RunConfig
@@ -39,7 +39,9 @@ def resolve(config: RunConfig, processes: Processes = ALONE) -> RunConfig:
     its cores and its GPUs. Raises UserError for a device or backend that cannot be had."""
     network = config.network
     device = resolved_device(network.device, processes)
-    channels_last = device == "cpu" if network.channels_last is None else network.channels_last
+    channels_last = network.channels_last
+    if channels_last is None and not network.preset:  # which decides it later, for each network
+        channels_last = device == "cpu"
     network = replace(network, weights=default_weights(config), device=device, channels_last=channels_last)
     return replace(config, network=network, loading=resolved_loading(config.loading, device, processes))
 
@@ -135,17 +137,23 @@ def make_job(
     plan: NetworkPlan | None = None,
     new_classes: tuple[str, ...] | None = None,
 ) -> Job:
-    """Load a network, match the labels and adapt it if asked. ``config`` is a resolved one (``resolve``); ``plan``
-    holds what was settled when the run began; ``new_classes`` get a new last layer, to be trained. Raises UserError for
-    weights that cannot be had."""
+    """Load a network, match the labels, choose how it is run (`preset`) and adapt it if asked. ``config`` is a resolved
+    one (``resolve``); ``plan`` holds what was settled when the run began; ``new_classes`` get a new last layer, to be
+    trained. Raises UserError for weights that cannot be had."""
     from bench.job import Job
+    from bench.measure import preset
     from bench.measure.adapt import adapt
     from models.checkpoints import WeightsError
 
+    chosen = plan.preset if plan else None
     try:
+        if config.network.preset:
+            chosen = chosen or asdict(preset.choose(case, scan, config))
+            config = replace(config, network=replace(config.network, preset=None, **chosen["options"]))
         job = Job(case, scan, config, processes, plan, new_classes)
     except WeightsError as error:
         raise UserError(str(error)) from error
+    job.preset = chosen
     if config.network.adapt:
         adapt(job, config.network.adapt)
     return job

@@ -30,6 +30,7 @@ AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 MAX_QUEUED = 2  # forward passes that may wait on a GPU while the host prepares the next
+MAX_GRAPHS = 4096  # of all networks and crop sizes of one process
 GRAPH_FORWARDS = 3  # before a pipeline starts: the first compiles, the second captures a CUDA graph, the third replays
 
 
@@ -59,6 +60,14 @@ class GpuModes:
     def set(self) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
+
+
+def allow_many_graphs() -> None:
+    """torch compiles a function at most eight times and then runs it uncompiled, with a warning only. Here each network
+    and each crop size of a run is one more time."""
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    torch._dynamo.config.accumulated_recompile_limit = MAX_GRAPHS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def default_batch_size(K: int, device: str) -> int:
@@ -104,6 +113,8 @@ class Network:
         # graphs: the next forward overwrites the outputs of this one, so ``predict`` copies them before it (_store).
         self.graphs = compiled and self.device.type == "cuda"
         mode = "reduce-overhead" if self.graphs else None
+        if compiled:
+            allow_many_graphs()
         self._forward = torch.compile(step, dynamic=False, mode=mode) if compiled else step
         self.first_forwards = GRAPH_FORWARDS if self.device.type == "cuda" else int(compiled)
         self.ready: set[int] = set()  # crop sizes that ``get_ready`` is done with

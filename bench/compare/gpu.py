@@ -9,9 +9,9 @@ Steps are ordered by value: the network alone first, which needs no DALI. A step
 the others go on; one that the time ran out for is begun again in the next call. One that a whole call was too short for
 is given up. To repeat a step, remove its line from steps.jsonl.
 
-Results lie in ``results/<gpu>/``: network/, tune/, parity/, runs/ (random weights, generated JPEGs with ImageNet's
-distribution of sizes), kernels.csv, loaders/, logs/ with each step's messages, steps.jsonl (what each took and how it
-ended) and targets.csv: what was wanted, what was measured.
+Results lie in ``results/<gpu>/``: network/, tune/, preset/, parity/, runs/ (random weights, generated JPEGs with
+ImageNet's distribution of sizes), kernels.csv, loaders/, logs/ with each step's messages, steps.jsonl (what each took
+and how it ended) and targets.csv: what was wanted, what was measured.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from bench.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = "resnet:50"  # whose share of kernel time is measured
 NETWORKS = (HEADLINE, "efficientnet:ap:b0", "mobilenet:v3-large", "nfnet:f0")  # beside timm's benchmark, and end to end
+FAMILIES = ("resnet", "efficientnet", "mobilenet", "nfnet")  # whose demo networks the preset is tried on
 PARITY_HW_LOADS = (0, 1)
 BATCH_SIZES = (256, 64, 8, 1)
 CROPS = [1, 5, 20]
@@ -66,7 +67,8 @@ class GpuConfig:
     def network(self, model: str, **changed: Any) -> NetworkConfig:
         """A network as it is fastest on a GPU, with random weights."""
         on_gpu = self.device != "cpu"
-        fast = {"amp_dtype": "float16", "channels_last": True, "torchcompile": True, "fold": True} if on_gpu else {}
+        switches = ("channels_last", "torchcompile", "fold", "cudnn_benchmark")
+        fast: dict[str, Any] = {"amp_dtype": "float16", **dict.fromkeys(switches, True)} if on_gpu else {}
         size = {"img_size": [64]} if self.quick else {}
         return NetworkConfig(models=[model], weights="random", device=self.device, **{**fast, **size, **changed})
 
@@ -85,7 +87,7 @@ class Step:
 
 def steps(config: GpuConfig) -> list[Step]:
     """In order. The network alone comes first: it needs no DALI, and its compiled code is kept for the later steps."""
-    networks = NETWORKS[:1] if config.quick else NETWORKS
+    networks, families = (NETWORKS[:1], FAMILIES[:1]) if config.quick else (NETWORKS, FAMILIES)
     made = [
         Step("images", images, "images.txt", 30),
         *(network_step(model, BATCH_SIZES[0]) for model in networks),
@@ -96,6 +98,7 @@ def steps(config: GpuConfig) -> list[Step]:
         *map(end_to_end_step, networks),
         Step("kernels", kernels, "kernels.csv", 50, needs=(DALI,)),
         *(Step(f"loaders-{n}", loaders, f"loaders/{n}", 160, {"crops": n}, (DALI,)) for n in (1, 20, 5)),
+        *(Step(f"preset-{family}", preset, f"preset/{family}.json", 100, {"family": family}) for family in families),
         *(network_step(model, n) for n in BATCH_SIZES[1:] for model in networks),
         *([] if config.quick else map(end_to_end_step, other_networks())),
     ]
@@ -230,6 +233,23 @@ def parity(out: Path, config: GpuConfig, *, hw_load: int) -> int:
             output=OutputConfig(out=out / "parity" / f"hw-{hw_load}"),
         )
     )
+
+
+def preset(out: Path, config: GpuConfig, *, family: str) -> int:
+    """What `preset` fast takes for a family's demo network: rates and agreement of every candidate."""
+    from bench import cases
+    from bench.measure.preset import choose
+    from bench.setup import find_images, resolve
+    from pipelines.files import write_whole
+
+    network = NetworkConfig(family=family, weights="demo", device=config.device, preset="fast")
+    limit, loading = 8 if config.quick else None, LoadingConfig(data_backend="torchvision")
+    run = resolve(RunConfig(network=network, data=DataConfig(limit=limit), loading=loading))
+    choice = choose(cases.model_cases(run.network, demo=True)[0], find_images(run), run)
+    print(choice.words())
+    (out / "preset").mkdir(exist_ok=True)
+    write_whole(out / "preset" / f"{family}.json", json.dumps(asdict(choice), indent=1) + "\n")
+    return 0
 
 
 def loaders(out: Path, config: GpuConfig, *, crops: int) -> int:

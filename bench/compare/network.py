@@ -24,6 +24,7 @@ from bench import cases, logs, values
 from bench.config import RunConfig, option, switch
 from bench.errors import exit_status
 from bench.files import new_folder_if
+from bench.measure.variants import PLAIN, TIMM, Variant, variants
 from bench.options import add_options, build_parser, flag_names, group_flags
 from bench.options import parse as parse_options
 from bench.setup import find_images, make_job, resolve
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from models.predict import Network
 
 log = logging.getLogger(__name__)
-NOT_HERE = ("accuracy", "throughput", "dry_run", "resume", "yes", "figures", "crops", "policies", "batch_size", "fold")
+NOT_HERE = ("accuracy", "throughput", "dry_run", "resume", "yes", "figures", "crops", "policies", "batch_size", "fold",
+    "preset", "tf32", "cudnn_benchmark", "amp", "amp_dtype", "channels_last",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +57,6 @@ class NetworkComparison:
     fastest_only: bool = switch(
         "--fastest-only", help="only plain, timm's benchmark and the variant that is expected to be the fastest"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How a network is run."""
-
-    channels_last: bool = False
-    fold: bool = False
-    amp_dtype: str = "float32"
-    compiled: bool = False
-    as_timm: bool = False
-
-
-PLAIN, TIMM, COMPILED = "plain", "timm's benchmark", "channels-last, fold, compiled"
-VARIANTS = {
-    PLAIN: Variant(),
-    "channels-last": Variant(channels_last=True),
-    "fold": Variant(fold=True),
-    "channels-last, fold": Variant(channels_last=True, fold=True),
-    "bfloat16, channels-last": Variant(channels_last=True, amp_dtype="bfloat16"),
-}
-GPU_VARIANTS = {"float16, channels-last, fold": Variant(channels_last=True, fold=True, amp_dtype="float16")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,19 +100,6 @@ def measure_all(config: RunConfig, comparison: NetworkComparison) -> list[dict[s
                 rows.append({"model": case.label, "K": job.classifier.spec.K, "device": device, **row})
                 print(row_text(rows[-1]), flush=True)
     return rows
-
-
-def variants(device: str, compiled: bool) -> dict[str, Variant]:
-    """Those of a device, the one that is expected to be the fastest last."""
-    gpu = device.startswith("cuda")
-    dtype = "float16" if gpu else "float32"
-    timm = {TIMM: Variant(True, False, dtype, compiled, as_timm=True)}
-    fastest = f"{dtype}, {COMPILED}"
-    if compiled:
-        return {**VARIANTS, **(GPU_VARIANTS if gpu else {}), **timm, fastest: Variant(True, True, dtype, True)}
-    eager = dict(VARIANTS)
-    last = {} if gpu else {"channels-last, fold": eager.pop("channels-last, fold")}
-    return {**eager, **timm, **(GPU_VARIANTS if gpu else last)}
 
 
 def some_crops(job: Job, n: int) -> Any:
@@ -182,7 +150,7 @@ def unfolded(job: Job) -> Job:
 
 def network_of(job: Job, variant: Variant, crops: Tensor) -> Network | AsTimm:
     """A network of its own, so that no variant changes another's weights, with these crops in its buffer."""
-    from models.predict import Network
+    from models.predict import GpuModes, Network
 
     if variant.as_timm:
         return AsTimm(job, variant, crops)
@@ -196,6 +164,7 @@ def network_of(job: Job, variant: Variant, crops: Tensor) -> Network | AsTimm:
         amp_dtype=variant.amp_dtype,
         channels_last=variant.channels_last,
         compiled=variant.compiled,
+        modes=GpuModes(variant.tf32, variant.cudnn_benchmark),
     )
     network.buffer.copy_(crops)
     return network

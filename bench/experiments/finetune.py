@@ -65,7 +65,8 @@ CHECKED_IMAGES = 4  # their crops are compared with the reference before any is 
 NOT_HERE = (
     "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "yes",
     "figures", "real_labels", "adapt", "train_size", "fold", "strict", "amp", "amp_dtype", "channels_last",
-    "torchcompile", "timeout", "model_list", "out", "resume", "img_size", "batch_size",
+    "torchcompile", "tf32", "cudnn_benchmark", "preset", "timeout", "model_list", "out", "resume", "img_size",
+    "batch_size",
 )  # fmt: skip
 REPEATED = ("model_kwargs", "num_classes", "interpolation", "crop_mode")  # scoring needs them again
 log = logging.getLogger(__name__)

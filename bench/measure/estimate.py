@@ -22,6 +22,7 @@ def plan_of(job: Job) -> NetworkPlan:
         setting=asdict(job.setting()),
         expected_s=round(expected, 1),
         description=job.describe(),
+        preset=job.preset,
     )
 
 

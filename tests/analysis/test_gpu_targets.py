@@ -16,7 +16,7 @@ from bench import records
 from bench.compare import loader_records
 from bench.compare.gpu_steps import HEADLINE, NETWORKS
 from bench.compare.loader_records import NotTimed, Timed, Workload
-from bench.compare.network import COMPILED, PLAIN, TIMM
+from bench.measure.variants import COMPILED, PLAIN, TIMM
 from bench.records import Setting, Throughput
 
 SETTING = Setting(

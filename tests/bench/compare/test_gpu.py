@@ -127,7 +127,8 @@ def test_the_network_alone_needs_no_dali(tmp_path: Path, monkeypatch: pytest.Mon
     machine = FakeMachine()
     assert machine.call(tmp_path, GpuConfig(minutes=9999)) == gpu.UNFINISHED
     assert set(machine.ended_at) == {
-        "images", *(f"network-{model}-{n}" for model in gpu_steps.NETWORKS for n in gpu_steps.BATCH_SIZES)
+        "images", *(f"network-{model}-{n}" for model in gpu_steps.NETWORKS for n in gpu_steps.BATCH_SIZES),
+        *(f"preset-{family}" for family in FAMILIES),
     }  # fmt: skip
 
 
