@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 from bench import values
 from pipelines.backends import BACKENDS
+from pipelines.batch import DEFAULT_MAX_RESIZED
 from pipelines.crops import GRAMMAR
 from pipelines.inputspec import INTERPOLATIONS
 
@@ -215,6 +216,20 @@ class DataConfig:
         help="score a second set of labels too, several classes an image: ImageNet's real.json, as in timm, or {name: "
         "[classes]}; images without any are left out of that score",
     )
+    max_megapixels: float = option(
+        "--max-megapixels",
+        metavar="N",
+        default=200.0,
+        parse=values.above_zero,
+        help="leave out images of more pixels as stored, millions (default: 200)",
+    )
+    max_megabytes: float = option(
+        "--max-megabytes",
+        metavar="N",
+        default=256.0,
+        parse=values.above_zero,
+        help="leave out larger image files, millions of bytes (default: 256)",
+    )
     limit: int | None = option(
         "--limit", metavar="N", parse=int, help="only N images, chosen by --seed and their names"
     )
@@ -251,6 +266,14 @@ class LoadingConfig:
         metavar="X",
         parse=values.share,
         help="share of a batch for the GPU's JPEG engine (default: what multicrop-bench tune found, or 0.65)",
+    )
+    max_resized_megapixels: float = option(
+        "--max-resized-megapixels",
+        metavar="N",
+        default=DEFAULT_MAX_RESIZED,
+        parse=values.above_zero,
+        help="do not read images that have more pixels when resized, millions: panoramas of extreme shape (default: "
+        "50)",
     )
     # Without flags: found by `multicrop-bench tune`, or by a trial on this machine.
     prefetch: int | None = None  # batches in flight

@@ -190,6 +190,7 @@ class Job:
             device_id=torch.device(self.device).index or 0,
             hw_load=defaults.hw_load if loading.hw_load is None else loading.hw_load,
             mmap=loading.mmap,
+            max_resized_megapixels=loading.max_resized_megapixels,
             crop_operator=loading.crop_operator,
         )
 

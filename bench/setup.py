@@ -114,9 +114,14 @@ def find_images(config: RunConfig) -> Scan:
     """Scan `data`, or make the demo images and scan those."""
     from pipelines.data import demo, scanning
     from pipelines.data.dataset import left_out_lines, printable
+    from pipelines.data.limits import ImageLimits
 
     root = config.data.data if config.data.data is not None else demo.ensure("val")
-    scan = scanning.scan(root, workers=config.loading.workers or 1)
+    scan = scanning.scan(
+        root,
+        workers=config.loading.workers or 1,
+        limits=ImageLimits(config.data.max_megapixels, config.data.max_megabytes),
+    )
     if len(scan.unreadable):
         log.warning(
             "%d files cannot be read as images and are left out; unreadable.csv lists them", len(scan.unreadable)

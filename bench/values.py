@@ -63,6 +63,7 @@ seconds = number_between(1e-3, 3600.0, "a number of seconds, at most an hour")
 minutes = number_between(0.01, 1e5, "a number of minutes")
 long_seconds = number_between(1e-3, 1e7, "a number of seconds")
 ratio = number_between(1e-3, 1.0, "a ratio above 0 and at most 1")
+above_zero = number_between(1e-6, 1e9, "a number above 0")
 share = number_between(0.0, 1.0, "a share from 0 to 1")
 
 

@@ -60,6 +60,7 @@ class Source(Protocol):
 
 
 DEFAULT_PREFETCH, DEFAULT_HW_LOAD = 2, 0.65
+DEFAULT_MAX_RESIZED = 50.0  # megapixels; resizing takes up to 15 bytes for each of them
 CROP_OPERATOR_NAMES = (
     "multi_paste",
     "warp_affine",
@@ -100,6 +101,7 @@ class LoadConfig:
     hw_load: float = (
         DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
     )
+    max_resized_megapixels: float = DEFAULT_MAX_RESIZED  # of one image's frame; a larger one is not read
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
     crop_operator: str | None = None  # one of CROP_OPERATOR_NAMES; None: the first that is right here
 
@@ -110,8 +112,9 @@ STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crop
 class Backend(Protocol):
     """Obeys the plan, decodes each image once, draws no numbers of its own.
 
-    ``batches(rows)`` yields one CropBatch for each ``batch_images`` rows, in order; the last is short. An image that
-    cannot be read is in ``failed`` with its reason, and the others are bit for bit what they would have been.
+    ``batches(rows)`` yields one CropBatch for each ``batch_images`` rows, in order; the last is short, and those of
+    large images are (pipelines.bounds). An image that cannot be read, or would be too large, is in ``failed`` with its
+    reason, and the others are bit for bit what they would have been.
     """
 
     name: str

@@ -12,6 +12,7 @@ Four of DALI's defaults silently break parity with torchvision and timm, and are
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -30,11 +31,14 @@ from nvidia.dali import types as dali_types
 
 from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, CropOperator, working_crop_operator
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, crop_operator_at, split
+from pipelines.bounds import pieces, too_large, with_refused, without
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode_error
+from pipelines.data.faults import fault, is_of_machine
 from pipelines.data.spans import Span
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 types: Any = dali_types  # its constants are made at run time; type checkers do not see them
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 ENCODED_INPUT = ([types.UINT8], [1])  # the path's bytes, or the image's
@@ -68,6 +72,10 @@ class _Dali:
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
+        refused = too_large(self.source, self.planner, rows, self.config)
+        yield from with_refused(rows, refused, self._batches(without(rows, refused)))
+
+    def _batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         for plan, outputs in self._stream("crops", rows):
             if isinstance(outputs, Exception):
                 yield self._one_by_one(plan, outputs)
@@ -76,7 +84,7 @@ class _Dali:
 
     def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
-        for plan, outputs in self._stream("frames", rows):
+        for plan, outputs in self._stream("frames", self._fitting(rows)):
             if isinstance(outputs, Exception):
                 for single, alone in self._alone("frames", plan.rows):
                     if not isinstance(alone, Exception):
@@ -92,8 +100,11 @@ class _Dali:
 
     def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
         """Run the graph only as far as ``what`` (``read``, ``decode``, ``resize``); yields images, batch by batch."""
-        for plan, outputs in self._stream(what, rows):
+        for plan, outputs in self._stream(what, self._fitting(rows)):
             yield 0 if isinstance(outputs, Exception) else len(plan.rows)
+
+    def _fitting(self, rows: np.ndarray) -> np.ndarray:
+        return without(rows, too_large(self.source, self.planner, rows, self.config))
 
     def close(self) -> None:
         """Free DALI's threads and memory, and the readers."""
@@ -107,8 +118,10 @@ class _Dali:
     def _stream(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
         """(plan, outputs or the exception) for each batch. Whole batches are planned, and read where DALI cannot read
         them, ahead on a helper thread."""
-        pieces = split(rows, self.config.batch_images)
-        with Prefetcher(map(self._request, pieces), depth=self.config.prefetch + 1) as requests:
+        if not len(rows):
+            return
+        batches = pieces(self.source, self.planner, rows, self.config, gpu=self.mixed)
+        with Prefetcher(map(self._request, batches), depth=self.config.prefetch + 1) as requests:
             yield from self._pipe(what, rows).run(requests)
 
     def _alone(self, what: str, rows: np.ndarray) -> Iterator[tuple[Plan, Any]]:
@@ -146,19 +159,24 @@ class _Dali:
     def _one_by_one(self, plan: Plan, refusal: Exception) -> CropBatch:
         """A batch that DALI refused because of one image: each image alone, in a pipeline of its own.
 
-        When each of them is good alone, no image was the cause: the refusal is raised, not hidden behind a slow path.
+        When each of them is good alone, no image was the cause: the refusal is raised, not hidden behind a slow path,
+        unless memory ran out for the batch. Raises MachineFault where it runs out for a single image.
         """
         done: list[CropBatch] = []
         failed: list[Failure] = []
         for single, outputs in self._alone("crops", plan.rows):
             if isinstance(outputs, Exception):
                 span = self.source.spans(single.rows)[0]
+                if is_of_machine(outputs):
+                    raise fault(self.source.names(single.rows)[0], RuntimeError(_short(outputs))) from outputs
                 failed.append(Failure(int(single.rows[0]), f"{_short(outputs)}; PIL: {decode_error(span)}"))
             else:
                 batch = self._batch(single, outputs)
                 done.append(batch)
                 failed += batch.failed
-        if not failed:
+        if not failed and is_of_machine(refusal):
+            log.warning("memory ran out for a batch of %d images; they were read one by one", len(plan.rows))
+        elif not failed:
             raise RuntimeError("DALI refused a batch whose images are all good alone") from refusal
         groups = [
             Group(

@@ -22,6 +22,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +34,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, split
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source
+from pipelines.bounds import pieces, too_large, with_refused, without
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode, decode_error
+from pipelines.data.faults import MachineFault, fault, is_of_machine
 from pipelines.data.spans import Span
 
 
@@ -58,6 +61,10 @@ class Torchvision:
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
+        refused = too_large(self.source, self.planner, rows, self.config)
+        yield from with_refused(rows, refused, self._batches(without(rows, refused)))
+
+    def _batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         for plan, loaded in self._load(rows, ship_frames=None):
             groups = []
             for g, group in enumerate(plan.groups):
@@ -68,14 +75,17 @@ class Torchvision:
 
     def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
-        for plan, loaded in self._load(rows, ship_frames=True):
+        for plan, loaded in self._load(self._fitting(rows), ship_frames=True):
             for i, frame in zip(loaded.good, loaded.frames(plan, group), strict=True):
                 yield int(plan.rows[i]), frame
 
     def stage(self, what: str, rows: np.ndarray) -> Iterator[int]:
         """The workers' work only as far as ``what`` (``read``, ``decode``, ``resize``); yields images, by batch."""
-        for _, loaded in self._load(rows, ship_frames=None, until=what):
+        for _, loaded in self._load(self._fitting(rows), ship_frames=None, until=what):
             yield len(loaded.good)
+
+    def _fitting(self, rows: np.ndarray) -> np.ndarray:
+        return without(rows, too_large(self.source, self.planner, rows, self.config))
 
     def close(self) -> None:
         """Stop the workers."""
@@ -85,12 +95,12 @@ class Torchvision:
     def _load(
         self, rows: np.ndarray, *, ship_frames: bool | None, until: str = "crops"
     ) -> Iterator[tuple[Plan, _Loaded]]:
-        self._upcoming.pieces = split(rows, self.config.batch_images)
+        self._upcoming.pieces = list(pieces(self.source, self.planner, rows, self.config, gpu=False))
         self._upcoming.ship_frames, self._upcoming.until = ship_frames, until
         if self._loader is None:
             workers = self.config.workers
             self._loader = DataLoader(
-                _Batches(self.planner),
+                _Batches(self.planner, _context().Lock() if workers > 1 else None),
                 sampler=self._upcoming,
                 batch_size=None,
                 num_workers=workers,
@@ -100,7 +110,10 @@ class Torchvision:
                 worker_init_fn=_end_with_parent,
                 collate_fn=sendable,
             )
-        yield from self._loader
+        try:
+            yield from self._loader
+        except MachineFault as error:  # a worker's, whose traceback the loader puts around the message
+            raise MachineFault(str(error).strip().rpartition("MachineFault: ")[2]) from None
 
     def _cut(self, plan: Plan, loaded: _Loaded, g: int) -> torch.Tensor:
         frames = dict(zip(loaded.good.tolist(), loaded.frames(plan, g), strict=True))
@@ -234,30 +247,21 @@ class _Request:
 class _Batches(Dataset):
     """Item ``request``: the batch's plan, and what became of it."""
 
-    def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+    def __init__(self, planner: Planner, lock: Any) -> None:
+        self.planner, self.lock = planner, lock
+
+    def _turn(self, size: np.ndarray) -> AbstractContextManager[Any]:
+        """Wait until no other worker holds a large image, if this one is large."""
+        return self.lock if self.lock is not None and size.prod() > LARGE_PIXELS else nullcontext()
 
     def __getitem__(self, request: _Request) -> tuple[Plan, _Loaded]:
         plan = self.planner.plan(request.rows, request.names, request.sizes)
         frames: list[dict[int, np.ndarray]] = [{} for _ in plan.groups]
         failed: list[tuple[int, str]] = []
-        mode = InterpolationMode(self.planner.spec.interpolation)
         for k, span in enumerate(request.spans):
-            try:
-                data = span.read()
-                if request.until == "read":
-                    continue
-                image = decode_rgb(data)
-            except Exception as error:  # whatever a decoder raises, the image costs itself only
-                failed.append((k, f"torchvision: {type(error).__name__}; PIL: {decode_error(span)}"))
-                continue
-            if reason := changed(plan.source_sizes[k], np.array(image.shape[1:])):
-                failed.append((k, reason))
-                continue
-            if request.until == "decode":
-                continue
-            for group, done in zip(plan.groups, frames, strict=True):
-                done[k] = resize(image, group.sizes[k].tolist(), mode, antialias=True).permute(1, 2, 0).numpy()
+            with self._turn(plan.source_sizes[k]):
+                if reason := self._read(request, plan, k, span, frames):
+                    failed.append((k, reason))
         good = np.setdiff1d(np.arange(len(request.rows)), [k for k, _ in failed])
         if request.until != "crops":
             return plan, _Loaded(good, failed, [], [])
@@ -268,6 +272,31 @@ class _Batches(Dataset):
             return plan, _Loaded(good, failed, [], pixels)
         return plan, _Loaded(good, failed, [cut_all(plan, g, done, fresh) for g, done in enumerate(frames)], [])
 
+    def _read(self, request: _Request, plan: Plan, k: int, span: Span, frames: list[dict[int, np.ndarray]]) -> str:
+        """Read image ``k`` as far as is asked for, its frames into ``frames``. Returns why it cannot be read, or "".
+
+        Raises MachineFault when that is not the image's fault.
+        """
+        try:
+            data = span.read()
+            if request.until == "read":
+                return ""
+            if reason := changed(plan.source_sizes[k], header_size(data)):  # before it is decoded
+                return reason
+            image = decode_rgb(data)
+        except Exception as error:  # whatever a decoder raises, the image costs itself only
+            if is_of_machine(error):
+                raise fault(request.names[k], error) from None
+            return f"torchvision: {type(error).__name__}; PIL: {decode_error(span)}"
+        if request.until != "decode":
+            mode = InterpolationMode(self.planner.spec.interpolation)
+            for group, done in zip(plan.groups, frames, strict=True):
+                try:
+                    done[k] = resize(image, group.sizes[k].tolist(), mode, antialias=True).permute(1, 2, 0).numpy()
+                except (MemoryError, RuntimeError) as error:
+                    raise fault(request.names[k], error) from None
+        return ""
+
 
 def frames_are_smaller(plan: Plan) -> bool:
     """Whether the resized frames are fewer bytes than the crops cut from them."""
@@ -277,11 +306,18 @@ def frames_are_smaller(plan: Plan) -> bool:
 
 
 EMPTY = np.zeros(0, np.uint8)
+LARGE_PIXELS = 32_000_000  # of an image that only one worker at a time may decode: each takes seven bytes a pixel
 Shape = tuple[int, ...]
 
 
 def fresh(shape: Shape) -> np.ndarray:
     return np.empty(shape, np.uint8)
+
+
+def header_size(data: bytes) -> np.ndarray:
+    """Height and width of an image file. Raises as PIL's open does."""
+    with Image.open(io.BytesIO(data)) as header:
+        return np.array(header.size[::-1])
 
 
 def decode_rgb(data: bytes) -> torch.Tensor:
@@ -290,7 +326,7 @@ def decode_rgb(data: bytes) -> torch.Tensor:
         plain = header.format == "JPEG" and header.mode in ("RGB", "L")
     if plain:
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    return torch.from_numpy(decode(io.BytesIO(data)).copy()).permute(2, 0, 1)
+    return torch.from_numpy(decode(io.BytesIO(data))).permute(2, 0, 1)
 
 
 def cut_all(plan: Plan, g: int, frames: dict[int, np.ndarray], take: Callable[[Shape], np.ndarray]) -> torch.Tensor:

@@ -49,6 +49,7 @@ OTHER_PROGRAMS = frozenset(
 DEMO_TABLE = "demo.csv"
 DEMO_COLUMNS = ("name", "label", "class", "width", "height")  # how the table of pipelines.data.demo begins
 CHUNK_FILES = 512
+BACKWARD_BYTES = 1 << 20  # of a file that ends in zeros, looked at at a time
 START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
@@ -129,6 +130,10 @@ class Dataset:
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """Stored height and width, int64 [b, 2]."""
         return self.table[["height", "width"]].iloc[rows].to_numpy(np.int64)
+
+    def file_bytes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of each image's file, int64 [b]."""
+        return self.table["bytes"].iloc[rows].to_numpy(np.int64)
 
     def subset(self, limit: int, seed: int) -> Dataset:
         """``limit`` images chosen by a hash of (seed, name), in table order; all of them when there are no more.
@@ -446,7 +451,6 @@ def _no_known_format(start: Callable[[], bytes], error: Exception) -> str:
 
 REASONS: dict[type[Exception], Callable[[Callable[[], bytes], Exception], str]] = {
     UnidentifiedImageError: _no_known_format,
-    Image.DecompressionBombError: lambda start, error: f"absurdly large: {error}",
     FileNotFoundError: lambda start, error: "vanished during the scan",
     PermissionError: lambda start, error: "no permission to read it",
 }
@@ -456,12 +460,17 @@ def _is_cut_and_filled(image: ImageFile) -> bool:
     """A JPEG that ends in zeros and has no end marker behind its last scan: some decoders take zeros for pixels."""
     if image.format != "JPEG" or image.fp is None:
         return False
+    end = image.fp.seek(0, os.SEEK_END)
     image.fp.seek(-2, os.SEEK_END)
     if image.fp.read() != b"\0\0":
         return False
-    image.fp.seek(0)
-    data = image.fp.read()
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    for start in range(end - BACKWARD_BYTES, -BACKWARD_BYTES, -BACKWARD_BYTES):  # a file may be all zeros, and large
+        image.fp.seek(max(start, 0))
+        data = image.fp.read(start + BACKWARD_BYTES + 1 - max(start, 0))  # a marker may lie across two blocks
+        last_end, last_scan = data.rfind(b"\xff\xd9"), data.rfind(b"\xff\xda")
+        if max(last_end, last_scan) >= 0:
+            return last_end < last_scan
+    return False
 
 
 CUT_AND_FILLED = "a JPEG cut off, its end filled with zeros, as by an unfinished download: copy it again"

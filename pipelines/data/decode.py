@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.data import limits  # noqa: F401 - lifts Pillow's own limit, in worker processes too
 from pipelines.data.formats import FORMATS
 from pipelines.data.spans import Span
 
 READS = "reads it"
+STRIP_PIXELS = 1 << 22
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -29,7 +31,21 @@ def decode(source: str | Path | Span | io.BytesIO) -> np.ndarray:
             raise OSError(f"{image.format} images are not read by every backend: convert it to PNG or JPEG")
         if image.format == "PNG" and PNG_END not in file.getvalue():
             raise OSError("image file is truncated: a PNG without its end chunk")
-        return np.asarray(image.convert("RGB"))
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3], strip by strip: PIL's own conversion holds a large image three times."""
+    width, height = image.size
+    image.load()
+    if image.mode not in ("RGB", "L"):
+        image = image.convert("RGB")
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def opened(span: Span, most: int | None = None) -> str | io.BytesIO:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.dataset import START_BYTES, header_facts, read_header
+from pipelines.data.limits import DEFAULT_LIMITS
 from pipelines.data.spans import Span
 
 
@@ -41,6 +42,7 @@ class ImageList:
     listed: list[str] = field(default_factory=list)
     where: list[Span] = field(default_factory=list)
     stored: list[tuple[int, int]] = field(default_factory=list)  # height, width; 0, 0 where it cannot be read
+    lengths: list[int] = field(default_factory=list)  # bytes of each file
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -60,14 +62,16 @@ class ImageList:
     def _add(self, image: Any, number: int) -> None:
         try:
             span, facts = _file(Path(image)) if isinstance(image, str | Path) else _in_memory(image)
+            file_bytes = Path(span.path).stat().st_size if span.is_file else span.length or 0
         except (OSError, ValueError, TypeError) as error:
-            span, facts = MemorySpan.of(b""), (0, 0, "", "", str(error))
+            span, facts, file_bytes = MemorySpan.of(b""), (0, 0, "", "", str(error)), 0
         width, height, _, _, problem = facts
-        if problem:
+        if problem := problem or DEFAULT_LIMITS.why_refused(width, height, file_bytes):
             self.errors[len(self.listed)] = problem
         self.listed.append(name_of(image, number))
         self.where.append(span)
         self.stored.append((height, width))
+        self.lengths.append(file_bytes)
 
     def __len__(self) -> int:
         return len(self.listed)
@@ -85,6 +89,10 @@ class ImageList:
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return np.array([self.stored[row] for row in rows], dtype=np.int64).reshape(-1, 2)
+
+    def file_bytes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of each image's file, int64 [b]."""
+        return np.array([self.lengths[row] for row in rows], dtype=np.int64)
 
 
 def name_of(image: Any, number: int) -> str:

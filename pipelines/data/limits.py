@@ -1,0 +1,35 @@
+"""How large one image may be, so that no file fills the memory: judged by its header, before it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# ImageLimits takes its place: Pillow's own limit of 179 megapixels cannot be set for one data set.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """``megapixels``: width times height as stored, millions. ``megabytes``: of the file, millions of bytes."""
+
+    megapixels: float = 200
+    megabytes: float = 256
+
+    def why_refused(self, width: int, height: int, file_bytes: int) -> str:
+        """Why an image is left out, or ""."""
+        if width * height > 1e6 * self.megapixels:
+            return f"{width}x{height} pixels: over the limit of {self.megapixels:g} megapixels (`max_megapixels`)"
+        if file_bytes > 1e6 * self.megabytes:
+            return f"a file of {file_bytes:,} bytes: over the limit of {self.megabytes:g} MB (`max_megabytes`)"
+        return ""
+
+    def refused(self, width: np.ndarray, height: np.ndarray, file_bytes: np.ndarray) -> np.ndarray:
+        """bool [b]: which images are left out."""
+        pixels = width.astype(np.int64) * height.astype(np.int64)
+        return (pixels > 1e6 * self.megapixels) | (file_bytes > 1e6 * self.megabytes)
+
+
+DEFAULT_LIMITS = ImageLimits()
