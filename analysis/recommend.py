@@ -4,6 +4,7 @@
     multicrop-bench recommend RUN... --target 'top1>=80'                # the fastest that is accurate enough
     multicrop-bench recommend RUN... --target 'forwards<=2' --target 'peak_mem_gb<=4' --out recipe.json
     multicrop-bench recommend RUN --check recipe.json                   # does a recipe still hold?
+    multicrop-bench recommend --data DIR --models LIST --target ...     # measures first; --models LIST --help says how
 
 RUN: folders of multicrop-bench run, on the same images; networks, sizes and policies that are to be chosen between.
 `--check` takes the run of `multicrop-bench run --recipe recipe.json`.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,14 @@ class Choice:
         return [(one, difference) for one, difference in self.rivals if difference.is_tie]
 
 
-def choose(found: Candidates, targets: Sequence[Target], seed: int = 0) -> Choice:
+def choose(found: Candidates, targets: Sequence[Target], seed: int = 0, screened: Collection[str] = ()) -> Choice:
     """The most accurate setting that meets the targets; with a target for top-1 the fastest that is sure to meet it.
+
+    ``screened``: names of images on which settings have been dropped already: they choose too, and never report.
 
     Raises ValueError, with what is nearest, where nothing meets them or there are too few images.
     """
-    choosing_part = choosing.parts(found.names, seed)
+    choosing_part = choosing.parts(found.names, seed) | np.isin(found.names, sorted(screened))
     if min(choosing_part.sum(), (~choosing_part).sum()) < FEWEST_IMAGES:
         raise ValueError(f"{len(found.names)} images are too few to choose on one half and to report on the other")
     wanted, left_out = meeting(found, targets)
@@ -267,11 +270,24 @@ def recommend(runs: Sequence[Run], args: argparse.Namespace) -> int:
     targets = [parse_target(target) for target in args.target]
     if args.out.exists():
         raise ValueError(f"--out {args.out} exists; recipes are never written over others: name a new file")
-    choice = choose(candidates(runs, args.levels), targets, args.seed)
+    return conclude(runs, targets, args.out, seed=args.seed, levels=args.levels)
+
+
+def conclude(
+    runs: Sequence[Run],
+    targets: Sequence[Target],
+    out: Path,
+    screened: Collection[str] = (),
+    *,
+    seed: int = 0,
+    levels: Sequence[str] | None = None,
+) -> int:
+    """Choose from runs, say so, and write the recipe to ``out``. ``screened``: as of ``choose``. Returns 0."""
+    choice = choose(candidates(runs, levels), targets, seed, screened)
     recipe = recipe_of(choice.chosen.run, choice.chosen.record, report_of(choice, targets))
     print("\n".join(text(choice)))
-    print(f"\nwritten: {recipe.write(args.out)}")
-    print(f"use it:  multicrop-bench predict --recipe {args.out} IMAGES")
+    print(f"\nwritten: {recipe.write(out)}")
+    print(f"use it:  multicrop-bench predict --recipe {out} IMAGES")
     return 0
 
 

@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "run": Command("measure accuracy and images per second of networks on images", "bench.run"),
-    "recommend": Command("which network, size and crops to use: recipe.json", "analysis.recommend"),
+    "recommend": Command("which network, size and crops to use: recipe.json", "bench.compare.recommend"),
     "predict": Command("classify images with several crops each; CSV, JSON lines or Parquet", "bench.predict"),
     "report": Command("runs as one self-contained HTML page", "analysis.report"),
     "figures": Command("draw every figure that the runs allow", "analysis.make_figures"),

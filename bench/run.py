@@ -335,6 +335,7 @@ def new_info(session: Session, environment: dict[str, Any]) -> dict[str, Any]:
         "networks": [case.label for case in session.cases],  # all that were asked for
         "policies": [policy.name for policy in cases.policies(session.config.measure)],
         "data": str(session.scan.root),
+        "images_found": len(session.scan.table),
         "images_unreadable_at_scan": len(session.scan.unreadable),
         "other_files": dict(session.scan.other_files),
         "config": to_plain(session.config),
