@@ -37,7 +37,7 @@ def recipe_of(run: Run, record: Accuracy, report: dict[str, Any] | None = None) 
         level=record.level,
         weights=setting.weights if network["checkpoint"] is None else "pretrained",
         device=setting.device.split(":")[0],
-        fold=network["fold"],
+        fold=setting.folded,  # --preset may have decided it
         **{name: getattr(setting, name) for name in SAME_AS_SETTING},
     )
     return Recipe(use, measured_of(run, record) | (report or {}))

@@ -176,7 +176,7 @@ def with_recipe(config: RunConfig, given: dict[str, Any]) -> RunConfig:
     recipe = read_recipe(path)
     recipe.require_unedited()
     said = recipe.run_options()
-    others = {"family", "variants", "model_list", "adapt", "train_size", "amp"}
+    others = {"family", "variants", "model_list", "adapt", "train_size", "amp", "preset"}
     for name, value in given.items():
         if name in others or said.get(name, value) != value:
             raise ValueError(f"`recipe` {path} says what is measured: leave `{name}` out")

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,10 @@ def test_the_file_says_what_was_measured(measured: tuple[Any, Path]) -> None:
     (timed,) = [t for t in done.run.throughputs if (t.stage, t.crops) == ("end_to_end", 3)]
     assert stored["measured"]["images_per_sec"] == round(timed.rate, 2)
     assert (stored["use"]["img_size"], stored["use"]["crop_pct"], stored["use"]["seed"]) == (64, 0.8, 3)
-    assert stored["use"]["stopping"] is None
+    assert stored["use"]["stopping"] is None and stored["use"]["fold"] is False
+    folded = replace(record, setting=replace(record.setting, folded=True))  # as `preset` may decide
+    info = {**done.run.info, "models": [{**done.run.info["models"][0], "setting": asdict(folded.setting)}]}
+    assert recipe_of(replace(done.run, info=info), folded).use.fold is True
     assert stored["measured"]["packages"]["torch"] == torch.__version__.split("+")[0]
 
 
