@@ -277,6 +277,8 @@ class LoadingConfig:
     )
     # Without flags: found by `multicrop-bench tune`, or by a trial on this machine.
     prefetch: int | None = None  # batches in flight
+    max_batch_images: int | None = None  # where `batch_images` is not given
+    hybrid_huffman_threshold: int | None = None  # pixels (pipelines.batch.LoadConfig)
     crop_operator: str | None = (
         None  # DALI's operator for the crops where it is not the usual one (pipelines.backends.crop_ops)
     )

@@ -25,7 +25,7 @@ from models.loading import load
 from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
 from pipelines.backends import BACKENDS, backend
-from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, split
+from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, size_hint, split
 from pipelines.crops import Planner, Policy, union
 from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
@@ -177,7 +177,8 @@ class Job:
         """Images per batch by memory, and so that a slow network is not given minutes of work at once."""
         loading = self.config.loading
         workers = loading.workers or 1
-        images = default_batch_images(n_views, self.classifier.spec.K, gpu=BACKENDS[loading.data_backend].on_gpu)
+        gpu = BACKENDS[loading.data_backend].on_gpu
+        images = default_batch_images(n_views, self.classifier.spec.K, gpu=gpu, most=loading.max_batch_images)
         if np.isfinite(self.crops_per_sec):
             images = int(np.clip(BATCH_SECONDS * self.crops_per_sec / n_views, min(workers, images), images))
         # Timing reads the rows again and again; a batch no longer than they are holds none of them twice.
@@ -192,7 +193,14 @@ class Job:
             mmap=loading.mmap,
             max_resized_megapixels=loading.max_resized_megapixels,
             crop_operator=loading.crop_operator,
+            hybrid_huffman_threshold=loading.hybrid_huffman_threshold if gpu else None,
+            size_hint=self.size_hint if gpu else None,
         )
+
+    @cached_property
+    def size_hint(self) -> tuple[int, int] | None:
+        """Of the images as the header scan found them."""
+        return size_hint(self.data.sizes(self.rows))
 
     def make_backend(self, planner: Planner, load_config: LoadConfig, name: str | None = None) -> Backend:
         """The run's backend, or the one named."""
@@ -246,6 +254,7 @@ class Job:
             amp_dtype=asked.amp_dtype,
             channels_last=bool(asked.channels_last),
             torchcompile=asked.torchcompile,
+            hybrid_huffman_threshold=self.load_config(1).hybrid_huffman_threshold,
             tf32=asked.tf32 and self.device != "cpu",
             cudnn_benchmark=asked.cudnn_benchmark and self.device != "cpu",
             seed=self.config.data.seed,

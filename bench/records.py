@@ -77,6 +77,7 @@ class Setting:
     crop_operator: str | None = (
         None  # DALI's operator for the crops (pipelines.backends.crop_ops) where it is not the usual one; dali-gpu only
     )
+    hybrid_huffman_threshold: int | None = None  # pixels; where it is not DALI's default; dali-gpu only
     tf32: bool = False  # float32 convolutions and matrix products may round to TF32; on a GPU only
     cudnn_benchmark: bool = False  # cuDNN took the fastest of its algorithms; on a GPU only
 

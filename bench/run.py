@@ -62,6 +62,12 @@ EXPECTED_ERRORS = (UserError, ValueError, *PATH_ERRORS)  # their text is enough
 EXPECTED_FAILURES = (*EXPECTED_ERRORS, RuntimeError, TimeoutError)
 
 
+# What may be tuned anew, or divided among another number of processes, between a run and its continuation.
+KEPT_LOADING = (
+    "data_backend", "workers", "prefetch", "hw_load", "crop_operator", "max_batch_images", "hybrid_huffman_threshold",
+)  # fmt: skip
+
+
 class Terminated(BaseException):
     """SIGTERM: torchrun's, when another process died, or a batch system's."""
 
@@ -219,7 +225,7 @@ def resolved_for(session: Session) -> RunConfig:
     config = session.config
     if session.earlier:
         stored = session.earlier.info["load"]
-        again = {name: stored[name] for name in ("workers", "prefetch", "hw_load", "crop_operator")}
+        again = {name: stored[name] for name in KEPT_LOADING if name in stored}
         config = replace(config, loading=replace(config.loading, **again))
         resolved = resolve(config, session.processes)
         return replace(resolved, loading=replace(resolved.loading, **again))

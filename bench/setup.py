@@ -68,15 +68,19 @@ def resolved_device(asked: str | None, processes: Processes = ALONE) -> str:
 def resolved_loading(loading: LoadingConfig, device: str, processes: Processes = ALONE) -> LoadingConfig:
     """The backend, and its settings: as given, else as tuned on this machine, else the defaults."""
     from bench.machine import usable_cores
-    from bench.measure.tuned import stored
+    from bench.measure.tuned import fastest_cpu_backend, stored
     from pipelines import backends
+    from pipelines.backends import BACKENDS
     from pipelines.batch import DEFAULT_HW_LOAD, DEFAULT_PREFETCH
 
     try:
-        name, why = backends.choose(loading.data_backend, device=device)
+        fastest = fastest_cpu_backend()
+        name, why = backends.choose(loading.data_backend, device=device, fastest_cpu=fastest)
     except RuntimeError as error:
         raise UserError(str(error)) from error
     log.info(why)
+    if loading.data_backend == "auto" and fastest is None and not BACKENDS[name].on_gpu:
+        log.info("(multicrop-bench tune finds out which CPU backend is the fastest here; auto takes that one then)")
     tuned = stored(name)
     if tuned:
         log.info("settings found by multicrop-bench tune, used where no option is given: %s", tuned)
@@ -87,6 +91,8 @@ def resolved_loading(loading: LoadingConfig, device: str, processes: Processes =
         workers=loading.workers or workers,
         prefetch=loading.prefetch or tuned.get("prefetch", DEFAULT_PREFETCH),
         hw_load=tuned.get("hw_load", DEFAULT_HW_LOAD) if loading.hw_load is None else loading.hw_load,
+        max_batch_images=loading.max_batch_images or tuned.get("batch_images"),
+        hybrid_huffman_threshold=loading.hybrid_huffman_threshold or tuned.get("hybrid_huffman_threshold"),
         crop_operator=unusual_crop_operator(name, device, tuned.get("crop_operator")),
     )
 

@@ -104,6 +104,11 @@ class LoadConfig:
     max_resized_megapixels: float = DEFAULT_MAX_RESIZED  # of one image's frame; a larger one is not read
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
     crop_operator: str | None = None  # one of CROP_OPERATOR_NAMES; None: the first that is right here
+    # For dali-gpu. nvJPEG decodes images of more pixels with its hybrid Huffman decoder, the others on the CPU; None:
+    # DALI's default, 1,000,000.
+    hybrid_huffman_threshold: int | None = None
+    # For dali-gpu: height and width for which memory is taken before the first image; larger ones take more later.
+    size_hint: tuple[int, int] | None = None
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it
@@ -144,10 +149,24 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def default_batch_images(views: int, K: int, *, gpu: bool = False) -> int:
-    """Images per batch, so that a batch of crops stays small whatever the number of views (128 MiB; 1 GiB on a GPU)."""
+MOST_BATCH_IMAGES = {True: 256, False: 32}  # on a GPU, on a CPU; multicrop-bench tune tries others
+HINTED_SHARE = 0.99  # of the images are no higher, and no wider, than the size hint
+
+
+def size_hint(sizes: np.ndarray) -> tuple[int, int] | None:
+    """(height, width) for LoadConfig from stored sizes [n, 2]: of nearly all images, as one panorama would multiply the
+    memory that every decoding thread takes. None without images."""
+    if not len(sizes):
+        return None
+    height, width = np.quantile(sizes, HINTED_SHARE, axis=0, method="higher").tolist()
+    return int(height), int(width)
+
+
+def default_batch_images(views: int, K: int, *, gpu: bool = False, most: int | None = None) -> int:
+    """Images per batch, so that a batch of crops stays small whatever the number of views (128 MiB; 1 GiB on a GPU).
+    ``most``: instead of MOST_BATCH_IMAGES."""
     budget_bytes = (1 << 30) if gpu else (128 << 20)
-    most = 256 if gpu else 32
+    most = most or MOST_BATCH_IMAGES[gpu]
     return int(np.clip(budget_bytes // (views * K * K * 3), 1, most))
 
 

@@ -77,7 +77,8 @@ def request_for(name: str, workload: Workload, comparison: Comparison, rows: np.
     if name in OURS:
         from pipelines.batch import default_batch_images
 
-        size = default_batch_images(crops, comparison.spec.K, gpu=BACKENDS[name].on_gpu)
+        most = comparison.tuned.get(name, {}).get("batch_images")
+        size = default_batch_images(crops, comparison.spec.K, gpu=BACKENDS[name].on_gpu, most=most)
     workers = int(comparison.tuned.get(name, {}).get("workers", comparison.workers))
     return Request(
         comparison.files,
@@ -108,7 +109,13 @@ class TimedLoader:
     def __init__(self, name: str, comparison: Comparison) -> None:
         self.name, self.loader, self.comparison = name, LOADERS[name], comparison
         tuned = comparison.tuned.get(name, {})
-        ours = Ours(name, comparison.batch_size, tuned.get("hw_load", comparison.hw_load), tuned.get("crop_operator"))
+        ours = Ours(
+            name,
+            comparison.batch_size,
+            tuned.get("hw_load", comparison.hw_load),
+            tuned.get("crop_operator"),
+            tuned.get("hybrid_huffman_threshold"),
+        )
         self.load: Load = ours if name in OURS else self.loader.load()
 
     def check(self, workload: Workload) -> float:

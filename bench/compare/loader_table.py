@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipelines.backends import BACKENDS
 from pipelines.baselines import BASELINES, UINT8, Loader, Request
 
@@ -29,6 +31,7 @@ class Ours:
     batch_size: int  # crops per forward
     hw_load: float
     crop_operator: str | None = None
+    hybrid_huffman_threshold: int | None = None
     kept: dict[int, Backend] = field(default_factory=dict)
 
     def __call__(self, request: Request) -> Iterator[Tensor]:
@@ -71,15 +74,17 @@ class Ours:
 
     def build(self, request: Request) -> Backend:
         from pipelines.backends import backend
-        from pipelines.batch import LoadConfig, default_batch_images
+        from pipelines.batch import LoadConfig, size_hint
 
         gpu = BACKENDS[self.backend].on_gpu
         config = LoadConfig(
-            batch_images=default_batch_images(request.crops, request.spec.K, gpu=gpu),
+            batch_images=request.batch_images,
             workers=request.workers,
             prefetch=DALI_PREFETCH,
             hw_load=self.hw_load,
             crop_operator=self.crop_operator,
+            hybrid_huffman_threshold=self.hybrid_huffman_threshold,
+            size_hint=size_hint(request.files.sizes(np.unique(request.rows))) if gpu else None,
         )
         return backend(self.backend)(request.files, planner(request), config)
 

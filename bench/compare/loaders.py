@@ -177,8 +177,9 @@ def tuned(options: LoaderComparison) -> dict[str, dict[str, Any]]:
     loaders' cycles depend on it."""
     from bench.measure.tuned import stored
 
-    given = {"workers": options.workers, "hw_load": options.hw_load, "crop_operator": None}
+    given = {"workers": options.workers, "hw_load": options.hw_load}
     free = [name for name, value in given.items() if value is None]
+    free += ["crop_operator", "batch_images", "hybrid_huffman_threshold"]
     found = {name: {key: value for key, value in stored(name).items() if key in free} for name in OURS}
     for name, settings in found.items():
         if settings:

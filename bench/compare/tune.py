@@ -5,8 +5,10 @@
     multicrop-bench tune --out DIR                # every rate in DIR/tune.csv, what was kept in DIR/tuned.json
 
 First the number of threads (on a GPU each number with each share of the JPEG engine, because the best share falls as
-threads are added), then the prefetch depth, then on a GPU DALI's operator for the crops. Candidates alternate in
-rounds, and one is kept only where it is faster than the default in every round. The result is stored for this machine
+threads are added), then images per batch, on a GPU the image size from which it decodes Huffman codes, the prefetch
+depth, then on a GPU DALI's operator for the crops. Candidates alternate in rounds, and one is kept only where it is
+faster than the default in every round. On a CPU all backends that work are tuned and then compared: ``--data-backend
+auto`` takes the fastest from then on, and runs say so. The result is stored for this machine
 and backend (bench.measure.tuned); ``run`` and ``compare loaders`` use it where no option is given. No setting changes a
 prediction on one backend (but see ``--hw-load``).
 """
@@ -14,8 +16,9 @@ prediction on one backend (but see ``--hw-load``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +32,10 @@ from bench.options import group_flags, parse_group, shared
 if TYPE_CHECKING:
     from pipelines.batch import LoadConfig, Source
 
-FIELDS = ("workers", "prefetch", "hw_load", "crop_operator")  # of LoadConfig
+# Of LoadConfig; ``batch_images`` is the most that a batch holds, where its crops fit into the memory meant for them.
+FIELDS = ("workers", "batch_images", "hybrid_huffman_threshold", "prefetch", "hw_load", "crop_operator")
+BATCH_IMAGES = {True: (64, 128, 256, 512), False: (16, 32, 64)}  # on a GPU, on a CPU
+HUFFMAN_PIXELS = (250_000, 60_000)  # below DALI's default, which is 1,000,000
 MIN_OPERATOR_CROPS = 20  # when operators for the crops are compared: at one crop they hardly differ
 HW_LOADS = (0.0, 0.12, 0.25, 0.5, 0.65, 0.8, 1.0)
 STREAM_IMAGES = 100_000  # a timed segment ends long before
@@ -75,36 +81,80 @@ def tune(options: TuneConfig) -> int:
 def tune_into(out: Path | None, options: TuneConfig) -> int:
     """``tune``; the measurements are also written to ``out`` if that is given."""
     from bench.machine import usable_cores
-    from bench.setup import resolved_device
-    from pipelines.backends import BACKENDS, choose
-    from pipelines.batch import LoadConfig
     from pipelines.data import demo, scanning
     from pipelines.data.labels import unlabelled
 
+    names = tuned_backends(options)
+    data = unlabelled(scanning.scan(options.data or demo.ensure("val"), workers=usable_cores()), "not needed")
+    best: dict[str, LoadConfig] = {}
+    measured: list[dict[str, Any]] = []
+    for name in names:
+        best[name], rows = best_settings(options, name, data)
+        measured += rows
+    kept: dict[str, dict[str, Any]] = {
+        name: {field: value for field in FIELDS if (value := getattr(config, field)) is not None}
+        for name, config in best.items()
+    }
+    if len(names) > 1:
+        rates = {name: partial(rate_of(options, name, data, options.crops), best[name]) for name in names}
+        kept[tuned.AUTO] = {"data_backend": fastest(rates, options.rounds)}
+    if out:
+        write(out, measured, {tuned.key(name): found for name, found in kept.items()})
+    for name, found in kept.items():
+        if options.store:
+            tuned.store(name, found)
+        where = f"stored ({tuned.path()})" if options.store else "not stored"
+        print(f"best for {name} on this machine, {where}: {found}")
+    return 0
+
+
+def tuned_backends(options: TuneConfig) -> list[str]:
+    """The backend that is named, or that ``auto`` takes on a GPU; on a CPU all that work, which are then compared.
+    Raises UserError for a device or backend that cannot be had."""
+    from bench.setup import resolved_device
+    from pipelines.backends import BACKENDS, choose, unusable
+
+    device = resolved_device(options.device)
     try:
-        name, why = choose(options.data_backend, device=resolved_device(options.device))
+        name, why = choose(options.data_backend, device=device)
     except RuntimeError as error:
         raise UserError(str(error)) from error
     print(why)
+    if options.data_backend != "auto" or BACKENDS[name].on_gpu:
+        return [name]
+    return [one for one, entry in BACKENDS.items() if not entry.on_gpu and unusable(one, device) is None]
+
+
+def best_settings(options: TuneConfig, name: str, data: Source) -> tuple[LoadConfig, list[dict[str, Any]]]:
+    """One backend's fastest settings, and a row of tune.csv for each rate."""
+    from bench.machine import usable_cores
+    from pipelines.backends import BACKENDS
+    from pipelines.batch import MOST_BATCH_IMAGES, LoadConfig
+
     cores, gpu = usable_cores(), BACKENDS[name].on_gpu
-    data = unlabelled(scanning.scan(options.data or demo.ensure("val"), workers=cores), "not needed")
     operators = working_crop_operators(options.img_size) if gpu else [None]
-    best = LoadConfig(workers=cores, crop_operator=operators[0])
+    best = LoadConfig(batch_images=MOST_BATCH_IMAGES[gpu], workers=cores, crop_operator=operators[0])
     measured: list[dict[str, Any]] = []
+    print(f"{name}:")
     for choices in candidates(cores, gpu, operators):
         crops = max(options.crops, MIN_OPERATOR_CROPS) if "crop_operator" in choices[0] else options.crops
-        rate = rate_of(options, name, data, crops)
-        best, found = better(best, choices, rate, options.rounds)
+        best, found = better(best, choices, rate_of(options, name, data, crops), options.rounds)
         measured += [{"backend": name, "crops": crops, **row} for row in found]
-    kept = {field: value for field in FIELDS if (value := getattr(best, field)) is not None}
-    if out:
-        write(out, measured, {tuned.key(name): kept})
-    if not options.store:
-        print(f"best for {name} on this machine, not stored: {kept}")
-        return 0
-    tuned.store(name, kept)
-    print(f"stored for {name} on this machine: {kept} ({tuned.path()})")
-    return 0
+    return best, measured
+
+
+def fastest(rates: Mapping[str, Callable[[], float]], rounds: int) -> str:
+    """The backend, at its best settings, that was faster than the first one in every round; else the first one."""
+    found: dict[str, list[float]] = {name: [] for name in rates}
+    for number in range(rounds):
+        order = list(rates)[number % len(rates) :] + list(rates)[: number % len(rates)]
+        for name in order:
+            found[name].append(rates[name]())
+    for name, own in found.items():
+        print(f"  {name}: {', '.join(f'{one:.0f}' for one in own)} images/s", flush=True)
+    first, *others = rates
+    faster = [name for name in others if all(a > b for a, b in zip(found[name], found[first], strict=True))]
+    return max(faster, key=lambda name: sorted(found[name])[rounds // 2], default=first)
 
 
 def rate_of(options: TuneConfig, name: str, data: Source, crops: int) -> Callable[[LoadConfig], float]:
@@ -113,7 +163,7 @@ def rate_of(options: TuneConfig, name: str, data: Source, crops: int) -> Callabl
 
     from bench.measure.clocks import segment
     from pipelines.backends import BACKENDS, backend
-    from pipelines.batch import default_batch_images
+    from pipelines.batch import default_batch_images, size_hint
     from pipelines.crops import Planner, parse_policy, union
     from pipelines.inputspec import InputSpec
 
@@ -123,9 +173,11 @@ def rate_of(options: TuneConfig, name: str, data: Source, crops: int) -> Callabl
     images = len(data)  # type: ignore[arg-type]
     rows = np.resize(np.arange(images), max(images, STREAM_IMAGES))
 
+    hint = size_hint(data.sizes(np.arange(images))) if gpu else None
+
     def rate(config: LoadConfig) -> float:
-        config = replace(config, batch_images=default_batch_images(crops, spec.K, gpu=gpu))
-        source = backend(name)(data, planner, config)
+        fitting = default_batch_images(crops, spec.K, gpu=gpu, most=config.batch_images)
+        source = backend(name)(data, planner, replace(config, batch_images=fitting, size_hint=hint))
         try:
             stream = (len(batch.rows) for batch in source.batches(rows))
             device = "cuda:0" if gpu else "cpu"
@@ -154,6 +206,8 @@ def candidates(cores: int, gpu: bool, operators: Sequence[str | None] = ()) -> l
     engine: list[dict[str, Any]] = [{"hw_load": load} for load in HW_LOADS] if gpu else [{}]
     return [
         [{"workers": n, **share} for n in threads for share in engine],
+        [{"batch_images": n} for n in BATCH_IMAGES[gpu]],
+        *([[{"hybrid_huffman_threshold": n} for n in HUFFMAN_PIXELS]] if gpu else []),
         [{"prefetch": n} for n in (1, 2, 3, 4)],
         *([[{"crop_operator": name} for name in operators]] if len(operators) > 1 else []),
     ]

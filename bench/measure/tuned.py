@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.files import sole_writer, write_whole
 
 FILE = "tuned.json"
+AUTO = "auto"  # in the place of a backend's name: which one that choice takes
 
 
 def path() -> Path:
@@ -29,11 +30,20 @@ def stored(backend_name: str) -> dict[str, Any]:
     from pipelines.batch import CROP_OPERATOR_NAMES
 
     found = _all().get(key(backend_name), {})
-    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_load": (0, 1)}
+    valid = {"workers": (1, 4096), "prefetch": (1, 64), "hw_load": (0, 1), "batch_images": (1, 4096)}
+    valid["hybrid_huffman_threshold"] = (0, 1 << 40)
     kept = {f: found[f] for f, (low, high) in valid.items() if _is_between(found.get(f), low, high)}
     return kept | (
         {"crop_operator": found["crop_operator"]} if found.get("crop_operator") in CROP_OPERATOR_NAMES else {}
     )
+
+
+def fastest_cpu_backend() -> str | None:
+    """Which of the CPU backends was the fastest on this machine when they were compared; None before."""
+    from pipelines.backends import BACKENDS
+
+    name = _all().get(key(AUTO), {}).get("data_backend")
+    return name if name in BACKENDS and not BACKENDS[name].on_gpu else None
 
 
 def store(backend_name: str, kept: dict[str, Any]) -> None:

@@ -265,9 +265,7 @@ class _Fed:
         if self.what == "read":
             return [encoded]
         encoded = _parsed(encoded)
-        decoder: dict[str, Any] = {"device": "cpu"}
-        if mixed:
-            decoder = {"device": "mixed", "hw_decoder_load": config.hw_load, "jpeg_fancy_upsampling": True}
+        decoder = _gpu_decoder(config) if mixed else {"device": "cpu"}
         image = fn.decoders.image(encoded, adjust_orientation=False, output_type=types.RGB, **decoder)
         outputs = [image.shape()]
         if self.what == "decode":
@@ -330,6 +328,16 @@ class _Fed:
                 continue
         self.in_flight.clear()
         self.pipe.reset()
+
+
+def _gpu_decoder(config: LoadConfig) -> dict[str, Any]:
+    """Arguments of ``fn.decoders.image`` on a GPU. What is not set keeps DALI's default."""
+    arguments: dict[str, Any] = {"device": "mixed", "hw_decoder_load": config.hw_load, "jpeg_fancy_upsampling": True}
+    if config.hybrid_huffman_threshold is not None:
+        arguments["hybrid_huffman_threshold"] = config.hybrid_huffman_threshold
+    if config.size_hint is not None:
+        arguments["preallocate_height_hint"], arguments["preallocate_width_hint"] = config.size_hint
+    return arguments
 
 
 def _encoded_inputs(spans: list[Span]) -> list[np.ndarray]:
