@@ -192,7 +192,7 @@ class DataConfig:
         metavar="DIR",
         parse=values.path,
         help="a folder of images, or tar shards, which are not unpacked: val.tar, 'shards-{000..099}.tar', 'val/*.tar' "
-        "(default: the demo set)",
+        "or Parquet and Arrow files of Hugging Face, 'data/validation-*.parquet' (default: the demo set)",
     )
     labels_file: Path | None = option(
         "--labels-file", metavar="FILE", parse=values.path, help="labels of a flat folder: devkit, text or CSV"

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from pipelines import surroundings
 from pipelines.data.formats import IMAGE_SUFFIXES, other_picture, refusal
+from pipelines.data.rows import span_at
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
 
@@ -98,6 +99,8 @@ class Scan:
     folders: tuple[str, ...]  # directly below the root, sorted, those without images too: an empty class is a class
     other_files: dict[str, int] = field(default_factory=dict)  # suffix -> how many files were not taken for images
     is_demo: bool = False
+    class_names: tuple[str, ...] = ()  # in the order of the labels, where the data says so
+    label_source: str = "the .cls or .json beside each image"  # of tar_label and label_word
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +158,7 @@ def spans_of(root: Path, table: pd.DataFrame, rows: np.ndarray) -> list[Span]:
     if "tar" not in table:
         return [Span(str(root / name)) for name in table["name"].iloc[rows]]
     paths, offsets, lengths = (table[column].iloc[rows].tolist() for column in ("tar", "tar_offset", "bytes"))
-    return list(map(Span, paths, offsets, lengths))
+    return list(map(span_at, paths, offsets, lengths))
 
 
 def _name_hash(seed: int, name: str) -> int:

@@ -1,4 +1,5 @@
-"""Find the images that a path names: a folder (``pipelines.data.dataset``) or tar shards (``pipelines.data.tars``)."""
+"""Find the images that a path names: a folder (``pipelines.data.dataset``), tar shards
+(``pipelines.data.tars``), or Parquet and Arrow files (``pipelines.data.tables``)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.data import dataset, tars
+from pipelines.data import dataset, tables, tars
 from pipelines.data.dataset import DatasetError, Scan
 from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
 
@@ -32,7 +33,8 @@ def scan(
     """
     if workers < 1:
         raise DatasetError(f"workers={workers}: reading headers takes at least one")
-    find = tars.scan if tars.is_pattern(root) else dataset.scan_folder
+    refuse_remote(root)
+    find = tables.scan if tables.is_table(root) else tars.scan if tars.is_pattern(root) else dataset.scan_folder
     return limited(find(root, workers=workers, cache=cache, progress=progress), limits)
 
 
@@ -55,9 +57,24 @@ def limited(found: Scan, limits: ImageLimits) -> Scan:
     return replace(found, table=table, unreadable=unreadable.sort_values("name", ignore_index=True))
 
 
+def refuse_remote(root: Path | str) -> None:
+    """Raises DatasetError for an address: data is read from disk only."""
+    scheme, colon, rest = str(root).partition(":/")  # Path makes one slash of two
+    if not colon or len(scheme) < 2 or not scheme.isalnum() or Path(root).exists():
+        return
+    name = "/".join(rest.strip("/").removeprefix("datasets/").split("/")[:2])
+    how = (
+        f"hf download {name} --repo-type dataset --local-dir DIR, then `data` DIR" if scheme == "hf" else "download it"
+    )
+    raise DatasetError(f"{root} is an address, and images are read from disk only: {how}")
+
+
 def require(root: Path | str) -> None:
     """Raises DatasetError where there is no such folder, or no such tars; reads nothing."""
-    if tars.is_pattern(root):
+    refuse_remote(root)
+    if tables.is_table(root):
+        tables.files(root)
+    elif tars.is_pattern(root):
         tars.shards(root)
     else:
         dataset.checked_folder(root)

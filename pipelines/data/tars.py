@@ -268,7 +268,7 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
         info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):  # a named pipe would block for ever
             raise DatasetError(f"{path} is not a regular file: take it out of the tars given as `data`")
-        mark = {b"tar": os.fsencode(path), b"identity": _tar_identity(path, info)}
+        mark = {b"tar": os.fsencode(path), b"identity": file_identity(path, info)}
         file = cache_file(cache, Path(path))
         known = read_cache(file, mark, INDEX)
         if facts := known.schema.metadata and known.schema.metadata.get(b"tar_facts"):
@@ -282,7 +282,7 @@ def _from_cache_or_tar(path: str, cache: Path, done: Callable[[], Any]) -> _Shar
     return shard
 
 
-def _tar_identity(path: str, info: os.stat_result) -> bytes:
+def file_identity(path: str, info: os.stat_result) -> bytes:
     """What changes when a tar is packed again, also under its old time and with its old size: size, times, inode, and
     a hash of its first and last bytes. Raises OSError."""
     with Path(path).open("rb") as file:

@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels.class_map import read_class_map
-from pipelines.data.labels.classes import LABEL_ORDERS, Classes, match, some
+from pipelines.data.labels.classes import LABEL_ORDERS, MAP_REMEDY, Classes, kind_of, match, some
 from pipelines.data.labels.files import Labels, labels_file_in, labels_from_file
 from pipelines.data.labels.folders import SPEED_ONLY, labels_from_folders
 
@@ -57,7 +58,7 @@ def label(
         raise DatasetError("`label_order` and `class_map` both say which output a folder is: give one of them")
     mapping = read_class_map(class_map, num_classes, scan.root) if class_map else None
     source = labels_file or labels_file_in(scan)
-    is_in_tars = "tar_label" in scan.table
+    is_in_tars = not {"tar_label", "label_word"}.isdisjoint(scan.table.columns)
     by_own_names = bool(class_names and scan.folders and not (class_map or label_order or source or is_in_tars))
     if class_names and by_own_names:
         mapping = {name: output for output, name in enumerate(class_names)}
@@ -65,7 +66,7 @@ def label(
     if label_order == "imagefolder" and (source or is_in_tars):
         raise DatasetError(
             f"`label_order` imagefolder ranks class folders, and the labels of {scan.root} come from "
-            f"{source or 'the tars'}: leave it out, or give `class_map` FILE"
+            f"{source or scan.label_source}: leave it out, or give `class_map` FILE"
         )
     if source:
         labels, rule = labels_from_file(scan, source, classes, synsets_file)
@@ -86,20 +87,42 @@ def unlabelled(scan: Scan, reason: str) -> Dataset:
 
 
 def _dataset(scan: Scan, labels: np.ndarray, rule: str) -> Dataset:
-    table = scan.table.drop(columns=["demo_label", "tar_label"], errors="ignore")
+    table = scan.table.drop(columns=["demo_label", "tar_label", "label_word"], errors="ignore")
     table.insert(1, "label", labels)
     return Dataset(scan.root, table, scan.unreadable, rule, bool((labels >= 0).all()), scan.is_demo)
 
 
 def _labels_in_tars(scan: Scan, classes: Classes) -> Labels:
-    numbers = scan.table["tar_label"].to_numpy(np.int64)
-    if (numbers < 0).any():
-        without = scan.table["name"][numbers < 0].tolist()
+    """Labels that came with the images: a number, or a word, in each tar's members or in a column."""
+    column = _label_column(scan, classes)
+    found = scan.table[column]
+    is_missing = (found == "" if column == "label_word" else found < 0).to_numpy(bool)
+    if is_missing.any():
+        without = scan.table["name"][is_missing].tolist()
         raise DatasetError(
-            f"{len(without)} of the {len(numbers)} images in {scan.root} have no label beside them ({some(without)}), "
+            f"{len(without)} of the {len(found)} images in {scan.root} have no label beside them ({some(without)}), "
             f"and the others have: pack a .cls or a .json with each, or give `labels_file`; {SPEED_ONLY}"
         )
-    distinct, code = np.unique(numbers, return_inverse=True)
-    tokens = [str(number) for number in distinct.tolist()]
+    code, distinct = pd.factorize(found, sort=True)
+    tokens = [str(token) for token in distinct]
     labels, rule = match(tokens, classes, f"labels in {scan.root}")
-    return np.array(labels, dtype=np.int64)[code], f"the .cls or .json beside each image -> {rule}"
+    return np.array(labels, dtype=np.int64)[code], f"{scan.label_source} -> {rule}"
+
+
+def _label_column(scan: Scan, classes: Classes) -> str:
+    """Words where they say more than the numbers: for a class map, or as wnids.
+
+    Raises DatasetError where the data set's own classes are not as many as the model's: then its numbers mean
+    something else.
+    """
+    table, names = scan.table, scan.class_names
+    if "tar_label" not in table:
+        return "label_word"
+    if names and "label_word" in table and (classes.mapping is not None or all(kind_of(n) == "wnid" for n in names)):
+        return "label_word"
+    if names and len(names) != classes.count and classes.order != "number":
+        raise DatasetError(
+            f"{scan.root} has {len(names)} classes ({some(names)}) and the model {classes.count} outputs, so that the "
+            f"numbers of its label column are not the outputs: {MAP_REMEDY}; or `label_order` number if they are"
+        )
+    return "tar_label"
