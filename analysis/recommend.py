@@ -28,6 +28,7 @@ import numpy as np
 from analysis import choosing
 from analysis.candidates import METRICS, Candidate, Candidates, candidates
 from analysis.checking import check_lines
+from analysis.choice_figure import BETTER, CHOSEN, DROPPED, MISSED, TIE, draw_choice
 from analysis.choosing import Difference
 from analysis.commands import command_parser, failed
 from analysis.recipes import recipe_of
@@ -79,7 +80,8 @@ class Choice:
     chosen: Candidate
     considered: int
     left_out: dict[str, int]  # reason -> settings
-    dropped: int  # significantly worse on the choosing half
+    dropped: int  # on the choosing half
+    why_dropped: str
     rivals: list[tuple[Candidate, Difference]]  # those that were not, on the reporting half
     images_choosing: int
     images_reporting: int
@@ -87,6 +89,7 @@ class Choice:
     low: float
     high: float
     expected_loss: float  # points
+    outcomes: list[str]  # of each setting that was considered, of analysis.choice_figure
 
     @property
     def ties(self) -> list[tuple[Candidate, Difference]]:
@@ -115,18 +118,26 @@ def choose(found: Candidates, targets: Sequence[Target], seed: int = 0, screened
     others = [found.found[wanted[i]] for i in finalists if i != best]
     n, correct = reporting.shape[1], int(reporting[chosen].sum())
     low, high = wilson(correct, n)
+    compared = choosing.differences(reporting, chosen) if others else []
+    outcomes = [MISSED if i not in wanted else DROPPED for i in range(len(found.found))]
+    outcomes[wanted[best]] = CHOSEN
+    rest = [wanted[i] for i in finalists if i != best]
+    for i, difference in zip(rest, compared, strict=True):
+        outcomes[i] = TIE if difference.is_tie else DROPPED if difference.low > 0 else BETTER
     return Choice(
         chosen=found.found[wanted[best]],
         considered=len(found.found),
         left_out=left_out,
         dropped=len(wanted) - len(finalists),
-        rivals=list(zip(others, choosing.differences(reporting, chosen) if others else [], strict=True)),
+        why_dropped="significantly worse" if accurate is None else f"slower, or not sure to have {accurate},",
+        rivals=list(zip(others, compared, strict=True)),
         images_choosing=int(choosing_part.sum()),
         images_reporting=n,
         top1=100 * correct / n,
         low=low,
         high=high,
         expected_loss=choosing.expected_loss(reporting, chosen) if others else 0.0,
+        outcomes=outcomes,
     )
 
 
@@ -191,7 +202,7 @@ def text(choice: Choice) -> list[str]:
         f"  top-1 {top1} on {choice.images_reporting} images that did not choose; {rate}; {one.forwards:g} forward "
         "passes per image",
         f"  chosen on {choice.images_choosing} other images from {choice.considered} settings; {choice.dropped} were "
-        "significantly worse there",
+        f"{choice.why_dropped} there",
         *[f"  left out: {count} settings: {reason}" for reason, count in choice.left_out.items()],
         f"  expected loss against the best of those not dropped, whichever that is: {choice.expected_loss:.2f} points",
     ]
@@ -283,10 +294,14 @@ def conclude(
     levels: Sequence[str] | None = None,
 ) -> int:
     """Choose from runs, say so, and write the recipe to ``out``. ``screened``: as of ``choose``. Returns 0."""
-    choice = choose(candidates(runs, levels), targets, seed, screened)
+    found = candidates(runs, levels)
+    choice = choose(found, targets, seed, screened)
     recipe = recipe_of(choice.chosen.run, choice.chosen.record, report_of(choice, targets))
+    written = recipe.write(out)  # before anything is printed: a pager that is closed early loses no recipe
     print("\n".join(text(choice)))
-    print(f"\nwritten: {recipe.write(out)}")
+    print(f"\nwritten: {written}")
+    if (picture := out.with_suffix(".png")) and not picture.exists():
+        print(f"written: {draw_choice(found, choice.outcomes, picture)}")
     print(f"use it:  multicrop-bench predict --recipe {out} IMAGES")
     return 0
 

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from analysis import choosing, recommend
 from analysis.candidates import METRICS, Candidate, Candidates, candidates
 from analysis.commands import failed
 from analysis.recommend import TOP1, Target, parse_target
 from analysis.stats import wilson
+from analysis.text import write_csv
 from bench import run
 from bench.records import Run, read_run
 from pipelines.files import write_whole
@@ -120,7 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def search(asked: Search, own: argparse.Namespace) -> int:
-    """Screen, measure what is left, choose, write the recipe."""
+    """Screen (what is dropped stands in dropped.csv), measure what is left, choose, write the recipe."""
     begin(asked)
     status = measure(asked, "screen", [*asked.options, *limited(asked.options, asked.screen_images), *SHORT])
     if status:
@@ -128,6 +130,7 @@ def search(asked: Search, own: argparse.Namespace) -> int:
     screened_run = read_run(asked.out / "screen")
     screened = candidates([screened_run])
     alive, dropped = survivors(screened, asked.targets, cases_of(screened_run))
+    write_csv(asked.out / "dropped.csv", pd.DataFrame(dropped, columns=["setting", "reason"]))
     for name, reason in dropped:
         print(f"dropped: {name}: {reason}")
     total = images_of(screened_run)
@@ -156,14 +159,14 @@ def begin(asked: Search) -> None:
 
 
 def measure(asked: Search, name: str, options: Sequence[str]) -> int:
-    """One run, its table in NAME.txt; what is complete is not repeated. Returns the exit status, 0 also where some
+    """One run, its table in log-NAME.txt; what is complete is not repeated. Returns the exit status, 0 also where some
     networks failed and others did not."""
     folder = asked.out / name
     if folder.is_dir() and is_complete(read_run(folder)):
         return 0
     place = ["--resume", str(folder)] if folder.is_dir() else ["--out", str(folder)]
     arguments = [*place, *ALWAYS] if folder.is_dir() else [*options, *place, *ALWAYS]
-    with (asked.out / f"{name}.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with (asked.out / f"log-{name}.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         status = run.main(arguments)
     return 0 if status == run.FAILED and read_run(folder).accuracies else status
 

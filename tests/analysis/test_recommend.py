@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 
 from analysis import recommend
 from analysis.candidates import candidates
+from analysis.choice_figure import CHOSEN, DROPPED, MISSED, TIE, data_of, draw
 from analysis.choosing import parts
 from analysis.recommend import choose, parse_target
 from bench.records import Incomparable
@@ -39,6 +41,9 @@ def test_a_target_leaves_out_what_does_not_meet_it(made_run) -> None:
     choice = choose(found, targets("images_per_sec>=100"))
     assert choice.chosen.record.policy in ("2RC", "CC+1RC")
     assert choice.left_out == {"not images_per_sec>=100": 1}
+    outcome = dict(zip([one.record.policy for one in found.found], choice.outcomes, strict=True))
+    assert outcome["5RC"] == MISSED and outcome["CC"] == DROPPED
+    assert {outcome["2RC"], outcome["CC+1RC"]} == {CHOSEN, TIE}
     ((rival, difference),) = choice.rivals
     assert {choice.chosen.record.policy, rival.record.policy} == {"2RC", "CC+1RC"} and difference.is_tie
     assert choose(found, targets("forwards<=1")).chosen.record.policy == "CC"
@@ -97,6 +102,20 @@ def test_one_view_is_one_choice_at_whatever_level(maker) -> None:
     assert len(candidates([run], levels=["feature"]).found) == 2
 
 
+def test_the_figure_shows_every_timed_setting_and_the_front(made_run) -> None:
+    found = candidates([made_run(rates={1: 300.0, 2: 150.0})])
+    outcomes = [CHOSEN if one.record.policy == "CC+1RC" else DROPPED for one in found.found]
+    data = data_of(found, outcomes)
+    assert sorted(data.cost.tolist()) == [150, 150, 300]  # five crops were not timed
+    best = max(data.top1[data.cost == 150])
+    assert data.front.tolist() == [cost == 300 or top1 == best for cost, top1 in zip(data.cost, data.top1, strict=True)]
+    (axes,) = draw(data).axes
+    drawn = [line for line in axes.lines if line.get_marker() == "*"]
+    assert [line.get_xdata().tolist() for line in drawn] == [[150]]
+    untimed = data_of(candidates([made_run("untimed", rates={})]), [CHOSEN] * 4)
+    assert untimed.cost_label == "forward passes per image" and sorted(untimed.cost.tolist()) == [1, 2, 2, 5]
+
+
 def test_few_images_are_refused(maker) -> None:
     setting = maker.setting()
     top1 = {"CC": np.zeros(30, np.int64)}
@@ -116,6 +135,7 @@ def test_the_command_writes_a_recipe_with_the_honest_figures(
     recipe = read_recipe(out)
     choice = choose(candidates([run]), targets("images_per_sec>=100"))
     assert recipe.use.policy == choice.chosen.record.policy and f"chosen: {choice.chosen.name}" in said
+    assert matplotlib.image.imread(out.with_suffix(".png")).shape[1] > 700
     assert recipe.measured["top1"] == round(choice.top1, 3)
     assert recipe.measured["images"] == choice.images_reporting
     assert recipe.measured["images_per_sec"] == 150
