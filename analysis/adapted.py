@@ -89,11 +89,11 @@ def _of_runs(evidence: Evidence) -> Iterator[AtSize]:
         tuning = evidence.experiments.tuning_of(setting.weight_hash)
         base = tuning.base_hash if tuning else setting.weight_hash
         train_res = (tuning.train_res if tuning else None) or trained_at.get(base)
-        if tuning and tuning.K != setting.K:
-            continue  # FixRes tests at the size of the fine-tuning
+        if tuning and (tuning.K, tuning.adapt) != (setting.K, setting.adapt):
+            continue  # FixRes tests at the size of the fine-tuning, and adapted as it was
         yield AtSize(
             base=base, training="", family=setting.family, train_res=train_res, test_res=setting.K,
-            adaptation=tuning.layers if tuning else setting.adapt or "none",
+            adaptation="+".join(filter(None, (setting.adapt, tuning.layers if tuning else None))) or "none",
             augmentation=tuning.augmentation if tuning else "",
             label_smoothing=tuning.label_smoothing if tuning else 0.0, names=network.answers.names,
             right=network.answers.right("CC", LEVEL), scored=network,

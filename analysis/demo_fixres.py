@@ -114,6 +114,7 @@ def as_in(one: AtSize, labels: str) -> str:
         ("none", ""): "FixRes Tables 4, 6",
         ("gaussian", ""): "FixRes Table 4",
         ("frechet", ""): "FixRes Appendix A.1",
+        ("gaussian+classifier", "test"): "FixRes Table 4",
         ("classifier", "test"): "FixRes Tables 4, 6",
         ("classifier", "train"): "FixRes Table 6",
         ("classifier+bn", "test"): "FixRes Tables 4, 6, 8",

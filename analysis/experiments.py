@@ -38,6 +38,7 @@ class Tuning:
     device: str
     is_demo: bool
     step_ms: dict[str, dict[str, float]]  # stage -> median, min, max
+    adapt: str | None = None  # how the activations were adapted meanwhile; a run must adapt them so too
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _tuning(folder: Path, note: dict[str, Any]) -> Tuning:
         weight_hash=note["result"]["weight_hash"], K=note["input"]["K"], layers=recipe["tune"],
         augmentation=recipe["augmentation"], label_smoothing=recipe["label_smoothing"],
         batch_size=recipe["batch_size"], device=note["device"], is_demo=note["data"]["is_demo"],
-        step_ms=note["step_ms"],
+        step_ms=note["step_ms"], adapt=note.get("adapt"),
     )  # fmt: skip
 
 

@@ -306,6 +306,7 @@ def _is_adapted(score: _Score, asked: Wanted) -> bool:
     return (
         score.tuning is not None
         and score.tuning.K == score.setting.K
+        and score.tuning.adapt == score.setting.adapt
         and (score.setting.adapt == "gaussian") == asked.adaptation.startswith("distribution")
         and score.tuning.layers == LAYERS.get(asked.adaptation.removeprefix("distribution+"))
         and asked.augmentation
@@ -318,7 +319,10 @@ def _how_to_adapt(asked: Wanted) -> str:
     if asked.adaptation.endswith("last_three_cells"):
         return "the last three cells cannot be fine-tuned here, only classifier and BatchNorm"
     if asked.adaptation.startswith("distribution+"):
-        return "adapted and fine-tuned together cannot be scored"
+        return (
+            "needs the weights of finetune --adapt gaussian --tune classifier at this size, and a run of them with "
+            "--adapt gaussian"
+        )
     if asked.adaptation == "distribution":
         return "not scored with --adapt gaussian"
     if not asked.tuned:

