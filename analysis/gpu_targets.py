@@ -28,6 +28,7 @@ from bench.compare.gpu_steps import HEADLINE, NETWORKS, PARITY_HW_LOADS, folder_
 from bench.compare.loader_table import OURS
 from bench.measure.variants import COMPILED, TIMM
 from pipelines.files import write_whole
+from pipelines.text import csv_text
 
 OVER_PIL = {1: 5.0, 20: 20.0}  # crops -> times as fast
 FAR_APART, FAR, NEAR = 1.5, 0.95, 0.85
@@ -171,4 +172,4 @@ def write(path: Path, table: Sequence[Target]) -> None:
     """As CSV; an absent figure is an empty field."""
     columns = ["what", "wanted", "measured", "verdict", "note"]
     rows = [[getattr(target, column) for column in columns] for target in table]
-    write_whole(path, pd.DataFrame(rows, columns=columns).to_csv(index=False))
+    write_whole(path, csv_text(pd.DataFrame(rows, columns=columns)))

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.stats import mcnemar, paired_difference, wilson
 from bench.records import Absent, Accuracy, FailedModel, ImageAccounting, Record, Throughput
 from pipelines.files import write_whole
+from pipelines.text import csv_text
 
 
 def top1_interval(record: Accuracy) -> tuple[float, float]:
@@ -94,5 +95,5 @@ def summary(records: Sequence[Record], failed: Sequence[FailedModel] = ()) -> pd
 def write_summary(folder: Path, records: Sequence[Record], failed: Sequence[FailedModel] = ()) -> Path:
     """Write ``summary`` as summary.csv into the run's folder; return its path. What is absent is empty."""
     path = folder / "summary.csv"
-    write_whole(path, summary(records, failed).to_csv(index=False, lineterminator="\r\n"))
+    write_whole(path, csv_text(summary(records, failed), "\r\n"))
     return path

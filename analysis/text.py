@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipelines.files import write_whole
+from pipelines.text import csv_text, visible
 
-HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: control, format, surrogates, private, separators
 LONGEST_NAME = 60  # characters of a name in a figure
-
-
-def visible(text: str) -> str:
-    """``text`` on one line for a terminal: every control character, escape sequence, text-direction mark and stray
-    byte of a file name is spelled out, as ``\\x1b`` or ``\\u202e``."""
-    return "".join(_spelled(c) if unicodedata.category(c) in HIDDEN else c for c in text)
-
-
-def _spelled(c: str) -> str:
-    number = ord(c)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def name_text(name: str, longest: int = LONGEST_NAME) -> str:
@@ -39,7 +27,7 @@ def name_text(name: str, longest: int = LONGEST_NAME) -> str:
 
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
     """Write a table as CSV, whole or not at all; what is missing is empty. Returns the absolute path."""
-    write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_whole(path, csv_text(frame))
     return path.resolve()
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from bench import logs
+
 
 class Command(NamedTuple):
     """A subcommand: one line of help, and the module that holds its ``main(argv)``."""
@@ -52,6 +54,8 @@ USAGE = "usage: multicrop-bench COMMAND [options]     (multicrop-bench COMMAND -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the subcommand and call it. Returns its exit status, 2 for an unknown one."""
+    if argv is None:
+        logs.prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     complete()
     if not arguments or arguments[0] in ("-h", "--help", "help"):

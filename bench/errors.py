@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 
+from pipelines.text import visible_lines
+
 
 class UserError(Exception):
     """Something that the user can mend; the message says how. Parameters stand in backticks: `img_size`."""
@@ -36,7 +38,7 @@ def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: 
     try:
         return work()
     except (UserError, ValueError, OSError) as error:
-        print(f"error: {with_flags(str(error), flags)}", file=sys.stderr)
+        print(f"error: {visible_lines(with_flags(str(error), flags))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)

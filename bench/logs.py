@@ -1,11 +1,15 @@
-"""Messages on standard error: through ``logging``, from the main process of a run only."""
+"""Messages on standard error: through ``logging``, from the main process of a run only. And standard streams that a
+command can write to whatever they are: closed, a broken pipe, a terminal of ASCII only."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from typing import Any
 
 from bench.distributed import is_main
+from pipelines.text import visible_lines
 
 LOGGERS = ("pipelines", "models", "bench", "analysis")
 
@@ -14,7 +18,7 @@ class _Stderr(logging.Handler):
     """Writes whole lines to the present ``sys.stderr``: print would let another process's text come between."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        sys.stderr.write(f"{visible_lines(self.format(record))}\n")
         sys.stderr.flush()
 
 
@@ -34,3 +38,54 @@ def set_up(verbose: int = 0, quiet: bool = False) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+class Tolerant:
+    """A text stream to which writing never fails because its reader is gone: from then on nothing is written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except (BrokenPipeError, ConnectionResetError):
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What is buffered goes nowhere: Python would complain at its end."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def prepare_streams() -> None:
+    """Called once when a command starts.
+
+    File descriptors 0 to 2 that are closed lead to nothing: the next file that is opened would take such a number, and
+    a library's messages would be written into it. Characters that a terminal lacks are spelled out.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as we do
+        if isinstance(stream, Tolerant):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Tolerant(stream))

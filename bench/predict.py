@@ -27,6 +27,7 @@ from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
 from pipelines.files import whole_file, write_whole
+from pipelines.text import csv_text, visible_lines
 
 if TYPE_CHECKING:
     from models import MultiCrop
@@ -120,7 +121,8 @@ def run(config: PredictConfig) -> int:
         raise UserError(str(error)) from error
     if config.out is None:
         rows = [row_of(image, config.topk) for image in shown(classify(config.images), quiet=config.quiet)]
-        sys.stdout.write(as_text(rows, config.format))
+        text = as_text(rows, config.format)
+        sys.stdout.write(visible_lines(text) if sys.stdout.isatty() else text)
         return 0
     failed = write(config, config.out, classify)
     log.info("written: %s%s", config.out.resolve(), f"; {failed} images could not be read" if failed else "")
@@ -242,4 +244,4 @@ def as_text(rows: list[dict[str, Any]], form: str) -> str:
     """The rows as JSON lines ("json") or as CSV."""
     if form == "json":
         return "".join(json.dumps(row) + "\n" for row in rows)
-    return frame(rows).to_csv(index=False)
+    return csv_text(frame(rows))

@@ -46,6 +46,7 @@ from bench.resume import NetworkPlan
 from bench.setup import default_weights, find_images, make_job, resolve
 from pipelines.crops import union
 from pipelines.files import write_whole
+from pipelines.text import csv_text
 
 if TYPE_CHECKING:
     from bench.cases import ModelCase
@@ -455,7 +456,7 @@ def write_unreadable(out: Path, scan: Scan, accounts: Sequence[ImageAccounting])
     found = [*scan.unreadable[columns].to_numpy().tolist(), *(failed for one in accounts for failed in one.failed)]
     rows = {(name, stage): reason for name, stage, reason in found}
     table = pd.DataFrame([(*key, reason) for key, reason in sorted(rows.items())], columns=columns)
-    write_whole(out / "unreadable.csv", table.to_csv(index=False, lineterminator="\r\n"))
+    write_whole(out / "unreadable.csv", csv_text(table, "\r\n"))
 
 
 def finish(session: Session) -> int:
@@ -512,7 +513,7 @@ def write_timm_results(path: Path, form: str, done: Run) -> Path:
 
     rows = timm_rows(done)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, rows.to_json(orient="records", indent=4) if form == "json" else rows.to_csv(index=False))
+    write_whole(path, rows.to_json(orient="records", indent=4) if form == "json" else csv_text(rows))
     return path.resolve()
 
 
@@ -543,4 +544,5 @@ def end(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    logs.prepare_streams()
     end(main())

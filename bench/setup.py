@@ -119,8 +119,9 @@ def unusual_crop_operator(backend: str, device: str, tuned: str | None) -> str |
 def find_images(config: RunConfig) -> Scan:
     """Scan `data`, or make the demo images and scan those."""
     from pipelines.data import demo, scanning
-    from pipelines.data.dataset import left_out_lines, printable
+    from pipelines.data.dataset import left_out_lines
     from pipelines.data.limits import ImageLimits
+    from pipelines.text import visible
 
     root = config.data.data if config.data.data is not None else demo.ensure("val")
     scan = scanning.scan(
@@ -136,7 +137,7 @@ def find_images(config: RunConfig) -> Scan:
             log.warning("  %s", line)
     if scan.other_files:
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in scan.other_files.items())
-        log.info("files that are no images: %s", printable(kinds))
+        log.info("files that are no images: %s", visible(kinds))
     return scan
 
 

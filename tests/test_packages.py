@@ -25,7 +25,7 @@ MAY_IMPORT = {
         "analysis",
         # Record files and how they are compared; none of these imports torch.
         *(f"bench.{name}" for name in ("errors", "files", "predictions", "records")),
-        *(f"pipelines.{name}" for name in ("crops", "files", "inputspec")),
+        *(f"pipelines.{name}" for name in ("crops", "files", "inputspec", "text")),
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data
         "models.recipe",  # a file; no torch

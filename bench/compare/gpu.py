@@ -32,6 +32,7 @@ from bench.compare.gpu_steps import ROOT, GpuConfig, Step, require_gpu, steps
 from bench.errors import exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group
+from pipelines.workers import safe_start
 
 MIN_SECONDS = 20.0  # with less left, no step is begun
 ALL_DONE, FAILED, UNFINISHED = 0, 1, 3  # exit statuses
@@ -180,7 +181,8 @@ def in_process(step: Step, out: Path, config: GpuConfig, left_s: float) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("", encoding="utf-8")
     child = get_context("spawn").Process(target=run_step, args=(step, out, config, log))
-    child.start()
+    with safe_start():
+        child.start()
     try:
         child.join(left_s)
         if child.is_alive():

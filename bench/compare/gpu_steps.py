@@ -308,6 +308,7 @@ def kernels(out: Path, config: GpuConfig) -> int:
 
     from bench.measure.throughput import Bench
     from pipelines.files import write_whole
+    from pipelines.text import csv_text
 
     crops = [1, 2] if config.quick else [1, 5, 10, 20]
     job = network_job(config, HEADLINE, crops)
@@ -317,7 +318,7 @@ def kernels(out: Path, config: GpuConfig) -> int:
         rows = [kernel_share(bench, job.device, n, 0.1 if config.quick else KERNEL_SECONDS) for n in crops]
     finally:
         bench.close()
-    write_whole(out / "kernels.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_whole(out / "kernels.csv", csv_text(pd.DataFrame(rows)))
     return 0
 
 

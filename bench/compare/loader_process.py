@@ -32,6 +32,7 @@ from bench.compare.loader_table import LOADERS, OURS, Ours, planner
 from pipelines.backends import BACKENDS
 from pipelines.baselines import BATCH_IMAGES, UINT8, Files, Load, Loader, Request
 from pipelines.inputspec import InputSpec
+from pipelines.workers import safe_start
 
 if TYPE_CHECKING:
     from bench.measure.clocks import Segment
@@ -210,7 +211,8 @@ class LoaderProcess:
         self.name = name
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, name, comparison), name=f"loader {name}")
-        self.process.start()
+        with safe_start():
+            self.process.start()
         theirs.close()
 
     def check(self, workload: Workload, *, limit_s: float) -> float:

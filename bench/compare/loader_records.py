@@ -23,6 +23,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from pipelines.files import write_whole
+from pipelines.text import csv_text
 
 SCHEMA = 2
 CONFIDENCE = 0.95
@@ -218,5 +219,5 @@ def rows(lines: Sequence[Line], ours: Sequence[str]) -> list[dict[str, Any]]:
 def write_csv(folder: Path, table: Sequence[dict[str, Any]]) -> Path:
     """loaders.csv; an absent figure is an empty field."""
     path = folder / "loaders.csv"
-    write_whole(path, pd.DataFrame(list(table)).to_csv(index=False))
+    write_whole(path, csv_text(pd.DataFrame(list(table))))
     return path

@@ -242,9 +242,10 @@ def write(out: Path, command: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
 
     from bench import machine
     from pipelines.files import write_whole
+    from pipelines.text import csv_text
 
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "network.csv", pd.DataFrame(list(rows)).to_csv(index=False))
+    write_whole(out / "network.csv", csv_text(pd.DataFrame(list(rows))))
     info = {"command": list(command), "environment": machine.environment()}
     write_whole(out / "run.json", json.dumps(info, indent=1) + "\n")
     log.info("written: %s", (out / "network.csv").resolve())

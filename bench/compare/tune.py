@@ -240,7 +240,8 @@ def write(out: Path, rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, A
     import pandas as pd
 
     from pipelines.files import write_whole
+    from pipelines.text import csv_text
 
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "tune.csv", pd.DataFrame(list(rows)).to_csv(index=False))
+    write_whole(out / "tune.csv", csv_text(pd.DataFrame(list(rows))))
     write_whole(out / tuned.FILE, json.dumps(kept, indent=1) + "\n")

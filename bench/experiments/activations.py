@@ -232,8 +232,9 @@ def write(
 
     from bench import machine
     from pipelines.files import write_whole
+    from pipelines.text import csv_text
 
-    write_whole(out / "activations.csv", pd.DataFrame(list(rows)).to_csv(index=False))
+    write_whole(out / "activations.csv", csv_text(pd.DataFrame(list(rows))))
     top = highest(measured[train_K])
     points = np.linspace(0, top, CURVE_POINTS)
     info = {

@@ -480,8 +480,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     import pandas as pd
 
     from pipelines.files import write_whole
+    from pipelines.text import csv_text
 
-    write_whole(path, pd.DataFrame([{**asdict(row), **row.derived()} for row in rows]).to_csv(index=False))
+    write_whole(path, csv_text(pd.DataFrame([{**asdict(row), **row.derived()} for row in rows])))
 
 
 def peaks(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode, decode_error
 from pipelines.data.faults import MachineFault, fault, is_of_machine
 from pipelines.data.spans import Span
+from pipelines.workers import safe_start
 
 
 class Torchvision:
@@ -111,7 +112,9 @@ class Torchvision:
                 collate_fn=sendable,
             )
         try:
-            yield from self._loader
+            with safe_start():
+                batches = iter(self._loader)
+            yield from batches
         except MachineFault as error:  # a worker's, whose traceback the loader puts around the message
             raise MachineFault(str(error).strip().rpartition("MachineFault: ")[2]) from None
 

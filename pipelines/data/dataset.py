@@ -42,6 +42,7 @@ from pipelines.data.formats import IMAGE_SUFFIXES, other_picture, refusal
 from pipelines.data.rows import span_at
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
+from pipelines.text import visible
 
 # Folders that other programs leave in a data set, beside hidden ones (.ipynb_checkpoints, .thumbnails, .Trash-1000).
 OTHER_PROGRAMS = frozenset(
@@ -547,15 +548,10 @@ def left_out_lines(rows: Iterable[tuple[str, str]], shown: int = 5) -> list[str]
         names.setdefault(reason, []).append(name)
     most = sorted(names.items(), key=lambda item: -len(item[1]))
     lines = [
-        printable(f"{found[0]}: {reason}" if len(found) == 1 else f"{len(found)} files, such as {found[0]}: {reason}")
+        visible(f"{found[0]}: {reason}" if len(found) == 1 else f"{len(found)} files, such as {found[0]}: {reason}")
         for reason, found in most[:shown]
     ]
     return lines + ([f"and {len(most) - shown} more reasons"] if len(most) > shown else [])
-
-
-def printable(text: str) -> str:
-    """Text of files and libraries without the signs that a terminal obeys."""
-    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def _demo_table_in(root: Path) -> pd.DataFrame | None:
