@@ -146,6 +146,10 @@ class Backend(Protocol):
         cut from, for checks."""
         ...
 
+    def on(self, source: Source) -> Backend:
+        """The same backend on other images."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -103,6 +103,10 @@ class _Dali:
         for plan, outputs in self._stream(what, self._fitting(rows)):
             yield 0 if isinstance(outputs, Exception) else len(plan.rows)
 
+    def on(self, source: Source) -> Any:
+        """The same backend on other images."""
+        return type(self)(source, self.planner, self.config)
+
     def _fitting(self, rows: np.ndarray) -> np.ndarray:
         return without(rows, too_large(self.source, self.planner, rows, self.config))
 

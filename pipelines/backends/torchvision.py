@@ -85,6 +85,10 @@ class Torchvision:
         for _, loaded in self._load(self._fitting(rows), ship_frames=None, until=what):
             yield len(loaded.good)
 
+    def on(self, source: Source) -> Any:
+        """The same backend on other images."""
+        return type(self)(source, self.planner, self.config)
+
     def _fitting(self, rows: np.ndarray) -> np.ndarray:
         return without(rows, too_large(self.source, self.planner, rows, self.config))
 

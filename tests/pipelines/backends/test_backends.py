@@ -722,6 +722,12 @@ class Sabotaged:
     def __init__(self, inner: Any, fault: str) -> None:
         self.inner, self.fault, self.name = inner, fault, inner.name
 
+    def on(self, source: Any) -> Any:
+        return Sabotaged(self.inner.on(source), self.fault)
+
+    def close(self) -> None:
+        self.inner.close()
+
     def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         for row, frame in self.inner.frames(rows, group):
             if self.fault == "shifted grid":
@@ -759,6 +765,48 @@ def test_the_check_finds_a_fault(name: str, make: Callable[..., Any], random_ima
     spoilt: Any = Sabotaged(make(name, random_images, one, batch_images=8), fault)
     with pytest.raises(reference.WrongPixels, match=name):
         reference.check(spoilt, random_images, one, random_images.rows)
+
+
+def test_an_unusual_image_is_noted_and_the_backend_kept(
+    name: str,
+    make: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One pixel of frame around a grey picture: dali-cpu differs in border pixels, and is right."""
+    pixels = np.full((400, 300, 3), 128, np.uint8)
+    pixels[0] = pixels[-1] = pixels[:, 0] = pixels[:, -1] = (255, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "framed.png")
+    source = unlabelled(scan(tmp_path, workers=1, cache=tmp_path / "cache", progress=False), "not needed")
+    one = planner(S=96, K=96)
+    entry = replace(pipelines.BACKENDS[name], tolerance_levels=0.3)
+    monkeypatch.setitem(reference.BACKENDS, name, entry)
+    real = reference.mean_difference
+    monkeypatch.setattr(reference, "mean_difference", lambda a, b: real(a, b) + (a.shape[:2] == (128, 96)))
+    made = make(name, source, one)
+    with caplog.at_level("WARNING", "pipelines"):
+        worst = reference.check(made, source, one, np.arange(1))
+    assert worst > 1 and "framed.png differs" in caplog.text and "this image is unusual" in caplog.text
+
+
+@pytest.mark.parametrize("S", [16, 32, 48, 224])
+def test_made_images_agree_at_every_size(name: str, make: Callable[..., Any], random_images: Any, S: int) -> None:
+    one = planner(S=S, K=S)
+    worst = reference.worst_of_made(make(name, random_images, one), one, 0)
+    assert 0 < worst < pipelines.BACKENDS[name].tolerance_levels * max(1, reference.SMALL_S / S)
+
+
+def test_the_check_passes_over_images_that_changed_since_the_scan(
+    name: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (60, 50), (number, 9, 9)).save(tmp_path / f"{number}.png")
+    source = unlabelled(scan(tmp_path, workers=1, cache=tmp_path / "cache", progress=False), "not needed")
+    for number in range(2):
+        Image.new("RGB", (70, 50)).save(tmp_path / f"{number}.png")
+        one = planner(S=32, K=32)
+        reference.check(make(name, source, one), source, one, np.arange(2))
 
 
 def test_the_check_passes_over_unreadable_rows(
