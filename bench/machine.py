@@ -16,7 +16,18 @@ import torch
 from models.recipe import package_version
 from pipelines.surroundings import usable_cores
 
-PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy", "pillow", "pandas", "scipy", "matplotlib")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "nvidia-dali-cuda120",
+    "simplejpeg",
+    "numpy",
+    "pillow",
+    "pandas",
+    "scipy",
+    "matplotlib",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 
