@@ -21,7 +21,6 @@ from scipy.stats import binomtest
 
 from analysis.runs import is_v2
 from analysis.text import visible
-from bench.predictions import Predictions
 from bench.records import LABELS, ORIGINAL, REAL, Accuracy, Run, Setting
 
 FOLDER = Path(__file__).parent / "published" / "timm"
@@ -127,7 +126,8 @@ def classes_seen(predictions: Path | None) -> tuple[int, int] | None:
     have on average. None where the predictions are not there."""
     if predictions is None or not predictions.is_file():
         return None
-    labels = Predictions.load(predictions).labels
+    with np.load(predictions, allow_pickle=False) as file:
+        labels = file["labels"]  # alone: the answers of many policies to all images are large
     labels = labels[labels >= 0]
     return len(np.unique(labels)), round(1000 * (1 - 0.999 ** len(labels)))
 

@@ -24,6 +24,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
+from analysis import known_answers
 from bench import records, run
 from bench.files import new_folder
 from bench.measure import estimate, throughput
@@ -549,6 +550,16 @@ def test_a_figure_that_fails_costs_no_number(
 
 
 # --------------------------------------------------------------------------------------------------- timm's columns
+
+
+def test_a_damaged_file_of_published_figures_costs_these_only(
+    small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / known_answers.IMAGENET).write_text("model,top1\n")
+    read = known_answers.read_results  # of a network of the published ones, which this is not
+    monkeypatch.setattr(known_answers, "known_answer", lambda *_: read(tmp_path / known_answers.IMAGENET))
+    done = small_run("--crops", "1", "--no-throughput")
+    assert done.status == 0 and "published figures cannot be read" in done.stderr and "top-1 %" in done.stdout
 
 
 def test_results_file_has_the_centre_crop_in_timms_columns(small_run: Small, tmp_path: Path) -> None:
