@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import timm
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from models import families
 from models.normalization import Normalize
-from models.splitting import NoFeatureLevel, Split, is_linear, probe, timm_split, verified_features
+from models.splitting import TIMM_SPLITS, NoFeatureLevel, Split, Way, first_split, is_linear, probe
 from pipelines.inputspec import InputSpec
 
 # Exactly these: what is derived from them may compute with its weights before it casts them (weight standardisation).
@@ -46,7 +45,7 @@ class Classifier:
         *,
         name: str,
         weights: str,
-        split: Callable[[nn.Module], Split] = timm_split,
+        split: Way | tuple[Way, ...] = TIMM_SPLITS,
         member: families.Member | None = None,
         notes: list[str] | None = None,
         crop_pct: float | None = None,
@@ -75,8 +74,8 @@ class Classifier:
                 )
             self.num_classes = logits.shape[1]
             try:
-                candidate = split(net)
-                features = verified_features(candidate, x, logits)
+                ways = split if isinstance(split, tuple) else (split,)
+                candidate, features = first_split(net, x, logits, ways)
             except NoFeatureLevel as absent:
                 self.feature_absent_reason = str(absent)
             else:

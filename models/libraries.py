@@ -22,7 +22,7 @@ from torchvision.models import WeightsEnum
 from models import families
 from models.checkpoint_names import HEAD, is_efficientnet_pytorch
 from models.checkpoints import UndecidedError, WeightsError, copied, is_counter
-from models.splitting import Split, timm_split, torchvision_split
+from models.splitting import TIMM_SPLITS, Way, torchvision_split
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
 REACHABLE_SECONDS = 5.0  # the hub's own client tries for most of a minute before it says that there is no network
@@ -44,7 +44,7 @@ class Shipped:
 class Library(Protocol):
     """What ``load`` needs of a library of networks."""
 
-    def split(self, net: nn.Module) -> Split: ...
+    split: tuple[Way, ...]  # the ways in which its networks are split, in order of preference
 
     def describe(self, model: str) -> Shipped: ...
 
@@ -72,8 +72,7 @@ _SUBSTITUTES = {
 
 
 class TimmLibrary:
-    def split(self, net: nn.Module) -> Split:
-        return timm_split(net)
+    split = TIMM_SPLITS
 
     def describe(self, model: str) -> Shipped:
         arch, _, tag = model.partition(".")
@@ -193,8 +192,7 @@ def instead_of_a_download(state: dict[str, Tensor]) -> Iterator[None]:
 class TorchvisionLibrary:
     prefix = "torchvision:"
 
-    def split(self, net: nn.Module) -> Split:
-        return torchvision_split(net)
+    split: tuple[Way, ...] = (torchvision_split,)
 
     def describe(self, model: str) -> Shipped:
         arch, _, weights_name = model.removeprefix(self.prefix).partition(".")

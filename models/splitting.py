@@ -1,13 +1,13 @@
 """Where a network is split into trunk and head: x -> pooled features -> logits.
 
-Known for timm's ``forward_features`` / ``forward_head`` networks and for the torchvision classes in
-``TORCHVISION_SPLITS``. Every split is tried on a small random batch: where the two parts do not give what the whole
-network gives, the feature level is absent with the reason.
+Known for timm's networks, which pool a map or tokens before their last layer (``TIMM_SPLITS``), and for the
+torchvision classes in ``TORCHVISION_SPLITS``. Every split is tried on a small random batch: where the two parts do not
+give what the whole network gives, the feature level is absent with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ class Split:
 
     trunk: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
+
+
+Way = Callable[[nn.Module], Split]
 
 
 class NoFeatureLevel(Exception):
@@ -61,6 +64,75 @@ def timm_split(net: nn.Module) -> Split:
         trunk=lambda x: _pooled(module.forward_features(x), pool, name),
         head=lambda features: module.forward_head(_as_map(features)),
     )
+
+
+def timm_classifier_split(net: nn.Module) -> Split:
+    """Before the last layer, for networks that pool tokens or pool in a way of their own: timm's ``forward_head`` with
+    ``pre_logits`` gives what the last layer is given. Raises NoFeatureLevel."""
+    name = type(net).__name__
+    found: Any = getattr(net, "get_classifier", lambda: None)()
+    heads: list[Any] = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    if not all(isinstance(head, nn.Module) and not isinstance(head, nn.Identity) for head in heads):
+        raise NoFeatureLevel(f"{name} has no classifier: no last layer that timm knows")
+    if len(heads) == 1 and hasattr(net, "forward_features") and hasattr(net, "forward_head"):
+        last: Any = getattr(heads[0], "fc", heads[0])  # Sequencer's is the head with its pooling
+
+        def pooled(x: Tensor) -> Tensor:
+            features = net.forward_head(net.forward_features(x), pre_logits=True)  # type: ignore[operator]
+            if not isinstance(features, Tensor) or features.flatten(1).shape[1] != features.shape[1]:
+                raise NoFeatureLevel(f"{name} gives its last layer no vector [n, f]")
+            return features.flatten(1)
+
+        return Split(pooled, lambda features: last(_as_map(features) if _takes_a_map(last) else features).flatten(1))
+    return _split_of_several(net, heads, name)
+
+
+def _takes_a_map(layer: nn.Module) -> bool:
+    first = next((module for module in layer.modules() if not list(module.children())), layer)
+    return isinstance(first, nn.Conv2d)
+
+
+def _split_of_several(net: nn.Module, heads: list[nn.Module], name: str) -> Split:
+    """Networks whose answer is the mean of several last layers (distilled ones): their inputs side by side."""
+
+    linear = [[part for part in head.modules() if isinstance(part, nn.Linear)] for head in heads]
+    if not all(len(layers) == 1 for layers in linear):
+        raise NoFeatureLevel(f"{name} has several last layers, not all of them linear")
+    widths = [layers[0].in_features for layers in linear]
+
+    def side_by_side(x: Tensor) -> Tensor:
+        given: list[Tensor] = []
+        hooks = [head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for head in heads]
+        try:
+            net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(given) != len(heads) or any(features.ndim != 2 for features in given):
+            raise NoFeatureLevel(f"{name} does not give each of its last layers one vector [n, f]")
+        return torch.cat(given, dim=1)
+
+    def mean_of_heads(features: Tensor) -> Tensor:
+        parts = features.split(widths, dim=1)
+        return torch.stack([head(part) for head, part in zip(heads, parts, strict=True)]).mean(0)
+
+    return Split(side_by_side, mean_of_heads)
+
+
+TIMM_SPLITS: tuple[Way, ...] = (timm_split, timm_classifier_split)  # in order of preference
+
+
+def first_split(net: nn.Module, x: Tensor, logits: Tensor, ways: Sequence[Way]) -> tuple[Split, Tensor]:
+    """The first way of splitting that gives the network's own logits, and the features of ``x``. Raises NoFeatureLevel,
+    with the reasons, where none does."""
+    reasons: list[str] = []
+    for way in ways:
+        try:
+            candidate = way(net)
+            return candidate, verified_features(candidate, x, logits)
+        except NoFeatureLevel as absent:
+            reasons.append(str(absent))
+    raise NoFeatureLevel("; ".join(reasons))
 
 
 def _features_module(net: Any, x: Tensor) -> Tensor:
