@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_listed(root: Path, look: Look, monkeypatch: pyt
     real = os.scandir
 
     def scandir(path: str) -> Any:
-        if path.rstrip("/").endswith("locked"):
+        if str(path).rstrip("/").endswith("locked"):  # pathlib gives paths
             raise PermissionError(13, "Permission denied")
         return real(path)
 
