@@ -125,6 +125,12 @@ class NetworkConfig:
     interpolation: str | None = option(
         "--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}"
     )
+    mean: list[float] | None = option(
+        "--mean", nargs=3, metavar="X", parse=float, help="of the normalisation, red green blue, as in timm"
+    )
+    std: list[float] | None = option(
+        "--std", nargs=3, metavar="X", parse=float, help="of the normalisation, red green blue, as in timm"
+    )
     adapt: str | None = option(
         "--adapt",
         choices=("frechet", "gaussian"),

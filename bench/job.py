@@ -83,6 +83,8 @@ class Job:
             model_kwargs=dict(network.model_kwargs),
             crop_mode=network.crop_mode,
             interpolation=network.interpolation,
+            mean=network.mean,
+            std=network.std,
         )
         if self.new_classes:
             loaded = with_new_head(loaded, self.new_classes, self.config.data.seed)
@@ -283,6 +285,8 @@ class Job:
             "real_label_hash": self.real and self.real.file_hash,
             "S": network.spec.S,
             "K": network.spec.K,
+            "mean": list(network.spec.mean),
+            "std": list(network.spec.std),
             **sizes(network),
             "predictions": self.predictions_name,
             "asked": {"model": self.case.name, "img_size": self.case.img_size, "crop_pct": self.case.crop_pct},

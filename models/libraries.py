@@ -110,7 +110,7 @@ class TimmLibrary:
             notes.append(f"timm's configuration says crop_mode={cfg.crop_mode}; the aspect ratio is kept (center)")
         crop_pct = (cfg.test_crop_pct or cfg.crop_pct) if cfg.test_input_size else cfg.crop_pct
         spec = InputSpec(
-            math.floor(width / crop_pct), width, interpolation, "center", _triple(cfg.mean), _triple(cfg.std)
+            math.floor(width / crop_pct), width, interpolation, "center", triple(cfg.mean), triple(cfg.std)
         )
         return Shipped(self, name, cfg, spec, crop_pct, cfg.num_classes, notes)
 
@@ -217,7 +217,7 @@ class TorchvisionLibrary:
         transforms = entry.transforms()
         S, K = transforms.resize_size[0], transforms.crop_size[0]
         spec = InputSpec(
-            S, K, transforms.interpolation.value, "center", _triple(transforms.mean), _triple(transforms.std)
+            S, K, transforms.interpolation.value, "center", triple(transforms.mean), triple(transforms.std)
         )
         classes = len(entry.meta["categories"])
         return Shipped(self, f"{self.prefix}{arch}.{weights_name}", entry, spec, None, classes, notes)
@@ -281,7 +281,7 @@ def describe(model: str) -> Shipped:
     return library.describe(model)
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def triple(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 

@@ -22,7 +22,7 @@ from models.checkpoints import (
     variants,
 )
 from models.classifier import Classifier, resized_spec
-from models.libraries import Shipped, describe
+from models.libraries import Shipped, describe, triple
 from models.pip_weights import pip_file
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
@@ -43,6 +43,8 @@ class LoadRequest:
     crop_pct: float | None = None  # K/S
     crop_mode: str | None = None
     interpolation: str | None = None
+    mean: list[float] | None = None  # of the normalisation, for red, green, blue, in units of the largest value
+    std: list[float] | None = None
     seed: int = 0  # of random weights
 
     def __post_init__(self) -> None:
@@ -60,6 +62,11 @@ class LoadRequest:
             raise ValueError(f"`img_size` {self.img_size} must be 1 or more pixels")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"`crop_pct` {self.crop_pct} must lie above 0 and not above 1: it is K/S")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) != 3 or not all(0 <= x <= 1 for x in values)):
+                raise ValueError(f"`{name}` {values} is not three numbers from 0 to 1, for red, green and blue")
+        if self.std is not None and 0 in self.std:
+            raise ValueError(f"`std` {self.std} has a 0, by which nothing can be divided")
         if self.crop_mode == "border":
             raise ValueError(
                 "`crop_mode` border is not supported: it fits the long side and pads, so random windows would hold it; "
@@ -167,6 +174,8 @@ def _with_overrides(base: Shipped, asked: LoadRequest) -> InputSpec:
         base.spec,
         crop_mode=asked.crop_mode or base.spec.crop_mode,
         interpolation=asked.interpolation or base.spec.interpolation,
+        mean=triple(asked.mean or base.spec.mean),
+        std=triple(asked.std or base.spec.std),
     )
     K = asked.img_size or spec.K
     if asked.crop_pct is None and K == spec.K:
@@ -248,3 +257,8 @@ def _build(shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Mod
         return shipped.library.build(shipped, kwargs, pretrained)
     except TypeError as error:
         raise ValueError(f"`model_kwargs` {kwargs} do not fit {shipped.name}: {error}") from error
+    except AssertionError as error:  # how networks of fixed patches say that a size does not fit
+        raise ValueError(
+            f"{shipped.name} cannot be built with {kwargs} ({str(error) or 'an assertion of its own'}): choose another "
+            "`img_size` or other `model_kwargs`"
+        ) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -186,14 +187,30 @@ def torchvision_split(net: nn.Module) -> Split:
     )
 
 
+def refuse_patches_that_do_not_fit(net: nn.Module, K: int) -> None:
+    """Raises ValueError where a transformer cuts K x K pixels into patches, and some would be left over: the probe's
+    smaller size may fit."""
+    patches = getattr(net, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad and any(K % side for side in patches.patch_size):
+        raise ValueError(
+            f"the network does not take crops of {K} x {K}: its patches have {patches.patch_size[0]} pixels a side: "
+            "choose another `img_size`, a multiple of that"
+        )
+
+
 def probe(net: nn.Module, K: int) -> tuple[Tensor, Tensor]:
     """A small random batch and the whole network's logits. Raises ValueError when the network takes no K x K input."""
+    refuse_patches_that_do_not_fit(net, K)
     generator = torch.Generator().manual_seed(0)
     for side in (min(K, PROBE_SIDE), K):  # some networks take only the size that they were built for
         x = torch.randn(2, 3, side, side, generator=generator)
         try:
             return x, net(x)
         except Exception as error:
+            if "channels" in str(error) and "got 3" in str(error):
+                raise ValueError(
+                    f"the network takes no RGB images ({error}): leave in_chans out of `model_kwargs`"
+                ) from error
             if side == K:
                 raise ValueError(
                     f"the network does not take crops of {K} x {K}: {error}; choose another `img_size`"

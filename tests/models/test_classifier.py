@@ -680,3 +680,17 @@ def test_the_demo_network_in_the_repository_loads(family):
     found = load(family, weights="demo")
     assert found.is_demo and found.has_feature_level
     assert families.demo(family).checkpoint.stat().st_size <= 2 * 2**20
+
+
+def test_the_normalisation_may_be_given():
+    found = load("test_resnet", weights="random", mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
+    assert (found.spec.mean, found.spec.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    with pytest.raises(ValueError, match="three numbers from 0 to 1"):
+        load("test_resnet", weights="random", mean=[124.0, 116.0, 104.0])
+
+
+def test_a_size_that_patches_do_not_fit_and_grey_networks_are_refused_with_the_option():
+    with pytest.raises(ValueError, match="`img_size`"):
+        load("test_vit", weights="random", img_size=100)
+    with pytest.raises(ValueError, match="takes no RGB images"):
+        load("test_resnet", weights="random", model_kwargs={"in_chans": 1})
