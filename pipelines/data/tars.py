@@ -320,8 +320,10 @@ class _Reader:
                 images.append(member._replace(problem=member.problem or left_out(member.name)))
                 continue
             self.other_files[suffix] += 1
-            if suffix in LABEL_READERS and (sample := sample_of(member.name)):
-                beside[sample] = member
+            if suffix in LABEL_READERS:
+                beside[posixpath.splitext(member.name)[0], suffix] = member  # of a name with dots of its own
+                if sample := sample_of(member.name):
+                    beside[sample] = member
             if member.name == DEMO_TABLE and not member.problem:
                 demo.append([member.span.offset, member.span.length or 0])
         rows = (self._row(image, beside) for image in images)
@@ -391,7 +393,8 @@ class _Reader:
         """(the label beside the image, -1 for none; why it cannot be used). ``.cls`` goes before ``.json``."""
         sample = sample_of(image)
         for suffix, read in LABEL_READERS.items():
-            member = beside.get((sample[0], suffix)) if sample else None
+            exact = beside.get((posixpath.splitext(image)[0], suffix))
+            member = exact or (beside.get((sample[0], suffix)) if sample else None)
             if member is None:
                 continue
             try:

@@ -745,3 +745,14 @@ def test_dali_may_map_files_unless_told_otherwise(
     for data, mmap in ((pair[0], True), (pair[0], False), (pair[1], True)):  # tars are read here, never mapped
         assert list(make("dali-cpu", data, PLANNER, mmap=mmap).stage("read", np.arange(3))) == [3]
     assert told == [False, True]
+
+
+def test_labels_of_names_with_dots_of_their_own_are_found(tmp_path: Path, look: Look) -> None:
+    image = encoded(4, 3)
+    with tarfile.open(tmp_path / "dots.tar", "w") as tar:
+        for number in range(2):
+            for suffix, data in ((".jpg", image), (".cls", b"%d" % number)):
+                member = tarfile.TarInfo(f"img.v2.{number:04}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert label(look(tmp_path / "dots.tar"), num_classes=5).table["label"].tolist() == [0, 1]
