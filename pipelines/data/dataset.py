@@ -217,7 +217,13 @@ def no_images(root: Path, other_files: Counter[str]) -> str:
     """The message of a set without any image file."""
     listing = ", ".join(f"{count} {suffix or '(no suffix)'}" for suffix, count in sorted(other_files.items())[:5])
     there = f"only other files ({listing})" if listing else "no files"
-    tars = f", or '{root}/*.tar' for the tars in it" if other_files[".tar"] else ""
+    tars = ""
+    if other_files[".tar"]:
+        tars = f", or '{root}/*.tar' for the tars in it"
+        if root.suffix.lower() == ".tar":
+            tars = (
+                f"; tars within a tar are not read: unpack it (tar -xf {root.name} -C FOLDER), then give 'FOLDER/*.tar'"
+            )
     return (
         f"no images in {root}: there are {there} in it and the folders below it, and images are taken by their "
         f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as `data`{tars}"

@@ -756,3 +756,10 @@ def test_labels_of_names_with_dots_of_their_own_are_found(tmp_path: Path, look: 
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     assert label(look(tmp_path / "dots.tar"), num_classes=5).table["label"].tolist() == [0, 1]
+
+
+def test_a_tar_of_tars_is_refused_with_what_to_do(tmp_path: Path, look: Look) -> None:
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("n01440764.tar"))
+    with pytest.raises(DatasetError, match=r"unpack it \(tar -xf ILSVRC2012_img_train\.tar -C FOLDER\)"):
+        look(tmp_path / "ILSVRC2012_img_train.tar")
