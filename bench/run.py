@@ -505,6 +505,9 @@ def finish(session: Session) -> int:
         if lost:
             tell(f"error: `strict`: {unreadable_text(list(lost.items()))}")
             return UNREADABLE
+    if not any(isinstance(one, records.Accuracy | records.Throughput) for one in done.records):
+        tell("error: nothing was measured: the reasons are above")
+        return FAILED
     return FAILED if done.failed else 0
 
 
