@@ -8,13 +8,13 @@ never depend on which other policies are in the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.crops import Policy, Views
+from pipelines.crops import Policy, Views, is_dense, stream_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,9 @@ class ViewOutputs:
 
     features: Tensor | None  # float [b, v, f], None where the network has no feature level
     logits: Tensor  # float [b, v, n]
+    # Of dense views, by view: the mean over the windows of their softmax scores, float64 [b, n]. What is in `features`
+    # and `logits` for them are means over the windows too.
+    window_scores: dict[int, Tensor] = field(default_factory=dict)
 
 
 # torch's CPU kernels for exp and log use another formula for the elements that do not fill a vector register, so that a
@@ -70,6 +73,14 @@ class Level:
     what: str
 
 
+def softmax_scores(outputs: ViewOutputs) -> Tensor:
+    """float64 [b, v, n]: each view's softmax scores."""
+    scores = softmax(outputs.logits.double())
+    for view, of_windows in outputs.window_scores.items():
+        scores[:, view] = of_windows
+    return scores
+
+
 LEVELS: dict[str, Level] = {
     "feature": Level(
         lambda out: out.features,
@@ -82,7 +93,7 @@ LEVELS: dict[str, Level] = {
         "mean over views of the logits",
     ),
     "softmax": Level(
-        lambda out: softmax(out.logits.double()),
+        softmax_scores,
         lambda mean, head: log(mean),
         "mean over views of the softmax scores",
     ),
@@ -100,16 +111,25 @@ def policy_means(
     images = torch.arange(len(values), device=values.device)
     for policy in policies:
         if not policy.adaptive:
-            yield sum((sums[stream][n] for stream, n in policy.terms), start=sums_of_none(values)) / policy.n_views
+            parts = (weighted(sums[stream_of(term)], term, n) for term, n in policy.terms)
+            yield sum(parts, start=sums_of_none(values)) / policy.weight
             continue
         if uncovered is None:
             raise ValueError(f"policy {policy} depends on the images' sizes, and uncovered is not given")
         total, taken = sums_of_none(values), torch.zeros(len(values), 1, device=values.device)
-        for stream, count in policy.view_counts(uncovered):
+        for (term, weight), (stream, count) in zip(policy.terms, policy.view_counts(uncovered), strict=True):
+            if is_dense(term):
+                total, taken = total + weighted(sums[stream], term, weight), taken + weight
+                continue
             n = torch.from_numpy(count).to(values.device)
             total = total + torch.stack(sums[stream])[n, images]
             taken = taken + n[:, None]
         yield total / taken
+
+
+def weighted(sums: Sequence[Tensor], term: str, n: int) -> Tensor:
+    """What a term adds: the sum of its stream's first n views, or n times its dense view."""
+    return sums[1] * n if is_dense(term) else sums[n]
 
 
 def sums_of_none(values: Tensor) -> Tensor:

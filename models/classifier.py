@@ -127,7 +127,7 @@ class Classifier:
             self.notes.append(done.words())
 
     def prepare(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
-        """uint8 [n, K, K, 3] -> normalised [n, 3, K, K]; the network's own first step, on its device.
+        """uint8 [n, h, w, 3] -> normalised [n, 3, h, w]; the network's own first step, on its device.
 
         ``out``: see ``Normalize``.
         """

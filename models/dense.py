@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.classifier import Classifier
-from models.splitting import TORCHVISION_SPLITS
+from models.splitting import TORCHVISION_SPLITS, timm_pool
+from pipelines.dense_frames import MAX_SIDE, dense_frame, network_pixels, tiles
 
-MAX_SIDE = 4096  # pixels; larger frames are split into tiles
 _LONG = 4096  # pixels that a probe is longer than a crop: far more than any reduction, so that it is found exactly
+HEAD_ROWS = 16  # the head sees a multiple of it: elsewhere a row's last bit depends on its place (CPU matrix kernels)
 _POOL_TOLERANCE = 1e-6  # of the largest number: two ways to sum the same numbers in float32
 
 
@@ -77,10 +79,8 @@ def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
             pool=lambda feature_map: functional.adaptive_avg_pool2d(feature_map, 1).flatten(1),
             head=classifier.head,
         )
-    pool = getattr(module, "global_pool", None)
-    if not isinstance(pool, nn.Module):
-        pool = getattr(getattr(module, "head", None), "global_pool", None)
-    if not isinstance(pool, nn.Module) or not hasattr(module, "forward_features"):
+    pool = timm_pool(net)
+    if pool is None or not hasattr(module, "forward_features"):
         raise DenseAbsent(f"{classifier.name}: no feature map before the pooling is known here")
     own_pool = pool
     return _Parts(module.forward_features, lambda feature_map: own_pool(feature_map).flatten(1), classifier.head)
@@ -89,32 +89,32 @@ def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
 class Dense:
     """Dense evaluation of a classifier, on its device. ``K`` pixels, ``k`` places of the map, ``s`` pixels a place.
 
+    ``compiled_frames``: heights and widths of the frames whose graphs a compiled network compiles; others run as they
+    are, for torch compiles only a few shapes of one function.
+
     Raises DenseAbsent where the network has no map to pool, or takes no other sizes.
     """
 
     def __init__(self, classifier: Classifier, *, max_side: int = MAX_SIDE) -> None:
         self.name, self.K = classifier.name, classifier.spec.K
+        self.compiled_frames: frozenset[tuple[int, int]] = frozenset()
         self._net = _parts(classifier.net, classifier)
         self.has_features = self._net.has_features
         self.k, self.s = _reduction(classifier)
-        self.tile_windows = (max_side - self.K) // self.s + 1  # along a side of a tile
-        if self.tile_windows < 1:
+        self.max_side = max_side
+        if max_side < self.K:
             raise ValueError(f"tiles of {max_side} pixels are smaller than a crop of {self.K}")
         self.averages = self._averages(next(classifier.net.parameters()))
 
     def frame(self, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the dense frame, centred in a resized frame of this size: sides
         ``K + s * floor((side - K) / s)``. Raises ValueError for a frame smaller than a crop."""
-        if min(height, width) < self.K:
-            raise ValueError(f"a frame of {height} x {width} holds no crop of {self.K} x {self.K}")
-        h, w = (self.K + self.s * ((side - self.K) // self.s) for side in (height, width))
-        return (height - h) // 2, (width - w) // 2, h, w
+        top, left, h, w = dense_frame(np.array([[height, width]]), self.K, self.s)[0].tolist()
+        return top, left, h, w
 
     def forwards(self, height: int, width: int) -> float:
         """Forward passes that a frame costs: the pixels that the network sees, of all tiles, by those of a crop."""
-        rows = sum(self._pixels(tile) for tile in self._tiles(height))
-        columns = sum(self._pixels(tile) for tile in self._tiles(width))
-        return rows * columns / self.K**2
+        return float(network_pixels(np.array([[height, width]]), self.K, self.s, self.max_side)[0] / self.K**2)
 
     @torch.inference_mode()
     def windows(self, x: Tensor) -> DenseOutputs:
@@ -160,7 +160,9 @@ class Dense:
     def _outputs(self, pooled: Tensor) -> DenseOutputs:
         """Sums over the windows [n, windows, c], float64."""
         n, count = pooled.shape[:2]
-        logits = self._net.head(pooled.flatten(0, 1)).unflatten(0, (n, count)).double()
+        flat = pooled.flatten(0, 1)
+        padded = functional.pad(flat, (0, 0, 0, -len(flat) % HEAD_ROWS))
+        logits = self._net.head(padded)[: len(flat)].unflatten(0, (n, count)).double()
         features = pooled.double().sum(1) if self.has_features else None
         return DenseOutputs(features, logits.sum(1), logits.softmax(-1).sum(1), count)
 
@@ -168,10 +170,7 @@ class Dense:
         return self.K + (tile[1] - 1) * self.s
 
     def _tiles(self, side: int) -> Iterator[tuple[int, int]]:
-        """(first window, number of windows) along a side; neighbours overlap by K - s pixels, windows do not repeat."""
-        windows = (side - self.K) // self.s + 1
-        for first in range(0, windows, self.tile_windows):
-            yield first, min(self.tile_windows, windows - first)
+        return tiles(side, self.K, self.s, self.max_side)
 
     @torch.inference_mode()
     def _averages(self, like: Tensor) -> bool:

@@ -11,13 +11,13 @@ GRAIN = 32768  # numbers; what is smaller torch does on the calling thread, with
 
 
 class Normalize(nn.Module):
-    """uint8 ``[n, K, K, 3]`` -> ``dtype`` ``[n, 3, K, K]``: ``(x - 255 mean) / (255 std)`` in float32, then the cast.
+    """uint8 ``[n, h, w, 3]`` -> ``dtype`` ``[n, 3, h, w]``: ``(x - 255 mean) / (255 std)`` in float32, then the cast.
 
     ``channels_last`` is the memory format of the result. Crops lie in memory as NHWC, so it costs no copy.
 
-    ``out``, float32 [n, K, K, 3], is filled piece by piece and the result is a view of it, good until it is filled
+    ``out``, float32 [n, h, w, 3], is filled piece by piece and the result is a view of it, good until it is filled
     again. On a CPU that is ten times as fast as a new tensor a pass, bit for bit the same: a piece stays in the cache
-    for all three steps, and no fresh pages are asked of the system. Both ways work on rows of 3 K numbers: broadcasting
+    for all three steps, and no fresh pages are asked of the system. Both ways work on rows of 3 w numbers: broadcasting
     over the three channels alone leaves loops of length three.
     """
 
@@ -32,15 +32,15 @@ class Normalize(nn.Module):
         self.register_buffer("scale", 255 * torch.tensor(spec.std), persistent=False)
 
     def forward(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
-        n, K = crops.shape[:2]
-        rows = crops.reshape(n, K, 3 * K)
-        offset, scale = self.offset.repeat(K), self.scale.repeat(K)
+        n, height, width = crops.shape[:3]
+        rows = crops.reshape(n, height, 3 * width)
+        offset, scale = self.offset.repeat(width), self.scale.repeat(width)
         if out is None:
             x = rows.to(torch.float32).sub_(offset).div_(scale)
         else:
-            x = out.view(n, K, 3 * K)
-            piece = max(GRAIN // (3 * K), 1)
+            x = out.view(n, height, 3 * width)
+            piece = max(GRAIN // (3 * width), 1)
             for target, source in zip(x.flatten(0, 1).split(piece), rows.flatten(0, 1).split(piece), strict=True):
                 target.copy_(source).sub_(offset).div_(scale)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return x.view(n, K, K, 3).permute(0, 3, 1, 2).to(self.dtype).contiguous(memory_format=memory_format)
+        return x.view(n, height, width, 3).permute(0, 3, 1, 2).to(self.dtype).contiguous(memory_format=memory_format)

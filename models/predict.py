@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.averaging import ViewOutputs
 from models.classifier import Classifier
+from models.dense import Dense, DenseOutputs
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views
 
@@ -77,8 +78,13 @@ def default_batch_size(K: int, device: str) -> int:
     return int(np.clip(2 ** round(np.log2(64 * (100 / K) ** 2)), 8, 64))
 
 
+MAX_FRAMES = {"cpu": 8, "cuda": 32}  # of a dense batch: it waits for frames of one shape, and the rest is padding
+
+
 class Network:
-    """A classifier on its device, fed with whole batches of uint8 crops.
+    """A classifier on its device, fed with whole batches of uint8 crops, or of frames for dense views.
+
+    ``dense``: how frames are evaluated; without it none are.
 
     ``fitting_batch_size``: crops per forward pass; ``batch_size``, until memory runs out.
 
@@ -95,6 +101,7 @@ class Network:
         channels_last: bool = False,
         compiled: bool = False,
         modes: GpuModes | None = None,
+        dense: Dense | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` {batch_size}: the number of crops per forward must be at least 1")
@@ -118,6 +125,10 @@ class Network:
         self._forward = torch.compile(step, dynamic=False, mode=mode) if compiled else step
         self.first_forwards = GRAPH_FORWARDS if self.device.type == "cuda" else int(compiled)
         self.ready: set[int] = set()  # crop sizes that ``get_ready`` is done with
+        self.dense = dense
+        self.compiled_frames = dense.compiled_frames if dense and compiled else frozenset()
+        self.one_frame_at_once = False  # after running out of memory
+        self._compiled_windows = torch.compile(self._windows, dynamic=False) if self.compiled_frames else self._windows
 
     def buffer_of(self, K: int) -> Tensor:
         """The input batch of crops of this size."""
@@ -188,6 +199,58 @@ class Network:
         features = None if done[0][0] is None else torch.cat([f for f, _ in done if f is not None])[: self.batch_size]
         return features, logits
 
+    def frames_at_once(self, height: int, width: int, *, whole: bool = False) -> int:
+        """Frames of this shape in a batch: about the pixels of a batch of crops, and not so many that most of it is
+        padding. Whole images have many shapes: one at once."""
+        pixels = self.batch_size * self.classifier.spec.K**2
+        fitting = int(np.clip(pixels // (height * width), 1, MAX_FRAMES[self.device.type]))
+        return 1 if whole else 1 << (fitting.bit_length() - 1)  # a power of two, so that all of them go through vectors
+
+    @torch.inference_mode()
+    def forward_frames(self, frames: Tensor, *, whole: bool = False) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Dense outputs of uint8 frames [n, h, w, 3]: means over the windows of the features float [n, f] or None, of
+        the logits float [n, classes], of the softmax scores float64 [n, classes]; of ``whole`` frames, the outputs of
+        their map pooled once. Raises OutOfMemory when not even one frame fits."""
+        pieces = frames.split(1) if self.one_frame_at_once else (frames,)
+        try:
+            done = [self._evaluated(piece, whole) for piece in pieces]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.one_frame_at_once or len(frames) == 1:
+                raise OutOfMemory(
+                    f"{self.classifier.name} runs out of memory on {self.device} with a frame of {frames.shape[1]} x "
+                    f"{frames.shape[2]} pixels: leave dense views (DC, MDC, WI) out of the policies"
+                ) from error
+            done = []
+        if not done:  # not above: there the exception still holds the failed forward's tensors
+            self.one_frame_at_once = True
+            return self.forward_frames(frames, whole=whole)
+        logits, scores = (torch.cat([getattr(one, name) for one in done]) for name in ("logits", "softmax"))
+        features = None if done[0].features is None else torch.cat([one.features for one in done]).float()  # type: ignore[misc]
+        return features, logits.float(), scores
+
+    def _evaluated(self, frames: Tensor, whole: bool) -> DenseOutputs:
+        if whole:
+            with self._autocast():
+                return self._dense.whole(self._prepared(frames))
+        run = self._compiled_windows if tuple(frames.shape[1:3]) in self.compiled_frames else self._windows
+        return run(frames)
+
+    def _windows(self, frames: Tensor) -> DenseOutputs:
+        with self._autocast():
+            return self._dense.windows(self._prepared(frames))
+
+    def _prepared(self, frames: Tensor) -> Tensor:
+        out = torch.empty(frames.shape, device=self.device) if self.keep_normalized else None
+        return self.classifier.prepare(frames, out)
+
+    @property
+    def _dense(self) -> Dense:
+        if self.dense is None:
+            raise ValueError(f"{self.classifier.name} was not prepared for dense views")
+        return self.dense
+
     @torch.inference_mode()
     def head(self, features: Tensor) -> Tensor:
         """[m, f] -> [m, n] in padded pieces of ``fitting_batch_size`` rows: other shapes round otherwise."""
@@ -209,6 +272,7 @@ class _Pending:
     missing: int
     features: Tensor | None = None
     logits: Tensor | None = None
+    window_scores: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,31 +285,73 @@ class Predicted:
 
 
 def predict(batches: Iterable[CropBatch], network: Network, views: Views) -> Iterator[Predicted]:
-    """Run all crops of the batches; yields each batch as soon as its last crop is through. Views that an image does not
-    need (adaptive policies) have outputs of zero, which no policy reads.
+    """Run all crops and frames of the batches; yields each batch, in order, as soon as its last view is through. Views
+    that an image does not need (adaptive policies) have outputs of zero, which no policy reads.
 
-    Input batches fill across batches of images, so that only the run's very last one (of each crop size) is padded. The
-    network is ready (``Network.get_ready``) before the first batch is asked for.
+    Input batches fill across batches of images, so that of crops only the run's very last one (of each size) is padded;
+    a batch of frames is run, padded, when its oldest frame is FRAME_AGE batches of images old. The network is ready
+    (``Network.get_ready``) before the first batch is asked for.
     """
     network.get_ready(views.sizes)
     waiting: list[_Pending] = []
-    inputs: dict[int, _InputBatch] = {}  # by crop size
-    queue = _Queue()
+    inputs = _Inputs(network, views)
     for batch in batches:
         pending = _pending(batch, views)
         waiting.append(pending)
-        for group, places in zip(batch.groups, pending.positions, strict=True):
-            K = group.crops.shape[1]
-            if K not in inputs:
-                inputs[K] = _InputBatch(network, K, queue)
+        for group, places in zip(batch.groups + batch.frames, pending.positions, strict=True):
             for start, stop in _runs(places):
-                inputs[K].add(pending, group.crops[start:stop], places[start:stop])
+                inputs.add(pending, group.crops[start:stop], places[start:stop])
+        inputs.flush_old()
         while waiting and waiting[0].missing == 0:
             yield _done(waiting.pop(0))
-    for waiting_input in inputs.values():
-        waiting_input.flush()
+    inputs.flush_all()
     for pending in waiting:
         yield _done(pending)
+
+
+FRAME_AGE = 4  # batches of images that a frame may wait for others of its shape
+
+
+class _Inputs:
+    """The network's input batches: one for each crop size, one for each shape of frames."""
+
+    def __init__(self, network: Network, views: Views) -> None:
+        self.network, self.views, self.queue = network, views, _Queue()
+        self.whole_view = views.dense.get("WI")
+        self.batches: dict[tuple[int, ...], _InputBatch] = {}
+        self.number = 0  # of the batch of images
+
+    def add(self, pending: _Pending, crops: Tensor, places: np.ndarray) -> None:
+        """``crops``: uint8 [n, h, w, 3], crops or frames; ``places`` int64 [n] in the pending outputs [b * v]."""
+        height, width = crops.shape[1:3]
+        views = places % self.views.total
+        if views[0] not in self.views.dense.values():
+            self._batch((height,)).add(pending, crops, places, self.number)
+            return
+        for whole in (False, True):
+            here = (views == self.whole_view) == whole
+            if here.any():
+                self._batch((height, width, whole)).add(
+                    pending, crops[torch.from_numpy(here)], places[here], self.number
+                )
+
+    def _batch(self, key: tuple[int, ...]) -> _InputBatch:
+        if key not in self.batches:
+            kind = _CropInput if len(key) == 1 else _FrameInput
+            self.batches[key] = kind(self.network, key, self.queue)
+        return self.batches[key]
+
+    def flush_old(self) -> None:
+        """Run the batches of frames that have waited for long; forget them, for there may be many shapes."""
+        self.number += 1
+        for key, batch in list(self.batches.items()):
+            if len(key) == 3 and self.number - batch.since >= FRAME_AGE:
+                batch.flush()
+                del self.batches[key]
+
+    def flush_all(self) -> None:
+        for batch in self.batches.values():
+            batch.flush()
 
 
 class _Queue:
@@ -267,39 +373,73 @@ class _Queue:
 
 
 class _InputBatch:
-    """The network's input of one crop size, filled as crops come and run when it is full."""
+    """A batch of the network, filled as its pixels come and run when it is full."""
 
-    def __init__(self, network: Network, K: int, queue: _Queue) -> None:
-        self.network, self.K, self.queue, self.buffer = network, K, queue, network.buffer_of(K)
+    buffer: Tensor
+
+    def __init__(self, queue: _Queue) -> None:
+        self.queue = queue
         self.filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in it, in order: whose, and where it belongs
         self.used = 0
+        self.since = 0  # the batch of images that brought the first
 
-    def add(self, pending: _Pending, crops: Tensor, places: np.ndarray) -> None:
-        start = 0
-        while start < len(crops):
-            take = min(len(crops) - start, self.network.batch_size - self.used)
-            self.buffer[self.used : self.used + take].copy_(crops[start : start + take], non_blocking=True)
+    def run(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Features [n, f], logits [n, classes], and the mean softmax scores of a frame's windows [n, classes]."""
+        raise NotImplementedError
+
+    def add(self, pending: _Pending, pixels: Tensor, places: np.ndarray, now: int) -> None:
+        """``now``: the number of the batch of images."""
+        start, size = 0, len(self.buffer)
+        while start < len(pixels):
+            self.since = self.since if self.used else now
+            take = min(len(pixels) - start, size - self.used)
+            self.buffer[self.used : self.used + take].copy_(pixels[start : start + take], non_blocking=True)
             self.filled.append((pending, places[start : start + take]))
             self.used, start = self.used + take, start + take
-            if self.used == self.network.batch_size:
+            if self.used == size:
                 self.flush()
 
     def flush(self) -> None:
         if not self.used:
             return
-        features, logits = self.network.forward(self.K)
+        features, logits, scores = self.run()
         start = 0
         for pending, places in self.filled:
-            _store(pending, places, start, features, logits)
-            start += len(places)
+            end = start + len(places)
+            _store(pending, places, None if features is None else features[start:end], logits[start:end])
+            if scores is not None:
+                _store_scores(pending, places, scores[start:end])
+            start = end
         self.filled.clear()
         self.used = 0
         self.queue.passed(self.buffer.device)
 
 
+class _CropInput(_InputBatch):
+    def __init__(self, network: Network, key: tuple[int, ...], queue: _Queue) -> None:
+        super().__init__(queue)
+        self.network, (self.K,) = network, key
+        self.buffer = network.buffer_of(self.K)
+
+    def run(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        return (*self.network.forward(self.K), None)
+
+
+class _FrameInput(_InputBatch):
+    def __init__(self, network: Network, key: tuple[int, ...], queue: _Queue) -> None:
+        super().__init__(queue)
+        height, width, whole = key
+        self.network, self.whole = network, bool(whole)
+        frames = network.frames_at_once(height, width, whole=self.whole)
+        self.buffer = torch.zeros((frames, height, width, 3), dtype=torch.uint8, device=network.device)
+
+    def run(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        return self.network.forward_frames(self.buffer, whole=self.whole)
+
+
 def _pending(batch: CropBatch, views: Views) -> _Pending:
     order = {row: i for i, row in enumerate(batch.rows.tolist())}
-    positions = [_positions(group, order, views.total) for group in batch.groups]
+    positions = [_positions(group, order, views.total) for group in batch.groups + batch.frames]
     came = np.concatenate([places[places >= 0] for places in positions] or [np.zeros(0, np.int64)])
     times = np.bincount(came, minlength=len(batch.rows) * views.total).reshape(len(batch.rows), views.total)
     # No image needs fewer views than one whose centre crop leaves nothing out.
@@ -327,16 +467,27 @@ def _runs(places: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _store(pending: _Pending, places: np.ndarray, start: int, features: Tensor | None, logits: Tensor) -> None:
+def _store(pending: _Pending, places: np.ndarray, features: Tensor | None, logits: Tensor) -> None:
+    """Keep the outputs [n, ...] of the views at these places."""
     total = len(pending.batch.rows) * pending.n_views
     if pending.logits is None:
         pending.logits = logits.new_zeros((total, logits.shape[1]))
         pending.features = None if features is None else features.new_zeros((total, features.shape[1]))
     index = _index_of(places, logits.device)
-    pending.logits[index] = logits[start : start + len(places)]
+    pending.logits[index] = logits
     if features is not None and pending.features is not None:
-        pending.features[index] = features[start : start + len(places)]
+        pending.features[index] = features
     pending.missing -= len(places)
+
+
+def _store_scores(pending: _Pending, places: np.ndarray, scores: Tensor) -> None:
+    """Keep the mean softmax scores float64 [n, classes] of the dense views at these places."""
+    images, views = np.divmod(places, pending.n_views)
+    for view in np.unique(views).tolist():
+        if view not in pending.window_scores:
+            pending.window_scores[view] = scores.new_zeros((len(pending.batch.rows), scores.shape[1]))
+        own = np.flatnonzero(views == view)
+        pending.window_scores[view][_index_of(images[own], scores.device)] = scores[_index_of(own, scores.device)]
 
 
 def _index_of(places: np.ndarray, device: torch.device) -> slice | Tensor:
@@ -354,4 +505,5 @@ def _done(pending: _Pending) -> Predicted:
         return Predicted(rows, None, failed)
     shape = (len(rows), pending.n_views)
     features = None if pending.features is None else pending.features.unflatten(0, shape)
-    return Predicted(rows, ViewOutputs(features, pending.logits.unflatten(0, shape)), failed)
+    outputs = ViewOutputs(features, pending.logits.unflatten(0, shape), pending.window_scores)
+    return Predicted(rows, outputs, failed)

@@ -50,13 +50,19 @@ def _pooled(feature_map: Any, pool: Callable[[Tensor], Tensor], name: str) -> Te
     return pooled
 
 
+def timm_pool(net: Any) -> nn.Module | None:
+    """The pooling before a timm network's head, or None where none is known."""
+    for owner in (net, getattr(net, "head", None)):
+        if isinstance(pool := getattr(owner, "global_pool", None), nn.Module):
+            return pool
+    return None
+
+
 def timm_split(net: nn.Module) -> Split:
     # forward_head(x, pre_logits=True) is not used: for MobileNetV3 it includes the first of the head's two layers.
     name = type(net).__name__
-    pool = getattr(net, "global_pool", None)
-    if not isinstance(pool, nn.Module):
-        pool = getattr(getattr(net, "head", None), "global_pool", None)
-    if not isinstance(pool, nn.Module) or not (hasattr(net, "forward_features") and hasattr(net, "forward_head")):
+    pool = timm_pool(net)
+    if pool is None or not (hasattr(net, "forward_features") and hasattr(net, "forward_head")):
         raise NoFeatureLevel(
             f"{name} does not pool a convolutional feature map before its head, as far as is known here"
         )

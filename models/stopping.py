@@ -10,21 +10,21 @@ number is only the stage's weight. The answer is the weighted mean over the view
     ``~sqrt``   stops when the gap between the two best sums exceeds sqrt(n (N - n) / N); a heuristic, no guarantee
 
 Rules need only two numbers of each image and stage, top-1 class and margin (``Running``), so all rules are scored from
-one run over all views. NumPy and SciPy only.
+one run over all views. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-ONE_STAGE = ("DC", "MDC", "WI")  # terms whose number is a weight, not a number of forward passes
+from pipelines.crops import RULES, TERMS, Policy, Views, by_size, is_dense, stream_of, view_count
+
 SLACK = 1e-9  # for each unit of weight: float64 sums in another order differ by far less
 HALF_CONFIDENCE = 0.975  # for each half; both bounds hold together with 95 %
 # Strictest first. Fixed before any outcome is seen, as the sequence of tests requires.
@@ -33,11 +33,13 @@ THRESHOLDS = np.round(np.arange(0.995, -0.001, -0.005), 3)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One evaluation: a single view of ``term``, number ``view`` of its stream, or a dense term as a whole."""
+    """One evaluation: view number ``view`` of ``term``'s stream, or a dense term as a whole. ``prefix``: the policy of
+    all views up to it."""
 
     term: str
     view: int
-    weight: float
+    weight: int
+    prefix: Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +50,52 @@ class Rule:
     tolerance: float | None = None
 
 
-def parse_suffix(text: str) -> tuple[str, Rule | None]:
-    """``"CC+3DC~1%"`` -> ``("CC+3DC", Rule("margin", 0.01))``; None without a suffix. Raises ValueError."""
-    policy, tilde, suffix = (part.strip() for part in text.partition("~"))
-    if not tilde:
-        return policy, None
-    if suffix.lower() in ("exact", "sqrt"):
-        return policy, Rule(suffix.lower())
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", suffix)
-    if not match or not 0 < float(match[1]) < 100:
-        raise ValueError(f"policy {text!r}: after ~ comes exact, sqrt or a risk between 0 and 100 such as 1%")
-    return policy, Rule("margin", float(match[1]) / 100)
+def rule_of(policy: Policy) -> Rule:
+    """``CC+3DC~1%`` -> ``Rule("margin", 0.01)``. Raises ValueError for a policy that does not stop."""
+    if not policy.suffix:
+        raise ValueError(f"policy {policy} has no stopping rule")
+    if policy.suffix in RULES:
+        return Rule(policy.suffix)
+    return Rule("margin", float(policy.suffix.removesuffix("%")) / 100)
 
 
-def stages_of(policy: str) -> list[Stage]:
-    """The stages of a policy without suffix, in the order in which it is written. Raises ValueError."""
+def stages_of(policy: Policy) -> list[Stage]:
+    """The stages of a policy, in the order in which it is written.
+
+    A prefix that ends within an adaptive term counts as if the image took all its views; ``stage_weights`` says which
+    stages an image has.
+    """
     stages: list[Stage] = []
-    for raw in policy.split("+"):
-        match = re.fullmatch(r"(\d*)([A-Z]+(?:@\d+)?)", raw.strip().upper())
-        if not match or int(match[1] or 1) < 1:
-            raise ValueError(f"policy {policy!r}: {raw.strip()!r} is not a term")
-        count, term = int(match[1] or 1), match[2]
-        if term.partition("@")[0] in ONE_STAGE:
-            stages.append(Stage(term, 0, count))
+    before: list[tuple[str, int]] = []
+    for term, n in policy.written or policy.terms:
+        if is_dense(term):
+            stages.append(Stage(term, 0, n, _prefix([*before, (term, n)])))
         else:
-            stages += [Stage(term, view, 1) for view in range(count)]
+            parts = [[*before, (stream_of(term), view + 1)] for view in range(n)]
+            stages += [Stage(term, view, 1, _prefix(part)) for view, part in enumerate(parts)]
+        before.append((term, n))
     return stages
+
+
+def _prefix(terms: list[tuple[str, int]]) -> Policy:
+    return Policy(tuple(sorted(terms, key=lambda part: by_size(part[0], TERMS))))
+
+
+def stage_weights(policy: Policy, uncovered: np.ndarray) -> np.ndarray:
+    """float64 [b, t]: the weight of each stage, 0 where an image does not take the view (adaptive terms); ``uncovered``
+    int64 [b, 2] as ``Planner.uncovered`` gives it."""
+    written = dict(policy.terms)
+    stages = stages_of(policy)
+    weights = np.zeros((len(uncovered), len(stages)))
+    for t, stage in enumerate(stages):
+        count = view_count(stage.term, 1 if is_dense(stage.term) else written[stage.term], uncovered)
+        weights[:, t] = np.where(stage.view < count, stage.weight, 0)
+    return weights
+
+
+def stage_columns(policy: Policy, views: Views) -> list[int]:
+    """The column of each stage's view."""
+    return [views.columns[stream_of(stage.term)][stage.view] for stage in stages_of(policy)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.crops import Planner
+    from pipelines.crops import Plan, Planner
     from pipelines.data.spans import Span
 
 
@@ -39,11 +39,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class CropBatch:
-    """All crops of some images, in one group for each crop size. Every planned row is in ``rows`` or in ``failed``."""
+    """All crops of some images, in one group for each crop size, and their dense views. Every planned row is in
+    ``rows`` or in ``failed``."""
 
     groups: list[Group]
     rows: np.ndarray  # int64 [b]: the images whose crops are here
     failed: list[Failure] = field(default_factory=list)
+    frames: list[Group] = field(default_factory=list)  # dense views, uint8 [n, h, w, 3]: one group for each shape
 
 
 class Source(Protocol):
@@ -109,6 +111,28 @@ class LoadConfig:
     hybrid_huffman_threshold: int | None = None
     # For dali-gpu: height and width for which memory is taken before the first image; larger ones take more later.
     size_hint: tuple[int, int] | None = None
+
+
+def dense_groups(plan: Plan, frames: dict[int, torch.Tensor]) -> list[Group]:
+    """The dense views of the images (by position in the batch) that have a resized frame, uint8 [H, W, 3]; stacked by
+    shape, image by image."""
+    import torch
+
+    found: dict[tuple[int, int], list[tuple[int, int, torch.Tensor]]] = {}
+    for i, frame in sorted(frames.items()):
+        for dense in plan.dense:
+            top, left, height, width = dense.frames[i].tolist()
+            view = frame[top : top + height, left : left + width]
+            view = view.flip(1) if dense.mirror else view
+            found.setdefault((height, width), []).append((int(plan.rows[i]), dense.view, view))
+    return [
+        Group(
+            torch.stack([view for _, _, view in each]),
+            np.array([row for row, _, _ in each], dtype=np.int64),
+            np.array([column for _, column, _ in each], dtype=np.int32),
+        )
+        for each in found.values()
+    ]
 
 
 STAGES = ("read", "decode", "resize")  # what a backend does before it cuts crops; each includes those before it

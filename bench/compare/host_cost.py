@@ -77,6 +77,7 @@ def steps(options: HostCostConfig) -> dict[str, Callable[[], Any]]:
     names = data.names(rows)
     plan, _ = backend._request(rows)
     (group,), (operator,) = plan.groups, backend.crop_operators
+    assert operator is not None, "there are crops"
     return {
         "request": lambda: backend._request(rows),
         "  names": lambda: data.names(rows),

@@ -30,7 +30,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali import types as dali_types
 
 from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, CropOperator, working_crop_operator
-from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, crop_operator_at, split
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, crop_operator_at, dense_groups, split
 from pipelines.bounds import pieces, too_large, with_refused, without
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode_error
@@ -62,13 +62,15 @@ class _Dali:
         self._pipes: dict[tuple[str, bool, bool], _Fed] = {}
         self._readers = self._new_readers()
 
-    def _operators(self) -> tuple[CropOperator, ...]:
-        """The operator of each of the plan's groups: the same, but for crop sizes that it cannot safely make."""
+    def _operators(self) -> tuple[CropOperator | None, ...]:
+        """The operator of each of the plan's groups: the same, but for crop sizes that it cannot safely make; None for
+        a group without crops, whose frames serve dense views alone."""
         usual = self.config.crop_operator
         if usual is None:
             usual = working_crop_operator(self.config.device_id).name if self.mixed else PASTE.name
-        sizes = [spec.K for spec in self.planner.specs().values()]
-        return tuple(CROP_OPERATORS[crop_operator_at(K, usual, on_gpu=self.mixed) or usual] for K in sizes)
+        views, specs = self.planner.views, self.planner.specs()
+        names = {size: crop_operator_at(spec.K, usual, on_gpu=self.mixed) or usual for size, spec in specs.items()}
+        return tuple(CROP_OPERATORS[names[size]] if views.of_size(size).any() else None for size in specs)
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
@@ -151,14 +153,23 @@ class _Dali:
     def _batch(self, plan: Plan, outputs: Any) -> CropBatch:
         changed = _changed_images(plan, outputs[0])
         groups = []
-        for group, output, operator in zip(plan.groups, outputs[1:], self.crop_operators, strict=True):
+        crop_outputs = iter(outputs[1:])
+        for group, operator in zip(plan.groups, self.crop_operators, strict=True):
+            if operator is None:
+                groups.append(_no_crops(group.K, self.device))
+                continue
+            output = next(crop_outputs)
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, group.K, group.K, 3)
             slots = operator.slots(group, len(plan.rows)).reshape(-1)
             empty = (slots < 0) | np.isin(group.image[slots], changed)
             image = np.where(empty, -1, plan.rows[group.image[slots]])
             groups.append(Group(crops, image, np.where(empty, -1, group.view[slots])))
         failed = [Failure(int(plan.rows[i]), _changed(plan, i, outputs[0]) or "") for i in changed]
-        return CropBatch(groups, np.delete(plan.rows, changed), failed)
+        frames: list[Group] = []
+        if plan.dense:
+            good = np.setdiff1d(np.arange(len(plan.rows)), changed).tolist()
+            frames = dense_groups(plan, {i: torch.from_dlpack(outputs[-1][i]) for i in good})
+        return CropBatch(groups, np.delete(plan.rows, changed), failed, frames)
 
     def _one_by_one(self, plan: Plan, refusal: Exception) -> CropBatch:
         """A batch that DALI refused because of one image: each image alone, in a pipeline of its own.
@@ -191,7 +202,7 @@ class _Dali:
             for g in range(len(plan.groups) if done else 0)
         ]
         rows = np.concatenate([b.rows for b in done]) if done else np.zeros(0, np.int64)
-        return CropBatch(groups, rows, failed)
+        return CropBatch(groups, rows, failed, [group for b in done for group in b.frames])
 
 
 class DaliCpu(_Dali):
@@ -233,7 +244,7 @@ class _Fed:
         by_path: bool,
         planner: Planner,
         config: LoadConfig,
-        crop_operators: tuple[CropOperator, ...],  # one for each of the plan's groups
+        crop_operators: tuple[CropOperator | None, ...],  # one for each of the plan's groups
         mixed: bool,
     ) -> None:
         self.what, self.by_path, self.crop_operators = what, by_path, crop_operators
@@ -258,7 +269,7 @@ class _Fed:
         if self.what in RESIZES:
             parts += [SIZES] * len(specs)
         if self.what == "crops":
-            parts += [(list(operator.dtypes), list(operator.ndims)) for operator in self.crop_operators]
+            parts += [(list(operator.dtypes), list(operator.ndims)) for operator in self.crop_operators if operator]
         dtypes = [d for part in parts for d in part[0]]
         ndims = [n for part in parts for n in part[1]]
         encoded, *planned = fn.external_source(
@@ -274,6 +285,7 @@ class _Fed:
         outputs = [image.shape()]
         if self.what == "decode":
             return [*outputs, image]
+        frames: list[Any] = []
         sizes, arguments = planned[: len(specs)], iter(planned[len(specs) :])
         for spec, size, operator in zip(specs, sizes, self.crop_operators, strict=True):
             frame = fn.resize(
@@ -283,11 +295,13 @@ class _Fed:
                 antialias=True,
                 subpixel_scale=False,
             )
-            if self.what == "crops":
+            frames.append(frame)
+            if self.what == "crops" and operator:
                 own = islice(arguments, len(operator.dtypes))
-                frame = operator.operator(frame, *own, K=spec.K, mirrored=planner.views.mirrored)
-            outputs.append(frame)
-        return outputs
+                outputs.append(operator.operator(frame, *own, K=spec.K, mirrored=planner.views.mirrored))
+        if self.what != "crops":
+            return outputs + frames
+        return outputs + frames[:1] if planner.views.dense else outputs
 
     def _feed(self) -> tuple[Any, ...]:
         """Called by DALI for each batch; StopIteration ends the epoch."""
@@ -298,7 +312,7 @@ class _Fed:
         windows = [
             operator.arguments(group, operator.slots(group, len(encoded_inputs)))
             for group, operator in zip(plan.groups, self.crop_operators, strict=True)
-            if self.what == "crops"
+            if self.what == "crops" and operator
         ]
         return (encoded_inputs, *sizes, *(x for arguments in windows for x in arguments))
 
@@ -393,6 +407,11 @@ def _changed_images(plan: Plan, shapes: Any) -> list[int]:
     """The images that no longer fit their plan; all shapes are read in one call."""
     found = np.asarray(shapes.as_array())[: len(plan.rows), :2]
     return np.flatnonzero((found != plan.source_sizes).any(axis=1)).tolist()
+
+
+def _no_crops(K: int, device: str) -> Group:
+    crops = torch.empty(0, K, K, 3, dtype=torch.uint8, device=device)
+    return Group(crops, np.zeros(0, np.int64), np.zeros(0, np.int32))
 
 
 def _short(error: Exception) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from pipelines.backends import BACKENDS
-from pipelines.batch import Backend, Source
+from pipelines.batch import Backend, CropBatch, Source
 from pipelines.crops import Planner, crop_windows
 from pipelines.data.decode import READS, decode, decode_error, opened
 from pipelines.data.memory import ImageList
@@ -74,6 +74,7 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
                     raise WrongPixels(
                         f"{backend.name}: the crops of {source.names(np.array([row]))[0]} are not the planned windows"
                     )
+        _check_dense(backend, source, planner, batch, frames[0])
     if sorted(seen + failed) != sorted(rows.tolist()) or set(seen) != set(frames[0]):
         raise WrongPixels(
             f"{backend.name}: of {len(rows)} images {len(seen)} came as crops, {len(frames[0])} as frames and "
@@ -123,6 +124,24 @@ def worst_of_made(backend: Backend, planner: Planner, group: int) -> float:
         return max(mean_difference(frames[row], whole) for row, whole in expected.items())
     finally:
         again.close()
+
+
+def _check_dense(
+    backend: Backend, source: Source, planner: Planner, batch: CropBatch, frames: dict[int, np.ndarray]
+) -> None:
+    """Each dense view must be the NumPy slice of the backend's own frame, and none may lack. Raises WrongPixels."""
+    came = set()
+    for group in batch.frames:
+        for pixels, row, view in zip(group.crops.cpu().numpy(), group.image.tolist(), group.view.tolist(), strict=True):
+            came.add((row, view))
+            name, size = source.names(np.array([row])), source.sizes(np.array([row]))
+            (dense,) = (dense for dense in planner.plan(np.array([row]), name, size).dense if dense.view == view)
+            top, left, height, width = dense.frames[0].tolist()
+            expected = frames[row][top : top + height, left : left + width]
+            if not np.array_equal(pixels, expected[:, ::-1] if dense.mirror else expected):
+                raise WrongPixels(f"{backend.name}: the dense frame of {name[0]} is not the planned part of the image")
+    if came != {(row, view) for row in batch.rows.tolist() for view in planner.views.dense.values()}:
+        raise WrongPixels(f"{backend.name}: some dense frames were lost, or came of images that were not asked for")
 
 
 def _check_frames(backend: Backend, source: Source, planner: Planner, g: int, frames: dict[int, np.ndarray]) -> float:

@@ -40,7 +40,7 @@ try:
 except ImportError:  # not built for this system
     simplejpeg = None
 
-from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source
+from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, dense_groups
 from pipelines.bounds import pieces, too_large, with_refused, without
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode, decode_error
@@ -78,7 +78,7 @@ class Torchvision:
                 kept = np.isin(group.image, loaded.good)
                 crops = loaded.crops[g] if loaded.crops else self._cut(plan, loaded, g)
                 groups.append(Group(crops, plan.rows[group.image[kept]], group.view[kept]))
-            yield CropBatch(groups, plan.rows[loaded.good], loaded.failures(plan))
+            yield CropBatch(groups, plan.rows[loaded.good], loaded.failures(plan), self._dense(plan, loaded))
 
     def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(row, resized frame uint8 [H, W, 3]) of each readable image, for one of the plan's groups."""
@@ -127,6 +127,14 @@ class Torchvision:
             yield from batches
         except MachineFault as error:  # a worker's, whose traceback the loader puts around the message
             raise MachineFault(str(error).strip().rpartition("MachineFault: ")[2]) from None
+
+    def _dense(self, plan: Plan, loaded: _Loaded) -> list[Group]:
+        if not plan.dense:
+            return []
+        frames = zip(loaded.good.tolist(), loaded.frames(plan, 0), strict=True)
+        groups = dense_groups(plan, {i: torch.from_numpy(frame) for i, frame in frames})
+        pinned = torch.cuda.is_available()
+        return [replace(group, crops=group.crops.pin_memory()) for group in groups] if pinned else groups
 
     def _cut(self, plan: Plan, loaded: _Loaded, g: int) -> torch.Tensor:
         frames = dict(zip(loaded.good.tolist(), loaded.frames(plan, g), strict=True))
@@ -278,7 +286,7 @@ class _Batches(Dataset):
         good = np.setdiff1d(np.arange(len(request.rows)), [k for k, _ in failed])
         if request.until != "crops":
             return plan, _Loaded(good, failed, [], [])
-        if request.ship_frames or frames_are_smaller(plan):
+        if request.ship_frames or plan.dense or frames_are_smaller(plan):
             pixels = [
                 torch.from_numpy(np.concatenate([f.ravel() for f in done.values()] or [EMPTY])) for done in frames
             ]

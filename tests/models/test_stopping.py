@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from models import stopping
-from models.stopping import Rule, Running, Stage
+from models.stopping import Rule, Running
+from pipelines.crops import parse_policy, union
 
 
 def softmax_scores(rng, images, stages, classes, scale=2.0):
@@ -21,24 +22,32 @@ def summarized(scores, weight, full=None):
 
 
 def test_suffixes():
-    assert stopping.parse_suffix("CC+3DC") == ("CC+3DC", None)
-    assert stopping.parse_suffix("CC+3DC~1%") == ("CC+3DC", Rule("margin", 0.01))
-    assert stopping.parse_suffix("20RC ~ Exact") == ("20RC", Rule("exact"))
-    for wrong in ("20RC~", "20RC~0%", "20RC~100%", "20RC~1", "20RC~exact~1%"):
-        with pytest.raises(ValueError, match="after ~ comes"):
-            stopping.parse_suffix(wrong)
+    assert stopping.rule_of(parse_policy("CC+3DC~1%")) == Rule("margin", 0.01)
+    assert stopping.rule_of(parse_policy("20RC~exact")) == Rule("exact")
+    with pytest.raises(ValueError, match="no stopping rule"):
+        stopping.rule_of(parse_policy("20RC"))
 
 
 def test_stages_follow_the_policy_as_written():
-    assert stopping.stages_of("2RC+CC+3dc") == [
-        Stage("RC", 0, 1),
-        Stage("RC", 1, 1),
-        Stage("CC", 0, 1),
-        Stage("DC", 0, 3),
+    stages = stopping.stages_of(parse_policy("2RC+CC+3dc~exact"))
+    assert [(stage.term, stage.view, stage.weight, stage.prefix.name) for stage in stages] == [
+        ("RC", 0, 1, "1RC"),
+        ("RC", 1, 1, "2RC"),
+        ("CC", 0, 1, "CC+2RC"),
+        ("DC", 0, 3, "CC+2RC+3DC"),
     ]
-    assert [stage.weight for stage in stopping.stages_of("CC+3DC+16RC")] == [1, 3] + [1] * 16
-    with pytest.raises(ValueError, match="not a term"):
-        stopping.stages_of("CC++RC")
+    assert [stage.weight for stage in stopping.stages_of(parse_policy("CC+3DC+16RC~1%"))] == [1, 3] + [1] * 16
+
+
+def test_stages_of_an_adaptive_policy():
+    """An image whose shape asks for 2 of up to 3 random crops: the third stage weighs nothing, the prefixes after the
+    term are of the term itself."""
+    policy = parse_policy("3ARC+3DC~exact")
+    assert [stage.prefix.name for stage in stopping.stages_of(policy)] == ["1RC", "2RC", "3RC", "3ARC+3DC"]
+    uncovered = np.array([[40, 100], [0, 100], [99, 100]])
+    assert stopping.stage_weights(policy, uncovered).tolist() == [[1, 1, 0, 3], [1, 0, 0, 3], [1, 1, 1, 3]]
+    views = union([policy, parse_policy("CC")])
+    assert stopping.stage_columns(policy, views) == [1, 2, 3, 4]
 
 
 def test_exact_against_all_continuations():
@@ -90,7 +99,7 @@ def test_exact_is_strict():
 
 def test_where_exact_can_never_stop():
     def can(text):
-        return bool(stopping.can_stop_exactly(np.array([stage.weight for stage in stopping.stages_of(text)]))[0])
+        return bool(stopping.can_stop_exactly(np.array([stage.weight for stage in stopping.stages_of(parse_policy(f"{text}~exact"))]))[0])
 
     assert not can("CC+3DC") and not can("CC") and not can("2RC")
     assert can("3DC+CC") and can("3RC") and can("CC+3DC+2RC")

@@ -43,7 +43,8 @@ def test_what_means_nothing_is_refused_with_the_grammar(text: str) -> None:
 def test_cost_is_in_pixels() -> None:
     policy = parse_policy("CC+2RC@96")
     assert policy.sizes == [96] and policy.n_views == 3
-    assert policy.pixels(48) == 48**2 + 2 * 96**2
+    planner = Planner(SPEC, union([policy]))
+    assert (planner.forwards(SIZES).sum(axis=1) == (48**2 + 2 * 96**2) / SPEC.K**2).all() and SPEC.K == 48
     assert union([policy]).cost(48) == 9
     assert union([parse_policy("20RC"), parse_policy("CC")]).cost(48) == 21
 
