@@ -11,7 +11,6 @@ import numpy as np
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, scored_networks
 from bench.records import END_TO_END, Accuracy, Incomparable, Run, Setting, Throughput
-from pipelines.crops import parse_policy
 
 # Settings of runs that may be chosen between: all but the images, their seed of crops, and the machine.
 LEVELS = ("softmax", "logit", "feature")  # the one that stands for all where there is one view first
@@ -42,8 +41,9 @@ class Candidate:
     def forwards(self) -> float:
         """Forward passes per image, in pixels of one crop of the run's own size; their mean where views depend on the
         image."""
-        most = parse_policy(self.record.policy.partition("~")[0]).pixels(self.setting.K) / self.setting.K**2
-        return most * (self.record.mean_views or self.record.n_views) / self.record.n_views
+        if self.record.forwards is not None:
+            return self.record.forwards
+        return self.record.n_views if self.record.mean_views is None else self.record.mean_views
 
     @property
     def images_per_sec(self) -> float | None:

@@ -110,7 +110,8 @@ def rows_of_network(frame: pd.DataFrame, network: NetworkRun) -> pd.DataFrame:
 
 def curve(policy: str) -> str:
     """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other."""
-    return CURVES.get(tuple(term for term, _ in parse_policy(policy).terms), "other")
+    parsed = parse_policy(policy)
+    return "other" if parsed.suffix else CURVES.get(tuple(term for term, _ in parsed.terms), "other")
 
 
 SHOWN_COUNTS = (1, 2, 3, 5, 10, 20, 40)  # of a curve's crop counts, those that printed tables show

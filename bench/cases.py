@@ -88,19 +88,29 @@ def _named(name: str) -> ModelCase:
     return ModelCase(name, family, "demo") if variant == "demo" else ModelCase(name)
 
 
+# Beside a curve of random crops: what reaches its accuracy for fewer forward passes, where the network has it.
+CHEAP = ("DC", "CC+3DC", "CC+3DC~1%", "{most}RC~exact", "{most}RC~1%")
+
+
 def policies(measure: MeasureConfig) -> list[Policy]:
     """The policies to score. CC is always among them: it is the baseline.
 
     ``crops``: the whole curve up to the largest, ``nRC`` and ``CC+(n-1)RC`` at every n, because one pass yields every
-    prefix for nothing. ``policies``: those outright. Both: the union.
+    prefix for nothing; unless ``cheap`` is off, beside it what costs fewer forward passes (CHEAP). ``policies``: those
+    outright. Both: the union. Of each stopped policy the whole one too, which it is compared with.
     """
     crops, named = measure.crops, measure.policies
     curve = curve_policies(range(1, max(crops) + 1)) if crops else []
     texts = [POLICY_SETS.get(text.strip().lower(), text) for text in named.split(",")] if named else []
     outright = [parse_policy(text) for texts_of_set in texts for text in texts_of_set.split(",")]
-    return unique([parse_policy("CC"), *curve, *outright])
+    most = max(crops or [1])
+    if measure.cheap and most > 1:
+        outright = [parse_policy(text.format(most=most)) for text in CHEAP] + outright
+    wholes = [policy.whole for policy in outright]
+    return unique([parse_policy("CC"), *curve, *wholes, *(policy for policy in outright if policy.suffix)])
 
 
 def crop_counts(measure: MeasureConfig, scored: Sequence[Policy]) -> list[int]:
     """Where throughput is timed: at ``crops``, else at the policies' numbers of views (of the network's own size)."""
-    return measure.crops or sorted({policy.n_views for policy in scored if not policy.sizes})
+    plain = (policy for policy in scored if not (policy.sizes or policy.dense or policy.suffix))
+    return measure.crops or sorted({policy.n_views for policy in plain})

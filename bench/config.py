@@ -305,6 +305,11 @@ class MeasureConfig:
     policies: str | None = option(
         "--policies", metavar="LIST", help=f"{GRAMMAR}; table1 and table8: all rows of that table of the MID paper"
     )
+    cheap: bool = switch(
+        "--no-cheap",
+        default=True,
+        help="with --crops: leave out dense crops and early stopping, which are otherwise scored and timed beside them",
+    )
     accuracy: bool = switch("--no-accuracy", default=True, help="measure speed only; needs no labels")
     throughput: bool = switch("--no-throughput", default=True, help="measure accuracy only")
     rounds: int = option(

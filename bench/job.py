@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ from bench.measure.scoring import Scoring
 from bench.resume import NetworkPlan
 from models import families
 from models.classifier import Classifier
+from models.dense import Dense, DenseAbsent
 from models.fixres.new_head import with_new_head
 from models.loading import load
 from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
+from models.stopping import stages_of
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, size_hint, split
-from pipelines.crops import Planner, Policy, union
+from pipelines.crops import Planner, Policy, union, unique
 from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label, unlabelled
 
 log = logging.getLogger(__name__)
+COST_IMAGES = 2000  # of which the mean cost of a view is taken
 BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
 
@@ -53,15 +57,19 @@ class Job:
     ) -> None:
         self.new_classes = new_classes
         self.case, self.scan, self.config, self.processes = case, scan, config, processes
-        self.policies = policies(config.measure)
-        self.crops = crop_counts(config.measure, self.policies)
+        asked = policies(config.measure)
+        self.crops = crop_counts(config.measure, asked)
         self.classifier = self._load()
+        self.dense, self.absent_policies = self._dense(asked)
+        self.policies = [policy for policy in asked if policy not in self.absent_policies]
+        self.stopped = [policy for policy in self.policies if policy.suffix]
+        self.plain = [policy for policy in self.policies if not policy.suffix]
         self.data = self._label(scan)
         self.real = self._real_labels()
         self.rows = np.arange(len(self.data))
         self.views = union(self.policies)
         self.specs = {K: self.classifier.spec_at(K) for policy in self.policies for K in policy.sizes}
-        self.view_cost = self.views.cost(self.classifier.spec.K)  # in crops of the network's own size
+        self.view_cost = self._view_cost()
         self.batch_size = plan.batch_size if plan else self._batch_size()
         self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
         self.failed: list[Failure] = []
@@ -100,6 +108,21 @@ class Job:
         recipe.require_same_network(loaded)
         if changed := recipe.changed_package():
             log.warning("%s was measured with %s %s; this run measures with %s", path, *changed)
+
+    def _dense(self, asked: list[Policy]) -> tuple[Dense | None, dict[Policy, str]]:
+        """How frames are evaluated, where a policy needs it; else the policies that the network lacks, with why."""
+        wanted = [policy for policy in asked if policy.dense]
+        if not wanted:
+            return None, {}
+        try:
+            return Dense(self.classifier), {}
+        except DenseAbsent as absent:
+            return None, dict.fromkeys(wanted, str(absent))
+
+    def _view_cost(self) -> int:
+        """What the network does for an image, in crops of its own size, rounded up; the mean over some images."""
+        rows = self.rows[:COST_IMAGES]
+        return max(1, math.ceil(self.planner(*self.policies).forwards(self.data.sizes(rows)).sum(axis=1).mean()))
 
     def _label(self, scan: Scan) -> Dataset:
         asked = self.config.data
@@ -169,11 +192,13 @@ class Job:
             channels_last=bool(asked.channels_last),
             compiled=compiled,
             modes=GpuModes(asked.tf32, asked.cudnn_benchmark),
+            dense=self.dense,
         )
 
     def planner(self, *wanted: Policy) -> Planner:
         sized = tuple(self.specs[K] for K in sorted({K for policy in wanted for K in policy.sizes}))
-        return Planner(self.classifier.spec, union(wanted), self.config.data.seed, sized)
+        stride = self.dense.s if self.dense else None
+        return Planner(self.classifier.spec, union(wanted), self.config.data.seed, sized, stride)
 
     def load_config(self, n_views: int) -> LoadConfig:
         """Images per batch by memory, and so that a slow network is not given minutes of work at once."""
@@ -213,9 +238,22 @@ class Job:
         return self.planner(*self.policies).uncovered(self.data.sizes(rows))
 
     def scoring(self) -> Scoring:
-        """The labels and policies of the accuracy pass."""
+        """The labels and policies of the accuracy pass, with those that stopped policies consist of."""
         labels = self.data.table["label"].to_numpy(np.int64)
-        return Scoring(labels, self.views, self.policies, self.uncovered, self.real.sets if self.real else None)
+        prefixes = [stage.prefix for policy in self.stopped for stage in stages_of(policy)]
+        return Scoring(
+            labels,
+            self.views,
+            unique([*self.plain, *prefixes]),
+            self.uncovered,
+            self.forwards,
+            frozenset(policy.name for policy in prefixes),
+            self.real.sets if self.real else None,
+        )
+
+    def forwards(self, rows: np.ndarray) -> np.ndarray:
+        """float64 [b, v]: what each view costs the network, in forward passes."""
+        return self.planner(*self.policies).forwards(self.data.sizes(rows))
 
     def mean_views(self, policy: Policy, rows: np.ndarray) -> float:
         """Views per image, averaged over ``rows``."""

@@ -28,6 +28,8 @@ BY_IMAGE = {
     "real_label": 2,
     "real_in_top5": 2,
     "facts": 0,
+    "margin": 2,
+    "forwards": 2,
 }
 
 
@@ -49,6 +51,10 @@ class Predictions:
     real_label: np.ndarray | None = None  # int32 [l, p, b], -1 = none
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
     facts: np.ndarray | None = None  # pipelines.data.identity.FACTS [b]: which bytes were scored; None where unknown
+
+    # Between the two most probable classes, of policies that are stages of a stopped one; else NaN.
+    margin: np.ndarray | None = None  # float64 [l, p, b]
+    forwards: np.ndarray | None = None  # float32 [l, p, b]: forward passes (network pixels / K^2)
 
     def __len__(self) -> int:
         """Images scored or failed."""
@@ -100,6 +106,18 @@ class Predictions:
         }
         wanted = set(rows.tolist())
         return replace(self, **taken, failed=[failure for failure in self.failed if failure.row in wanted])
+
+
+BY_POLICY = ("top1", "in_top5", "nll", "real_label", "real_in_top5", "margin", "forwards")  # [l, p, b] each
+
+
+def of_policies(predictions: Predictions, names: Sequence[str]) -> Predictions:
+    """Those of these policies, in this order. Raises ValueError for one that is not there."""
+    columns = [predictions.policies.index(name) for name in names]
+    taken: dict[str, Any] = {
+        field: values[:, columns] for field in BY_POLICY if (values := getattr(predictions, field)) is not None
+    }
+    return replace(predictions, policies=list(names), **taken)
 
 
 def read_facts(path: Path) -> tuple[np.ndarray, np.ndarray] | None:

@@ -111,6 +111,12 @@ class Accuracy:
     mean_views: float | None = None  # per image: below n_views where a policy depends on the image's shape
     labels: str = ORIGINAL  # one of LABELS
     fitting_batch_size: int | None = None  # after running out of memory: the batch size that fitted
+    forwards: float | None = None  # forward passes per image: the pixels that the network sees, over K^2
+    # Of a stopped policy:
+    agreement: float | None = None  # share of images with the answer of the whole policy
+    thresholds: list[float | None] = field(default_factory=list)  # certified by the first half and by the second
+    images_needed: int | None = None  # in each half, where the risk could not be certified and a number would do
+    note: str | None = None
 
     @property
     def top1(self) -> float:

@@ -166,6 +166,15 @@ def log_probabilities(
     return LEVELS[level].finish(means.flatten(0, 1), head).unflatten(0, means.shape[:2])
 
 
+def margins(log_p: Tensor) -> Tensor:
+    """float64 [p, b]: how much more probable the most probable class is than the next, from log-probabilities
+    [p, b, n]; NaN where a prediction holds NaN. Raises ValueError for a single class."""
+    if log_p.shape[-1] < 2:
+        raise ValueError("a margin needs two classes")
+    best = log_p.exp().topk(2, dim=-1).values
+    return (best[..., 0] - best[..., 1]).masked_fill(log_p.isnan().any(-1), float("nan")).cpu()
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Per policy and image, [p, b] each, on the CPU."""

@@ -26,7 +26,8 @@ Streams nest: the first n views of a stream are the n-crop policy, so one pass o
 The fifth fixed crop *is* the centre crop; it is evaluated once when both are asked for.
 
 A **suffix** stops early: ``CC+3DC+16RC~1%`` evaluates its views in the order in which they are written until the
-answer is sure enough (``models.stopping``): ``~exact``, ``~sqrt``, or the risk of another answer than the whole policy's.
+answer is sure enough (``models.stopping``): ``~exact``, ``~sqrt``, or the risk of another answer than the whole
+policy's.
 
 All geometry is integers, planned on the host; every backend obeys it. Source of the streams: MID, Section V.B and
 Tables I and VIII ("the flipped versions in our approach are not necessarily of the same random crops").
@@ -360,6 +361,16 @@ def union(policies: Sequence[Policy]) -> Views:
         total += own
     mirrored = any(STREAMS[parted(stream)[0]].mirror and not is_dense(stream) for stream in counts)
     return Views(counts, always, adaptive, columns, total, mirrored)
+
+
+def used_views(policy: Policy, views: Views, uncovered: np.ndarray) -> np.ndarray:
+    """bool [b, total]: which views a policy uses of images with these ``left_out_area`` [b, 2]; one that it counts
+    twice (the centre in CC+5FC) is evaluated once."""
+    used = np.zeros((len(uncovered), views.total), dtype=bool)
+    for stream, count in policy.view_counts(uncovered):
+        columns = list(views.columns[stream])
+        used[:, columns] |= np.arange(len(columns)) < count[:, None]
+    return used
 
 
 def resized_sizes(sizes: Sizes, spec: InputSpec) -> Sizes:

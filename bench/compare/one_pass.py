@@ -45,8 +45,8 @@ def compare(config: RunConfig) -> int:
     crops = config.measure.crops or DEFAULT_CROPS
     largest = max(crops)
     passes = {
-        "curve": cases.policies(MeasureConfig(crops=crops)),
-        "largest": cases.policies(MeasureConfig(crops=[largest])),
+        "curve": cases.policies(MeasureConfig(crops=crops, cheap=False)),
+        "largest": cases.policies(MeasureConfig(crops=[largest], cheap=False)),
         "one policy": cases.policies(MeasureConfig(policies=f"{largest}RC")),
     }
     case = cases.model_cases(config.network, demo=config.network.weights == "demo")[0]
@@ -77,12 +77,16 @@ def seconds(job: Job, policies: list[Policy], rows: np.ndarray) -> float:
     from pipelines.crops import union
 
     views = union(policies)
-    source = job.make_backend(job.planner(*policies), job.load_config(views.total))
+    planner = job.planner(*policies)
+    source = job.make_backend(planner, job.load_config(views.total))
     for _ in source.batches(rows[:2]):
         pass
     labels = job.data.table["label"].to_numpy(np.int64)
+    scoring = Scoring(
+        labels, views, policies, job.uncovered, forwards=lambda wanted: planner.forwards(job.data.sizes(wanted))
+    )
     start = time.perf_counter()
-    evaluate(source, job.network, rows, Scoring(labels, views, policies, job.uncovered))
+    evaluate(source, job.network, rows, scoring)
     took = time.perf_counter() - start
     source.close()
     return took

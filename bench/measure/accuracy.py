@@ -20,6 +20,7 @@ from bench.job import Job, folder_identity
 from bench.measure.partial_results import PartialResults, fill, log_kept
 from bench.measure.same_images import require_one_data_set
 from bench.measure.scoring import no_predictions, scored
+from bench.measure.stopped import Outcome, stop_all, write_thresholds
 from bench.predictions import Predictions, counts
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
@@ -40,24 +41,31 @@ def accuracy_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[re
     _score_missing(job, partial)
     # After the exchange, all partial results are on the disk.
     fitting = partial.smallest_batch_size(min(job.processes.all_gather(job.network.fitting_batch_size)))
-    kept: list[Predictions] = []  # in the main process only: those of a million images are not sent around
+    kept: list[
+        tuple[Predictions, list[Outcome]]
+    ] = []  # in the main process only: a million images' are not sent around
 
     def whole() -> list[Failure]:
         kept.append(_whole(job, partial, out))
-        return kept[0].failed
+        return kept[0][0].failed
 
     job.failed = job.processes.broadcast(whole)
     if not kept:
         return
-    (predictions,) = kept
+    ((predictions, outcomes),) = kept
     yield image_accounting(job, setting, len(predictions.rows))
     if len(predictions.rows) == 0:
         yield records.Absent(setting, "accuracy", "no image could be read; see unreadable.csv")
         return
     for labels_of in records.LABELS if job.real else (records.ORIGINAL,):
-        yield from _accuracies(job, setting, predictions, labels_of, fitting if fitting < job.batch_size else None)
+        yield from _accuracies(job, setting, predictions, outcomes, labels_of, fitting)
     if absent := job.classifier.feature_absent_reason:
         yield records.Absent(setting, "accuracy at level feature", absent)
+    for policy, reason in job.absent_policies.items():
+        yield records.Absent(setting, f"accuracy of {policy}", reason)
+    for one in outcomes:
+        if one.stopped is None:
+            yield records.Absent(setting, f"accuracy of {one.policy} at level {one.level}", one.note or "")
 
 
 def partial_results(job: Job, out: Path) -> PartialResults:
@@ -98,13 +106,15 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
         identifier.close()
 
 
-def _whole(job: Job, partial: PartialResults, out: Path) -> Predictions:
-    """The whole pass, joined from its parts, also as the run's file."""
+def _whole(job: Job, partial: PartialResults, out: Path) -> tuple[Predictions, list[Outcome]]:
+    """The whole pass, joined from its parts, with the stopped policies; also as the run's file."""
     empty = replace(no_predictions(job.network, job.scoring()), facts=np.zeros(0, FACTS))
     predictions = partial.whole(empty)
     require_one_data_set(out, predictions, job)
+    predictions, outcomes = stop_all(predictions, job)
+    write_thresholds(out, job, outcomes, len(predictions.rows))
     predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
-    return predictions
+    return predictions, outcomes
 
 
 def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
@@ -163,23 +173,34 @@ def image_accounting(job: Job, setting: records.Setting, scored: int) -> records
 
 
 def _accuracies(
-    job: Job, setting: records.Setting, predictions: Predictions, labels: str, fitting: int | None
+    job: Job, setting: records.Setting, predictions: Predictions, outcomes: list[Outcome], labels: str, fitting: int
 ) -> Iterator[records.Record]:
-    unreadable = len(job.data.unreadable) + len(predictions.failed)
-    for policy in job.policies:
-        for level in predictions.levels:
-            counted = counts(predictions, level, policy.name, labels)
-            if counted["images"] == 0:
-                yield records.Absent(setting, f"accuracy with {labels} labels", "no image that was read has one")
-                return
-            yield records.Accuracy(
-                setting,
-                policy=policy.name,
-                n_views=policy.n_views,
-                level=level,
-                unreadable=unreadable,
-                mean_views=job.mean_views(policy, predictions.rows),
-                labels=labels,
-                fitting_batch_size=fitting,
-                **counted,
-            )
+    """Of every policy at every level; the stopped ones last."""
+    stopped = {(one.policy.name, one.level): one for one in outcomes if one.stopped is not None}
+    plain = [(policy, level) for policy in job.plain for level in predictions.levels]
+    for policy, level in [*plain, *((one.policy, one.level) for one in stopped.values())]:
+        counted = counts(predictions, level, policy.name, labels)
+        if counted["images"] == 0:
+            yield records.Absent(setting, f"accuracy with {labels} labels", "no image that was read has one")
+            return
+        outcome = stopped.get((policy.name, level))
+        yield records.Accuracy(
+            setting,
+            policy=policy.name,
+            n_views=policy.n_views,
+            level=level,
+            unreadable=len(job.data.unreadable) + len(predictions.failed),
+            mean_views=outcome.mean_views if outcome else job.mean_views(policy, predictions.rows),
+            labels=labels,
+            fitting_batch_size=fitting if fitting < job.batch_size else None,
+            forwards=mean_forwards(predictions, level, policy.name),
+            **(outcome.fields() if outcome else {}),
+            **counted,
+        )
+
+
+def mean_forwards(predictions: Predictions, level: str, policy: str) -> float:
+    """Forward passes per image."""
+    assert predictions.forwards is not None
+    chosen = predictions.forwards[predictions.levels.index(level), predictions.policies.index(policy)]
+    return float(chosen.mean(dtype=np.float64))

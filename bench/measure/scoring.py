@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from bench.predictions import Predictions, check_complete, joined
-from models.averaging import LEVELS, Scores, log_probabilities, score
+from models.averaging import LEVELS, Scores, log_probabilities, margins, score
 from models.label_sets import nearest_label
 from models.predict import Network, Predicted, predict
 from pipelines.batch import Backend, CropBatch
-from pipelines.crops import Policy, Views
+from pipelines.crops import Policy, Views, used_views
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,17 @@ class Scoring:
     """What is scored against what.
 
     ``labels``: int64, of the whole table, -1 = none. ``uncovered``: rows [b] -> int64 [b, 2], for policies that depend
-    on the images' sizes (``Planner.uncovered``). ``label_sets``: a second set of labels, int64 [rows of the table, m]
-    (``pipelines.data.real_labels.RealLabels.sets``).
+    on the images' sizes (``Planner.uncovered``). ``forwards``: rows [b] -> float [b, v], what each view costs
+    (``Planner.forwards``). ``stages``: names of the policies whose margins are kept, for early stopping.
+    ``label_sets``: a second set of labels, int64 [rows of the table, m] (``pipelines.data.real_labels.RealLabels.sets``).
     """
 
     labels: np.ndarray
     views: Views
     policies: Sequence[Policy]
     uncovered: Callable[[np.ndarray], np.ndarray]
+    forwards: Callable[[np.ndarray], np.ndarray]
+    stages: frozenset[str] = frozenset()
     label_sets: np.ndarray | None = None
 
 
@@ -68,10 +71,14 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
     own: list[Scores] = []
     nearest: list[np.ndarray] = []
     real: list[Scores] = []
-    for level in empty.levels:
+    margin = np.full((len(empty.levels), len(scoring.policies), len(rows)), np.nan)
+    stages = [p for p, policy in enumerate(scoring.policies) if policy.name in scoring.stages]
+    for i, level in enumerate(empty.levels):
         log_p = log_probabilities(level, predicted.outputs, scoring.views, scoring.policies, network.head, shapes)
         assert log_p is not None
         own.append(score(log_p, torch.from_numpy(scoring.labels[rows])))
+        if stages:
+            margin[i, stages] = margins(log_p[stages]).numpy()
         if scoring.label_sets is not None:
             best = nearest_label(log_p, torch.from_numpy(scoring.label_sets[rows])).int().cpu()
             nearest.append(best.numpy())
@@ -88,7 +95,16 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
         failed=predicted.failed,
         real_label=np.stack(nearest) if nearest else None,
         real_in_top5=np.stack([s.in_top5.numpy() for s in real]) if real else None,
+        margin=margin,
+        forwards=np.repeat(_forwards(scoring, rows, shapes)[None], len(empty.levels), axis=0),
     )
+
+
+def _forwards(scoring: Scoring, rows: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """float32 [p, b]: what each policy costs, in forward passes."""
+    each = scoring.forwards(rows)
+    used = (used_views(policy, scoring.views, shapes) for policy in scoring.policies)
+    return np.stack([(each * mask).sum(axis=1) for mask in used]).astype(np.float32)
 
 
 def no_predictions(network: Network, scoring: Scoring) -> Predictions:
@@ -108,4 +124,6 @@ def no_predictions(network: Network, scoring: Scoring) -> Predictions:
         failed=[],
         real_label=np.zeros(shape, np.int32) if real else None,
         real_in_top5=np.zeros(shape, np.bool_) if real else None,
+        margin=np.zeros(shape, np.float64),
+        forwards=np.zeros(shape, np.float32),
     )

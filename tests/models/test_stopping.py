@@ -99,7 +99,11 @@ def test_exact_is_strict():
 
 def test_where_exact_can_never_stop():
     def can(text):
-        return bool(stopping.can_stop_exactly(np.array([stage.weight for stage in stopping.stages_of(parse_policy(f"{text}~exact"))]))[0])
+        return bool(
+            stopping.can_stop_exactly(
+                np.array([stage.weight for stage in stopping.stages_of(parse_policy(f"{text}~exact"))])
+            )[0]
+        )
 
     assert not can("CC+3DC") and not can("CC") and not can("2RC")
     assert can("3DC+CC") and can("3RC") and can("CC+3DC+2RC")

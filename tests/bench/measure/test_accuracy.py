@@ -67,10 +67,15 @@ class Setup:
         def uncovered(of: np.ndarray) -> np.ndarray:
             return planner.uncovered(self.data.sizes(of))
 
+        def forwards(of: np.ndarray) -> np.ndarray:
+            return planner.forwards(self.data.sizes(of))
+
         rows = np.arange(len(self.data)) if rows is None else rows
         labels = self.data.table["label"].to_numpy(np.int64)
         try:
-            return evaluate(source, self.network, rows, Scoring(labels, planner.views, parsed, uncovered), progress)
+            return evaluate(
+                source, self.network, rows, Scoring(labels, planner.views, parsed, uncovered, forwards), progress
+            )
         finally:
             source.close()
 
