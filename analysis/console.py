@@ -34,6 +34,7 @@ Columns = dict[str, Callable[[Any], str]]  # heading -> the text of one row
 ACCURACY: Columns = {  # rows: Accuracy
     "policy": lambda r: r.policy,
     "level": lambda r: r.level,
+    "forwards": lambda r: "" if r.forwards is None else f"{r.forwards:.2f}",
     "top-1": lambda r: f"{r.top1:.2f}",
     "95 % interval": lambda r: "{:.2f}..{:.2f}".format(*top1_interval(r)),
     "gain": lambda r: f"{r.gain:+.2f}" if r.policy != "CC" else "",
@@ -110,7 +111,32 @@ def _accuracy_lines(accuracies: list[Accuracy], known: list[Comparison]) -> list
         published = {one.record: f"{one.known.top1:.2f}" for one in known}
         columns = {**ACCURACY, "published": lambda record: published.get(record, "")}
     lines = [f"{what} ({first.images} images, {first.unreadable} unreadable)", *_table(columns, shown), note]
-    return lines + known_answers.lines(known)
+    forwards = "forwards: passes of the network per image, by pixels; ~: images are stopped early"
+    return [*lines, forwards, *_stopping_lines(accuracies), *_cheapest(accuracies), *known_answers.lines(known)]
+
+
+def _stopping_lines(accuracies: list[Accuracy]) -> list[str]:
+    """For each stopped policy at softmax: how many answers are the whole policy's, and what could not be certified."""
+    return [
+        f"{r.policy} gives {100 * r.agreement:.2f} % of the answers of {r.policy.partition('~')[0]}"
+        + (f" ({r.note})" if r.note else "")
+        for r in accuracies
+        if r.agreement is not None and r.level == "softmax"
+    ]
+
+
+def _cheapest(accuracies: list[Accuracy]) -> list[str]:
+    """What the largest nRC has at softmax, and the policy that has as much for the fewest forward passes."""
+    cost = {r: r.forwards for r in accuracies if r.level == "softmax" and r.forwards is not None}
+    curve = [r for r in cost if r.policy == f"{r.n_views}RC" and r.n_views > 1]
+    if not curve:
+        return []
+    most = max(curve, key=lambda r: r.n_views)
+    best = min((r for r in cost if r.top1 >= most.top1), key=lambda r: (cost[r], -r.top1))
+    return [
+        f"{most.policy} has {most.top1:.2f} for {cost[most]:.2f} forward passes per image; "
+        f"{best.policy} has {best.top1:.2f} for {cost[best]:.2f}"
+    ]
 
 
 def _throughput_lines(throughputs: list[Throughput]) -> list[str]:

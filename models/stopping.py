@@ -19,12 +19,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from pipelines.crops import RULES, TERMS, Policy, Views, by_size, is_dense, stream_of, view_count
 
+Numbers = np.ndarray | float
 SLACK = 1e-9  # for each unit of weight: float64 sums in another order differ by far less
 HALF_CONFIDENCE = 0.975  # for each half; both bounds hold together with 95 %
 # Strictest first. Fixed before any outcome is seen, as the sequence of tests requires.
@@ -194,14 +196,31 @@ def _remaining(weight: np.ndarray) -> np.ndarray:
     return np.concatenate([after[:, 1:], np.zeros_like(after[:, :1])], axis=1)
 
 
+def _exact(margin: Numbers, seen: Numbers, left: Numbers) -> Any:
+    return margin * seen > left + SLACK * (seen + left)
+
+
+def _square_root(margin: Numbers, seen: Numbers, left: Numbers) -> Any:
+    return margin * seen > np.sqrt(seen * left / (seen + left))
+
+
+def may_stop(rule: Rule, margin: float, seen: float, left: float, threshold: float | None = None) -> bool:
+    """Whether an image whose views of weight ``seen`` leave this margin may stop, with a weight of ``left`` to come;
+    ``threshold``: the margin rule's."""
+    if rule.kind == "margin":
+        assert threshold is not None, "a risk needs a calibrated threshold"
+        return margin > threshold
+    return bool({"exact": _exact, "sqrt": _square_root}[rule.kind](margin, seen, left))
+
+
 def exact(running: Running) -> np.ndarray:
     """Where no continuation can change the top-1 class: bool [b, t], for probabilities of the softmax level.
 
     A view's scores lie in [0, 1], so the remaining views can shrink the gap between two classes' weighted sums by no
     more than their weight.
     """
-    seen, total = np.cumsum(running.weight, axis=1), running.weight.sum(axis=1, keepdims=True)
-    return running.margin * seen > _remaining(running.weight) + SLACK * total
+    seen = np.cumsum(running.weight, axis=1)
+    return _exact(running.margin, seen, _remaining(running.weight))
 
 
 def can_stop_exactly(weight: np.ndarray) -> np.ndarray:
@@ -216,8 +235,7 @@ def can_stop_exactly(weight: np.ndarray) -> np.ndarray:
 def square_root(running: Running) -> np.ndarray:
     """Gap between the weighted sums above sqrt(n (N - n) / N), n of the weight N seen: bool [b, t]. No guarantee: about
     the spread of the remaining sum if views were independent."""
-    seen, left = np.cumsum(running.weight, axis=1), _remaining(running.weight)
-    return running.margin * seen > np.sqrt(seen * left / running.weight.sum(axis=1, keepdims=True))
+    return _square_root(running.margin, np.cumsum(running.weight, axis=1), _remaining(running.weight))
 
 
 def margin_above(running: Running, threshold: float) -> np.ndarray:
