@@ -23,7 +23,8 @@ class Scoring:
     ``labels``: int64, of the whole table, -1 = none. ``uncovered``: rows [b] -> int64 [b, 2], for policies that depend
     on the images' sizes (``Planner.uncovered``). ``forwards``: rows [b] -> float [b, v], what each view costs
     (``Planner.forwards``). ``stages``: names of the policies whose margins are kept, for early
-    stopping. ``label_sets``: a second set of labels, int64 [rows of the table, m] (``pipelines.data.real_labels.RealLabels.sets``).
+    stopping. ``label_sets``: a second set of labels, int64 [rows of the table, m]
+    (``pipelines.data.real_labels.RealLabels.sets``).
     """
 
     labels: np.ndarray

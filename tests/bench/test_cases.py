@@ -21,7 +21,7 @@ def model_cases(*, demo: bool = False, models: str | None = None, **given: Any) 
 
 
 def names(crops: list[int] | None = None, named: str | None = None) -> list[str]:
-    return [policy.name for policy in cases.policies(MeasureConfig(crops=crops, policies=named))]
+    return [policy.name for policy in cases.policies(MeasureConfig(crops=crops, policies=named, cheap=False))]
 
 
 # ----------------------------------------------------------------------------------------------------------- policies
@@ -32,6 +32,14 @@ def test_the_curve_is_scored_at_every_number_of_crops_up_to_the_largest() -> Non
     forty = [f"{n}RC" for n in range(1, 41)] + [f"CC+{n}RC" for n in range(1, 40)]
     assert set(names(crops=[40])) == {"CC", *forty}
     assert names(crops=[2, 40]) == names(crops=[40])
+
+
+def test_a_curve_has_what_costs_less_beside_it() -> None:
+    with_cheap = [policy.name for policy in cases.policies(MeasureConfig(crops=[1, 4]))]
+    assert with_cheap == [*names(crops=[1, 4]), "DC", "CC+3DC", "CC+3DC~1%", "4RC~exact", "4RC~1%"]
+    assert [policy.name for policy in cases.policies(MeasureConfig(crops=[1]))] == names(crops=[1])
+    named = [policy.name for policy in cases.policies(MeasureConfig(policies="3RC+CC~exact"))]
+    assert named == ["CC", "CC+3RC", "3RC+CC~exact"]  # the whole policy too, which it is compared with
 
 
 @pytest.mark.parametrize("named", ["20RC", "5FC+5MFC, 10rc + 10mrc", "cc", "4ARC"])
