@@ -114,7 +114,8 @@ class Accuracy:
     forwards: float | None = None  # forward passes per image: the pixels that the network sees, over K^2
     # Of a stopped policy:
     agreement: float | None = None  # share of images with the answer of the whole policy
-    thresholds: list[float | None] = field(default_factory=list)  # certified by the first half and by the second
+    first_threshold: float | None = None  # of the margin, certified by the first half, by which the second is stopped
+    second_threshold: float | None = None  # the other way round
     images_needed: int | None = None  # in each half, where the risk could not be certified and a number would do
     note: str | None = None
 

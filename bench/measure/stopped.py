@@ -58,7 +58,8 @@ class Outcome:
         lacking = [half.images_needed for half in self.halves if half.threshold is None]
         return {
             "agreement": float(self.stopped.agrees.mean()),
-            "thresholds": [half.threshold for half in self.halves],
+            "first_threshold": self.halves[0].threshold if self.halves else None,
+            "second_threshold": self.halves[1].threshold if self.halves else None,
             "images_needed": None if not lacking or None in lacking else max(n for n in lacking if n is not None),
             "note": self.note,
         }
