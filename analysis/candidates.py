@@ -11,6 +11,7 @@ import numpy as np
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, scored_networks
 from bench.records import END_TO_END, Accuracy, Incomparable, Run, Setting, Throughput
+from pipelines.crops import parse_policy
 
 # Settings of runs that may be chosen between: all but the images, their seed of crops, and the machine.
 LEVELS = ("softmax", "logit", "feature")  # the one that stands for all where there is one view first
@@ -100,7 +101,8 @@ def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None) -> Cand
     shared_names = set.intersection(*_name_sets(columns))
     kept = [name for name in columns[0][0].tolist() if name in shared_names]
     found = [
-        Candidate(run, record, right, _timed(run, record)) for (run, record), right in zip(made, shared, strict=True)
+        Candidate(run, record, right, timed_end_to_end(run, record))
+        for (run, record), right in zip(made, shared, strict=True)
     ]
     return Candidates(kept, found)
 
@@ -119,12 +121,16 @@ def _records_of(network: NetworkRun, levels: Iterable[str] | None) -> list[Accur
     return [r for r in own if r.n_views > 1 or r.level == levels_of_one[0]]
 
 
-def _timed(run: Run, record: Accuracy) -> Throughput | None:
-    """End to end at the policy's number of crops; crops of other sizes are not timed."""
-    if "@" in record.policy:
+def timed_end_to_end(run: Run, record: Accuracy) -> Throughput | None:
+    """End to end at the policy's number of crops, or of a dense or stopped policy itself; crops of other sizes are not
+    timed."""
+    policy = parse_policy(record.policy)
+    if policy.sizes:
         return None
     found = [t for t in run.throughputs if t.setting == record.setting and t.stage == END_TO_END]
-    return next((t for t in found if t.crops == record.n_views), None)
+    if policy.dense or policy.suffix:
+        return next((t for t in found if t.policy == record.policy), None)
+    return next((t for t in found if t.policy is None and t.crops == record.n_views), None)
 
 
 def require_same(settings: Sequence[Setting], fields: Iterable[str]) -> None:

@@ -26,8 +26,8 @@ def ceiling_images_per_sec(pipeline: float, network_crops: float, crops: int, *,
 
 def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
     """For each crop count of one model: P, M, end to end, its ceiling (DESIGN rule 6) and the share reached."""
-    network = next((t for t in throughputs if t.stage == MODEL), None)
-    loads = {t.crops: t for t in throughputs if t.stage == LOAD}
+    network = next((t for t in throughputs if t.stage == MODEL and t.policy is None), None)
+    loads = {t.crops: t for t in throughputs if t.stage == LOAD and t.policy is None}
     rows = []
     for t in throughputs:
         if t.stage != END_TO_END or t.crops is None or network is None or t.crops not in loads:
@@ -52,6 +52,46 @@ def rate_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def policy_rows(throughputs: Sequence[Throughput]) -> list[dict[str, Any]]:
+    """For each dense or stopped policy of one model: end to end, forward passes per image, and its ceiling, in which n
+    crops are the forward passes. A stopped policy has the pipeline of the whole one, and the network's rate on its
+    frames where it has any."""
+    plain = next((t.rate for t in throughputs if t.stage == MODEL and t.policy is None), None)
+    loads = {t.policy or f"{t.crops}RC": t.rate for t in throughputs if t.stage == LOAD}
+    networks = {t.policy: t.crops_per_sec for t in throughputs if t.stage == MODEL and t.policy is not None}
+    rows = []
+    for t in throughputs:
+        if t.stage != END_TO_END or t.policy is None or t.forwards is None:
+            continue
+        whole = t.policy.partition("~")[0]
+        pipeline, network = loads.get(whole), networks.get(whole) or plain
+        known = pipeline is not None and network is not None
+        shared = t.setting.device == "cpu"
+        ceiling = None
+        if known:
+            assert pipeline is not None and network is not None
+            ceiling = _ceiling(pipeline, network / t.forwards, shared=shared)
+        rows.append(
+            {
+                "policy": t.policy,
+                "images_per_sec": t.rate,
+                "rates": t.rates,
+                "forwards": t.forwards,
+                "spread": t.spread,
+                "agreement": t.agreement,
+                "ceiling_images_per_sec": ceiling,
+                "efficiency": None if ceiling is None else t.rate / ceiling,
+                "record": t,
+            }
+        )
+    return rows
+
+
+def _ceiling(pipeline: float, network: float, *, shared: bool) -> float:
+    """Of two rates in images/s."""
+    return 1 / (1 / pipeline + 1 / network) if shared else min(pipeline, network)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis import known_answers
-from analysis.ceilings import crossover, rate_rows
+from analysis.ceilings import crossover, policy_rows, rate_rows
 from analysis.known_answers import Comparison
 from analysis.runs import is_shown
 from analysis.summary import derived, p_value, top1_interval
@@ -57,6 +57,17 @@ RATES: Columns = {  # rows: of analysis.ceilings.rate_rows
     "p50 ms": lambda row: _milliseconds(row, "interval_p50_ms"),
     "p95 ms": lambda row: _milliseconds(row, "interval_p95_ms"),
     "peak GB": lambda row: f"{row['record'].peak_mem_bytes / 1e9:.1f}",
+}
+
+
+POLICY_RATES: Columns = {  # rows: of analysis.ceilings.policy_rows
+    "policy": lambda row: row["policy"],
+    "images/s": lambda row: f"{row['images_per_sec']:.1f}",
+    "forwards": lambda row: f"{row['forwards']:.2f}",
+    "spread": lambda row: f"{100 * row['spread']:.0f} %",
+    "ceiling": lambda row: "" if row["efficiency"] is None else f"{row['ceiling_images_per_sec']:.1f}",
+    "reached": lambda row: "" if row["efficiency"] is None else f"{100 * row['efficiency']:.0f} %",
+    "as scored": lambda row: "" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
 }
 
 
@@ -147,6 +158,7 @@ def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
     lines = [
         f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median",
         *_table(RATES, rows),
+        *_policies(throughputs),
         *_stages(throughputs),
         *_by_process([row["record"] for row in rows]),
     ]
@@ -156,6 +168,15 @@ def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
             "--rounds 15 --round-seconds 3"
         )
     return lines
+
+
+def _policies(throughputs: list[Throughput]) -> list[str]:
+    """The dense and stopped policies."""
+    rows = policy_rows(throughputs)
+    if not rows:
+        return []
+    heading = "dense crops and early stopping, end to end; as scored: timed answers that are those of the accuracy pass"
+    return [heading, *_table(POLICY_RATES, rows)]
 
 
 def _by_process(end_to_end: list[Throughput]) -> list[str]:

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from analysis.candidates import timed_end_to_end
+from analysis.runs import MissingData
 from analysis.summary import top1_interval
-from bench.records import END_TO_END, Accuracy, Run
+from bench.records import Accuracy, Run
 from models.recipe import Recipe, Use
 
 
@@ -57,7 +59,7 @@ def measured_of(run: Run, record: Accuracy) -> dict[str, Any]:
     return {
         "policy": record.policy,
         "level": record.level,
-        "stopping": None,
+        "stopping": _stopping(record),
         "images": record.images,
         "top1": round(record.top1, 3),
         "top1_low": round(low, 3),
@@ -71,10 +73,17 @@ def measured_of(run: Run, record: Accuracy) -> dict[str, Any]:
     }
 
 
+def _stopping(record: Accuracy) -> dict[str, float] | None:
+    """The threshold of a policy with a risk: the stricter of both halves'. Raises MissingData where one is lacking."""
+    if not record.policy.endswith("%"):
+        return None
+    if record.first_threshold is None or record.second_threshold is None:
+        raise MissingData(f"{record.policy} has no certified threshold ({record.note}): choose another policy")
+    return {"threshold": max(record.first_threshold, record.second_threshold)}
+
+
 def images_per_sec(run: Run, record: Accuracy) -> float | None:
     """End to end at that number of crops, median of the rounds; None where it was not timed, as for policies with crops
     of several sizes."""
-    if "@" in record.policy:
-        return None
-    found = [t for t in run.throughputs if t.setting == record.setting and t.stage == END_TO_END]
-    return next((t.rate for t in found if t.crops == record.n_views), None)
+    timed = timed_end_to_end(run, record)
+    return None if timed is None else timed.rate

@@ -60,6 +60,12 @@ class PredictConfig:
     level: str = option(
         "--level", default="softmax", choices=("feature", "logit", "softmax"), help="where crops are averaged (softmax)"
     )
+    thresholds: Path | None = option(
+        "--thresholds",
+        metavar="RUN",
+        parse=values.path,
+        help="the folder of a run that calibrated a policy such as CC+3DC~1% (it stops images early)",
+    )
     topk: int = option("--topk", default=5, metavar="K", parse=values.positive, help="classes an image (default: 5)")
     out: Path | None = option(
         "--out", metavar="FILE", parse=values.path, help="a new .csv, .jsonl or .parquet file (default: print)"
@@ -141,6 +147,7 @@ def load(config: PredictConfig) -> MultiCrop:
         config.model,
         policy=config.policy,
         level=config.level,
+        thresholds=config.thresholds,
         weights=config.weights,
         checkpoint=config.checkpoint,
         device=resolved_device(config.device),

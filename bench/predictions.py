@@ -15,6 +15,7 @@ from pipelines.batch import Failure
 from pipelines.data.identity import FACTS
 from pipelines.files import whole_file
 
+NOT_KEPT = -1.0  # a margin that no stopping rule asks for
 BASELINE = "CC"  # what "newly correct" and "newly wrong" compare with
 
 # How the arrays of ``Predictions`` lie: the axis of the images.
@@ -52,7 +53,7 @@ class Predictions:
     real_in_top5: np.ndarray | None = None  # bool [l, p, b]
     facts: np.ndarray | None = None  # pipelines.data.identity.FACTS [b]: which bytes were scored; None where unknown
 
-    # Between the two most probable classes, of policies that are stages of a stopped one; else NaN.
+    # Between the two most probable classes, of policies that are stages of a stopped one; else NOT_KEPT.
     margin: np.ndarray | None = None  # float64 [l, p, b]
     forwards: np.ndarray | None = None  # float32 [l, p, b]: forward passes (network pixels / K^2)
 

@@ -153,6 +153,10 @@ class Throughput:
     # Of several processes, per second [rounds][processes]. They start together: `counts` are of all of them, and
     # `durations_s` of the slowest, so that `rate` is what all of them do together, at least.
     rank_rates: list[list[float]] = field(default_factory=list)
+    # Of dense and stopped policies (`crops` is then None; `model` is in images of the policy's views too):
+    policy: str | None = None
+    forwards: float | None = None  # forward passes per image: network pixels / K^2, discarded ones among them
+    agreement: float | None = None  # share of images whose timed answer is the scored one; None where none was scored
 
     @property
     def rates(self) -> list[float]:
@@ -166,10 +170,12 @@ class Throughput:
 
     @property
     def images_per_sec(self) -> float | None:
-        return None if self.stage == MODEL else self.rate
+        return None if self.stage == MODEL and self.policy is None else self.rate
 
     @property
     def crops_per_sec(self) -> float | None:
+        if self.policy is not None:
+            return None if self.forwards is None else self.rate * self.forwards
         if self.stage == MODEL:
             return self.rate
         return None if self.crops is None else self.rate * self.crops

@@ -20,12 +20,17 @@ import torch
 
 from models.averaging import LEVELS, log_probabilities
 from models.class_names import ClassNames, class_names_for
+from models.classifier import Classifier
+from models.dense import Dense, DenseAbsent
+from models.early_stopping import EarlyStopping, Stopping
 from models.loading import load
 from models.predict import GpuModes, Network, default_batch_size, predict
 from models.recipe import read_recipe
+from models.stopping import rule_of
+from models.thresholds import find
 from pipelines.backends import BACKENDS, backend, choose
-from pipelines.batch import LoadConfig, Source, default_batch_images
-from pipelines.crops import Planner, parse_policy, union
+from pipelines.batch import CropBatch, Failure, LoadConfig, Source, default_batch_images
+from pipelines.crops import Planner, Policy, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.memory import ImageList, name_of
 from pipelines.data.scanning import scan
@@ -67,7 +72,9 @@ class MultiCrop:
     ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass.
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
-    The others are those of ``multicrop-bench run``.
+    ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
+    The others are those of
+    ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
     An object may be called from several threads.
@@ -99,6 +106,7 @@ class MultiCrop:
         channels_last: bool | None = None,
         fold: bool = False,
         class_names: Sequence[str] | None = None,
+        thresholds: str | Path | float | None = None,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"`level` {level!r} is not one of {', '.join(LEVELS)}")
@@ -122,14 +130,17 @@ class MultiCrop:
             raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
         self.backend, _ = choose(backend, device=self.device)
         self.views = union([self.policy])
+        dense = _dense(self.classifier, self.policy)
+        self.stopping = _stopping(self.classifier, self.policy, level, thresholds)
         sizes = tuple(self.classifier.spec_at(K) for K in self.policy.sizes)
-        self.planner = Planner(self.classifier.spec, self.views, seed, sizes)
+        self.planner = Planner(self.classifier.spec, self.views, seed, sizes, dense.s if dense else None)
         self.classes = class_names_for(self.classifier, class_names)
         self._settings: dict[str, Any] = {
             "batch_size": batch_size or default_batch_size(self.classifier.spec.K, self.device),
             "device": self.device,
             "amp_dtype": amp_dtype,
             "channels_last": self.device == "cpu" if channels_last is None else channels_last,
+            "dense": dense,
         }
         self._lock = threading.Lock()
         self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
@@ -201,10 +212,12 @@ class MultiCrop:
         network = self._take()
         loader = backend(self.backend)(source, self.planner, self._load_config())
         try:
-            for predicted in predict(loader.batches(rows), network, self.views):
-                results = {failure.row: (None, failure.reason) for failure in predicted.failed}
-                if predicted.outputs is not None and len(predicted.rows):
-                    results |= self._averaged(predicted.rows, predicted.outputs, source, network)
+            for answered, log_p, failed in self._answers(loader.batches(rows), source, network):
+                results: dict[int, tuple[np.ndarray | None, str | None]]
+                results = {failure.row: (None, failure.reason) for failure in failed}
+                if log_p is not None and len(answered):
+                    probabilities = log_p.exp().cpu().numpy()
+                    results |= {row: (p, None) for row, p in zip(answered.tolist(), probabilities, strict=True)}
                 names = source.names(np.array(sorted(results), dtype=np.int64))
                 for name, row in zip(names, sorted(results), strict=True):
                     yield ImageResult(name, *results[row], self.classes)
@@ -213,11 +226,22 @@ class MultiCrop:
             with self._lock:
                 self._idle.append(network)
 
-    def _averaged(self, rows: np.ndarray, outputs: Any, source: Source, network: Network) -> dict[int, Any]:
-        shapes = self.planner.uncovered(source.sizes(rows))
-        log_p = log_probabilities(self.level, outputs, self.views, [self.policy], network.head, shapes)
-        assert log_p is not None
-        return {row: (p, None) for row, p in zip(rows.tolist(), log_p[0].exp().cpu().numpy(), strict=True)}
+    def _answers(
+        self, batches: Iterator[CropBatch], source: Source, network: Network
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor | None, list[Failure]]]:
+        """Rows int64 [b], their log-probabilities float64 [b, n], and what could not be read; batch by batch."""
+        if self.stopping is not None:
+            for one in EarlyStopping(network, self.planner, self.stopping).run(batches, source.sizes):
+                yield one.rows, one.log_p, one.failed
+            return
+        for predicted in predict(batches, network, self.views):
+            log_p = None
+            if predicted.outputs is not None and len(predicted.rows):
+                shapes = self.planner.uncovered(source.sizes(predicted.rows))
+                log_p = log_probabilities(
+                    self.level, predicted.outputs, self.views, [self.policy], network.head, shapes
+                )
+            yield predicted.rows, None if log_p is None else log_p[0], predicted.failed
 
     def _take(self) -> Network:
         with self._lock:
@@ -228,6 +252,33 @@ class MultiCrop:
         images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
         workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else usable_cores())
         return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
+
+
+def _dense(classifier: Classifier, policy: Policy) -> Dense | None:
+    """How frames are evaluated, where the policy has dense views. Raises ValueError for a network that lacks them."""
+    if not policy.dense:
+        return None
+    try:
+        return Dense(classifier)
+    except DenseAbsent as absent:
+        raise ValueError(f"policy {policy}: {absent}") from absent
+
+
+def _stopping(
+    classifier: Classifier, policy: Policy, level: str, thresholds: str | Path | float | None
+) -> Stopping | None:
+    """How images are stopped early, for a policy with a suffix. Raises ValueError where that cannot be."""
+    if not policy.suffix:
+        return None
+    rule = rule_of(policy)
+    if rule.kind == "exact" and level != "softmax":
+        raise ValueError(f"policy {policy}: ~exact needs `level` softmax: other levels have no bound")
+    if rule.tolerance is None:
+        return Stopping(policy, level)
+    if isinstance(thresholds, float):
+        return Stopping(policy, level, thresholds)
+    found = find(None if thresholds is None else Path(thresholds), classifier, policy, level)
+    return Stopping(policy, level, found)
 
 
 def _matching(pattern: Path) -> list[str]:

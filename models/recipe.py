@@ -142,7 +142,8 @@ class Recipe:
     def multicrop_arguments(self) -> dict[str, Any]:
         """Keywords of ``models.MultiCrop``."""
         own = ("weight_hash", "torchcompile", "tf32", "cudnn_benchmark", "stopping")
-        return {name: value for name, value in asdict(self.use).items() if name not in own}
+        stopping = {"thresholds": self.use.stopping["threshold"]} if self.use.stopping else {}
+        return {name: value for name, value in asdict(self.use).items() if name not in own} | stopping
 
     def run_options(self) -> dict[str, Any]:
         """Options of a run that measures the same again: field names of bench.config.RunConfig."""

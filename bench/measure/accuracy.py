@@ -112,8 +112,8 @@ def _whole(job: Job, partial: PartialResults, out: Path) -> tuple[Predictions, l
     predictions = partial.whole(empty)
     require_one_data_set(out, predictions, job)
     predictions, outcomes = stop_all(predictions, job)
-    write_thresholds(out, job, outcomes, len(predictions.rows))
     predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
+    write_thresholds(out, job, outcomes, len(predictions.rows))
     return predictions, outcomes
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bench.predictions import Predictions, check_complete, joined
+from bench.predictions import NOT_KEPT, Predictions, check_complete, joined
 from models.averaging import LEVELS, Scores, log_probabilities, margins, score
 from models.label_sets import nearest_label
 from models.predict import Network, Predicted, predict
@@ -72,7 +72,7 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
     own: list[Scores] = []
     nearest: list[np.ndarray] = []
     real: list[Scores] = []
-    margin = np.full((len(empty.levels), len(scoring.policies), len(rows)), np.nan)
+    margin = np.full((len(empty.levels), len(scoring.policies), len(rows)), NOT_KEPT)
     stages = [p for p, policy in enumerate(scoring.policies) if policy.name in scoring.stages]
     for i, level in enumerate(empty.levels):
         log_p = log_probabilities(level, predicted.outputs, scoring.views, scoring.policies, network.head, shapes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.job import Job
-from bench.predictions import BY_POLICY, Predictions, of_policies
+from bench.predictions import BY_POLICY, NOT_KEPT, Predictions, of_policies
 from models import thresholds
 from models.stopping import (
     Certificate,
@@ -32,7 +32,7 @@ from pipelines.crops import Policy
 
 ONLY_SOFTMAX = "~exact needs scores between 0 and 1 that bound what other views can add: logits and features are not"
 NEVER = "~exact can never stop here: at no stage do the views seen outweigh those to come"
-NOTHING: dict[str, Any] = {"top1": -1, "in_top5": False, "nll": np.nan, "margin": np.nan, "forwards": np.nan}
+NOTHING: dict[str, Any] = {"top1": -1, "in_top5": False, "nll": np.nan, "margin": NOT_KEPT, "forwards": np.nan}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ fill a segment is dropped (accuracy is another pass, over every image once). War
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from bench import records
 from bench.job import Job
 from bench.machine import PeakMemory
 from bench.measure.accuracy import checked_rows, image_accounting, while_data_is_there
+from bench.measure.cheap import Answers, CheapBench, ScoredAnswers, Timing, cheap_timings, scored_answers
 from bench.measure.clocks import Segment, segment
 from bench.predictions import Predictions
 from bench.records import END_TO_END, LOAD, MODEL
@@ -46,6 +47,7 @@ class Measurement:
 
     stage: str
     crops: int | None
+    policy: str | None = None  # a dense or stopped one
 
 
 @dataclass(slots=True)
@@ -56,26 +58,40 @@ class Timed:
     segments: list[Segment]
     peak_mem_bytes: int = 0
     gpu_used_bytes: int = 0
+    answers: Answers | None = None
 
 
 class Bench:
     """Holds the pipelines and the network of one model while their measurements are timed in turn."""
 
-    def __init__(self, job: Job, rows: np.ndarray) -> None:
+    def __init__(self, job: Job, rows: np.ndarray, cheap: Sequence[Timing] = ()) -> None:
+        """``cheap``: the dense and stopped policies to time."""
         self.network = job.network
         self.network.get_ready()  # before any pipeline starts
         self.rows = np.resize(rows, max(len(rows), MAX_IMAGES))
         self.policies = {n: parse_policy(f"{n}RC") for n in job.crops}
         self.planners = {n: job.planner(policy) for n, policy in self.policies.items()}
         self.backends = {n: job.make_backend(self.planners[n], job.load_config(n)) for n in job.crops}
+        self.cheap = {one.policy.name: CheapBench(job, one, self.rows) for one in cheap}
 
     def measurements(self) -> list[Measurement]:
         """In the order of a round."""
         loads = [Measurement(stage, n) for n in self.policies for stage in (LOAD, END_TO_END)]
-        return [*(Measurement(stage, None) for stage in STAGES), Measurement(MODEL, None), *loads]
+        return [*(Measurement(stage, None) for stage in STAGES), Measurement(MODEL, None), *loads, *self._of_cheap()]
+
+    def _of_cheap(self) -> list[Measurement]:
+        """A stopped policy shares the loading of the whole one, where that is timed too, and all but those of dense
+        views the timing of the network."""
+        found = []
+        for name, one in self.cheap.items():
+            stages = (LOAD, MODEL, END_TO_END) if not one.timing.policy.suffix else (END_TO_END,)
+            found += [Measurement(stage, None, name) for stage in stages]
+        return found
 
     def stream(self, measurement: Measurement) -> Iterator[int]:
         """An endless run of the measurement's work; each item says how many images (of MODEL: crops) it was."""
+        if measurement.policy is not None:
+            return self.cheap[measurement.policy].stream(measurement.stage)
         if measurement.stage == MODEL:
             return self._forwards()
         if measurement.stage in STAGES:
@@ -117,6 +133,8 @@ class Bench:
     def close(self) -> None:
         for backend in self.backends.values():
             backend.close()
+        for one in self.cheap.values():
+            one.close()
 
 
 def measure(
@@ -167,7 +185,10 @@ def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[
     if len(readable) == 0:
         yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
         return
-    yield from _timed(job, setting, readable)
+    cheap, absent = cheap_timings(job, out)
+    yield from _timed(job, setting, readable, cheap, scored_answers(job, out))
+    for name, reason in absent.items():
+        yield records.Absent(setting, f"throughput of {name}", reason)
     if sized := [policy.name for policy in job.policies if policy.sizes]:
         why = "only random crops of the network's own size are timed"
         yield records.Absent(setting, f"throughput of {', '.join(sized)}", why)
@@ -184,10 +205,12 @@ def _find_unreadable(job: Job, rows: np.ndarray) -> None:
         source.close()
 
 
-def _timed(job: Job, setting: records.Setting, readable: np.ndarray) -> Iterator[records.Record]:
+def _timed(
+    job: Job, setting: records.Setting, readable: np.ndarray, cheap: Sequence[Timing], scored: ScoredAnswers
+) -> Iterator[records.Record]:
     asked, processes = job.config.measure, job.processes
     checked = checked_rows(job, readable)
-    bench = Bench(job, readable)
+    bench = Bench(job, readable, cheap)
     try:
         errors = [reference.check(source, job.data, bench.planners[n], checked) for n, source in bench.backends.items()]
         rounds = len(bench.measurements()) * asked.rounds
@@ -201,6 +224,9 @@ def _timed(job: Job, setting: records.Setting, readable: np.ndarray) -> Iterator
                 progress=partial(_tick, bar),
                 ready=lambda: processes.all_gather(None),
             )
+        for one in measured:
+            if one.measurement.policy is not None:
+                one.answers = bench.cheap[one.measurement.policy].summary(scored)
     finally:
         bench.close()
     fitting = min(processes.all_gather(job.network.fitting_batch_size))
@@ -226,10 +252,13 @@ def _record(
         gpu_used_bytes=max(each.gpu_used_bytes for each in everyone) or None,
         frame_error_levels=frame_error_levels,
         fitting_batch_size=fitting if fitting < job.batch_size else None,
+        policy=one.measurement.policy,
+        forwards=one.answers.forwards if one.answers else None,
+        agreement=one.answers.agreement if one.answers else None,
         rank_rates=[[s.count / s.duration_s for s in segments] for segments in rounds] if len(everyone) > 1 else [],
     )
 
 
 def _tick(bar: tqdm, measurement: Measurement) -> None:
-    bar.set_postfix_str(f"{measurement.stage} {measurement.crops or ''}", refresh=False)
+    bar.set_postfix_str(f"{measurement.stage} {measurement.policy or measurement.crops or ''}", refresh=False)
     bar.update()
