@@ -72,9 +72,8 @@ class MultiCrop:
     ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass.
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
-    ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
-    The others are those of
-    ``multicrop-bench run``.
+    ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself. The
+    others are those of ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
     An object may be called from several threads.
@@ -129,11 +128,10 @@ class MultiCrop:
         if level == "feature" and self.classifier.feature_absent_reason:
             raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
         self.backend, _ = choose(backend, device=self.device)
-        self.views = union([self.policy])
         dense = _dense(self.classifier, self.policy)
         self.stopping = _stopping(self.classifier, self.policy, level, thresholds)
-        sizes = tuple(self.classifier.spec_at(K) for K in self.policy.sizes)
-        self.planner = Planner(self.classifier.spec, self.views, seed, sizes, dense.s if dense else None)
+        self.planner = _planner(self.classifier, self.policy, seed, dense)
+        self.views = self.planner.views
         self.classes = class_names_for(self.classifier, class_names)
         self._settings: dict[str, Any] = {
             "batch_size": batch_size or default_batch_size(self.classifier.spec.K, self.device),
@@ -262,6 +260,11 @@ def _dense(classifier: Classifier, policy: Policy) -> Dense | None:
         return Dense(classifier)
     except DenseAbsent as absent:
         raise ValueError(f"policy {policy}: {absent}") from absent
+
+
+def _planner(classifier: Classifier, policy: Policy, seed: int, dense: Dense | None) -> Planner:
+    sizes = tuple(classifier.spec_at(K) for K in policy.sizes)
+    return Planner(classifier.spec, union([policy]), seed, sizes, dense.s if dense else None)
 
 
 def _stopping(
