@@ -44,7 +44,10 @@ def test_answers_are_those_of_the_unpacked_folder(name: str, small_run: Callable
     expected, found = folder.predictions(), packed.predictions()
     assert expected.keys() == found.keys() and len(expected["names"]) > 10
     for key, values in expected.items():
-        np.testing.assert_array_equal(found[key], values, err_msg=key)
+        if key == "facts":  # a tar's times are not the files'
+            np.testing.assert_array_equal(found[key]["content_hash"], values["content_hash"])
+        else:
+            np.testing.assert_array_equal(found[key], values, err_msg=key)
     for one, other in zip(folder.run.records, packed.run.records, strict=True):
         if isinstance(one, records.Accuracy) and isinstance(other, records.Accuracy):
             assert replace(other, setting=one.setting, unreadable=0) == one
