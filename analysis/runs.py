@@ -80,7 +80,8 @@ def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
     """One row for each scored policy and level of all runs, against one of the sets of labels (bench.records.LABELS).
 
     Columns: run (its folder), setting, name (for people), images, policy, curve (CC, RC, CC+RC, ARC or other), n_views,
-    views (the mean over images, which is less where the number depends on the image), level, top1 and its Wilson
+    views (the mean over images, which is less where the number depends on the image), level, forwards (passes per
+    image), top1 and its Wilson
     interval (percent), gain and its paired interval (points), p_value.
     """
     rows = [
@@ -94,6 +95,7 @@ def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
             "n_views": record.n_views,
             "views": record.n_views if record.mean_views is None else record.mean_views,
             "level": record.level,
+            "forwards": record.n_views if record.forwards is None else record.forwards,
             **derived(record),
         }
         for run in runs

@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
     "top1": Metric("top-1 accuracy, %", "top-1 accuracy on demo data, %"),
     "gain": Metric("gain over the centre crop, points"),
     "crops": Metric("crops per image"),
+    "forwards": Metric("forward passes per image"),
     "images_per_sec": Metric("images per second"),
     "crops_per_sec": Metric("crops per second"),
     "base": Metric("top-1 accuracy of the centre crop, %"),

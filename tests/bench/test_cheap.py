@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.text
 import numpy as np
 import pytest
 
+from analysis.figures import accuracy_vs_forwards
+from analysis.runs import Inputs, MissingData, read
 from bench.predictions import Predictions, read_named
 from bench.records import END_TO_END, Absent
 from models import MultiCrop, thresholds
@@ -86,6 +89,20 @@ def test_timed_answers_are_the_scored_ones(scored: Any) -> None:
         # A risk is timed with the stricter of the two halves' thresholds, scored with each half's other.
         assert one.agreement == 1 or name.endswith("%")
     assert "as scored" in scored.stdout and "CC+3DC" in scored.stdout
+
+
+def test_the_figure_shows_the_records(scored: Any) -> None:
+    (data,) = accuracy_vs_forwards.pictures(Inputs(runs=read([scored.out]))).values()
+    assert not isinstance(data, MissingData)
+    records = {r.policy: r for r in scored.run.accuracies if r.level == "softmax"}
+    rates = {t.policy: t.rate for t in scored.run.throughputs if t.stage == END_TO_END}
+    assert {"CC", "CC+3DC", "4RC~exact"} <= set(data.frame["policy"])
+    for row in data.frame.to_dict("records"):
+        assert (row["top1"], row["forwards"]) == (records[row["policy"]].top1, records[row["policy"]].forwards)
+        if row["kind"] != "random crops" and row["policy"] in rates:
+            assert row["images_per_sec"] == rates[row["policy"]]
+    words = [text.get_text() for text in accuracy_vs_forwards.draw(data).findobj(matplotlib.text.Text)]
+    assert "4RC~exact" in words
 
 
 @pytest.mark.parametrize("policy", ["CC+3DC", "4RC~exact", "CC+2DC+2RC~sqrt", "CC+WI"])
