@@ -32,7 +32,8 @@ from pipelines.crops import Policy
 
 ONLY_SOFTMAX = "~exact needs scores between 0 and 1 that bound what other views can add: logits and features are not"
 NEVER = "~exact can never stop here: at no stage do the views seen outweigh those to come"
-NOTHING: dict[str, Any] = {"top1": -1, "in_top5": False, "nll": np.nan, "margin": NOT_KEPT, "forwards": np.nan}
+# What stands in the file for a policy at a level that it does not have: no class, and numbers that cannot occur.
+NOTHING: dict[str, Any] = {"top1": -1, "in_top5": False, "nll": -1.0, "margin": NOT_KEPT, "forwards": -1.0}
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def no_images(root: Path, other_files: Counter[str]) -> str:
     tars = ""
     if other_files[".tar"]:
         tars = f", or '{root}/*.tar' for the tars in it"
-        if root.suffix.lower() == ".tar":
+        if root.suffix.lower() == ".tar" and not root.is_dir():
             tars = (
                 f"; tars within a tar are not read: unpack it (tar -xf {root.name} -C FOLDER), then give 'FOLDER/*.tar'"
             )

@@ -61,7 +61,7 @@ def predictions(out: Path) -> dict[str, np.ndarray]:
 
 def test_a_whole_run(images: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    args = command(images, checkpoint, "--crops", "1,3", "--policies", "5FC+5MFC,4ARC", "--out", str(out))
+    args = command(images, checkpoint, "--no-cheap", "--crops", "1,3", "--policies", "5FC+5MFC,4ARC", "--out", str(out))
     assert run.main(args) == 0
     printed = capsys.readouterr()
     last = json.loads(printed.out.strip().splitlines()[-1])

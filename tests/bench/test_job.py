@@ -242,7 +242,7 @@ def random_job(make_job: Callable[..., Job]) -> Job:
 
 
 def test_what_is_not_timed_says_why(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    found, absent = kinds(make_job("--crops", "2", "--no-throughput"), tmp_path)
+    found, absent = kinds(make_job("--no-cheap", "--crops", "2", "--no-throughput"), tmp_path)
     assert absent == {"throughput": "not asked for (`throughput`)"}
     assert [(r.policy, r.level) for r in found if isinstance(r, Accuracy)] == [
         (policy, level) for policy in ("CC", "1RC", "2RC", "CC+1RC") for level in ("feature", "logit", "softmax")

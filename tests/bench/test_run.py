@@ -382,7 +382,7 @@ def test_a_network_that_overflows_is_reported_like_any_other(
     state["fc.weight"] = state["fc.weight"] * factor
     save_file(state, tmp_path / "wild.safetensors")
     finished = small_run("--checkpoint", str(tmp_path / "wild.safetensors"), "--crops", "1", "--no-throughput")
-    assert finished.status == 3, finished.stderr
+    assert finished.status == 0, finished.stderr
     softmax = [r for r in finished.run.accuracies if r.level == "softmax"]
     assert {r.nll_mean for r in softmax} == {None}
     if factor != factor:

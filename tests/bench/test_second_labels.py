@@ -122,7 +122,9 @@ def test_numbered_folders_are_scored_as_the_same_images_in_named_ones(
         (copy / str(number)).mkdir(parents=True, exist_ok=True)
         shutil.copy(data.root / name, copy / str(number) / name.replace("/", "_"))
     named = small_run("--policies", "CC", "--no-throughput", out="named")
-    numbered = small_run("--policies", "CC", "--no-throughput", "--data", str(copy), out="numbered")
+    numbered = small_run(
+        "--policies", "CC", "--no-throughput", "--data", str(copy), "--label-order", "number", out="numbered"
+    )
     assert numbered.run.info["models"][0]["label_rule"].endswith("numbered folders -> their numbers")
     counts = [(r.level, r.images, r.top1_correct, r.top5_correct) for r in named.run.accuracies]
     assert [(r.level, r.images, r.top1_correct, r.top5_correct) for r in numbered.run.accuracies] == counts

@@ -211,15 +211,10 @@ def contents(out: Path) -> dict[str, Any]:
     return stored
 
 
-def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    """Equal bit for bit; NaN (an answer that is absent) equals NaN."""
-    return a is not None and b is not None and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-
-
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What differs, by name; of lines, in which fields."""
     names = expected.keys() | found.keys()
-    differ = [name for name in sorted(names) if not same(expected.get(name), found.get(name))]
+    differ = [name for name in sorted(names) if not np.array_equal(expected.get(name, []), found.get(name, []))]
     return [name + _fields(expected.get(name), found.get(name)) for name in differ]
 
 
