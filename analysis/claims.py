@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.adapted_tests import EQUAL_MARGIN, smaller_with_crops_equals_larger
+from analysis.cheap_tests import KEPT_ANSWERS, KEPT_GAIN, dense_keeps_gain, stopping_keeps_answers
 from analysis.claim import Claim, counted, not_printed
 from analysis.claim_tests import (
     ALPHA,
@@ -267,7 +268,25 @@ CLAIMS_MID: dict[str, Claim] = {
         partial(counted, "mix_is_best"),
     ),
 }
-CLAIMS: dict[str, Claim] = CLAIMS_MID | CLAIMS_FIXRES
+CLAIMS_CHEAP: dict[str, Claim] = {
+    "dense_keeps_gain": Claim(
+        f"dense crops give at least {KEPT_GAIN:.0%} of twenty crops' gain",
+        "README",
+        "one pass over the image, each window of its map a crop",
+        dense_keeps_gain,
+        partial(not_printed, "the papers have no dense crops"),
+        paper="this project",
+    ),
+    "stopping_keeps_answers": Claim(
+        f"stopping early at a risk of 1 % keeps {KEPT_ANSWERS:.0%} of twenty crops' answers",
+        "README",
+        "images stop early, views in the order written: another answer at a risk of 1 %",
+        stopping_keeps_answers,
+        partial(not_printed, "the papers do not stop early"),
+        paper="this project",
+    ),
+}
+CLAIMS: dict[str, Claim] = CLAIMS_MID | CLAIMS_FIXRES | CLAIMS_CHEAP
 
 
 # ---- all of it

@@ -412,6 +412,31 @@ def test_smaller_networks_of_a_family(scored):
     assert apart["smaller_gain_more"].together.verdict == ABSENT
 
 
+# ---- this project's own claims
+
+
+def test_dense_crops_keep_the_gain_or_not(scored):
+    """100 images: the centre crop has 50 right, 20RC 70; the effect by hand."""
+    centre, whole = answers(50, 0), answers(70, 0)
+    kept = judged(scored("kept", {"CC": centre, "20RC": whole, "DC": answers(75, 0)}))["dense_keeps_gain"].together
+    assert kept.verdict == HOLDS and kept.effect == pytest.approx(25 - 0.9 * 20)
+    lost = judged(scored("lost", {"CC": centre, "20RC": whole, "DC": answers(55, 0)}))["dense_keeps_gain"].together
+    assert lost.verdict == DENIED and lost.effect == pytest.approx(5 - 0.9 * 20)
+    none = judged(scored("none", {"CC": centre, "20RC": centre, "DC": whole}))["dense_keeps_gain"].together
+    assert none.verdict == ABSENT and "no gain to keep" in none.note
+    assert judged(scored("no", {"CC": centre, "20RC": whole}))["dense_keeps_gain"].together.verdict == ABSENT
+
+
+def test_stopping_keeps_answers_or_not(scored):
+    whole = answers(2000, 0, b=2000)
+    for changed, verdict in ((0, HOLDS), (15, UNDECIDED), (60, DENIED)):
+        stopped = whole.copy()
+        stopped[:changed] = 1 - stopped[:changed]
+        one = judged(scored(f"s{changed}", {"CC": whole, "20RC": whole, "20RC~1%": stopped}))
+        found = one["stopping_keeps_answers"].together
+        assert (found.verdict, found.effect) == (verdict, pytest.approx(100 - changed / 20))
+
+
 # ---- the table of claims
 
 

@@ -12,7 +12,7 @@ import matplotlib.text
 import numpy as np
 import pytest
 
-from analysis.figures import accuracy_vs_forwards
+from analysis.figures import accuracy_vs_forwards, stopping
 from analysis.runs import Inputs, MissingData, read
 from bench.predictions import Predictions, read_named
 from bench.records import END_TO_END, Absent
@@ -103,6 +103,28 @@ def test_the_figure_shows_the_records(scored: Any) -> None:
             assert row["images_per_sec"] == rates[row["policy"]]
     words = [text.get_text() for text in accuracy_vs_forwards.draw(data).findobj(matplotlib.text.Text)]
     assert "4RC~exact" in words
+
+
+def test_the_figure_of_stopping_shows_the_stored_answers(small_run: Callable[..., Any]) -> None:
+    """The exact rule's point is the record of the stopped policy; a threshold's point is a plain loop over images."""
+    run = small_run("--crops", "3", "--no-throughput")
+    (data,) = stopping.pictures(Inputs(runs=read([run.out]))).values()
+    assert not isinstance(data, MissingData) and data.whole == "3RC"
+    record = next(r for r in run.run.accuracies if (r.policy, r.level) == ("3RC~exact", "softmax"))
+    (point,) = data.rules[data.rules["name"] == "~exact"].to_dict("records")
+    assert point["crops"] == pytest.approx(record.forwards) and point["agreement"] == 100 * record.agreement
+    _, predictions = stored(run)
+    level = predictions.levels.index("softmax")
+    columns = [predictions.policies.index(f"{n}RC") for n in (1, 2, 3)]
+    assert predictions.margin is not None
+    row = data.curve.iloc[1]
+    used = same = 0
+    for margin, top1 in zip(predictions.margin[level, columns].T, predictions.top1[level, columns].T, strict=True):
+        stage = next((t for t in range(2) if margin[t] > row["threshold"]), 2)
+        used, same = used + stage + 1, same + int(top1[stage] == top1[2])
+    assert (row["crops"], row["agreement"]) == (used / len(predictions), 100 * same / len(predictions))
+    assert set(data.crops) == {"3RC~exact", "3RC~1%"}
+    assert stopping.draw(data).axes
 
 
 @pytest.mark.parametrize("policy", ["CC+3DC", "4RC~exact", "CC+2DC+2RC~sqrt", "CC+WI"])
