@@ -29,6 +29,7 @@ MAY_IMPORT = {
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data
         "models.recipe",  # a file; no torch
+        "models.stopping",  # rules on arrays; no torch
     ),
 }
 # Entry points stand above all packages: they may import any of them, and only entry points import them.
