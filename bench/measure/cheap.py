@@ -63,7 +63,7 @@ def cheap_timings(job: Job, out: Path) -> tuple[list[Timing], dict[str, str]]:
 def scored_answers(job: Job, out: Path) -> ScoredAnswers:
     """The accuracy pass's answers at the softmax level; none where nothing was scored, or in another process."""
     path = out / job.predictions_name
-    if job.why_no_accuracy is not None or not path.exists():
+    if not job.processes.is_main or job.why_no_accuracy is not None or not path.exists():
         return {}
     scored = Predictions.load(path)
     top1 = scored.top1[scored.levels.index(LEVEL)]

@@ -185,7 +185,8 @@ def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[
     if len(readable) == 0:
         yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
         return
-    cheap, absent = cheap_timings(job, out)
+    # By the main process: all must time the same, and on another machine thresholds.json may not be visible yet.
+    cheap, absent = job.processes.broadcast(lambda: cheap_timings(job, out))
     yield from _timed(job, setting, readable, cheap, scored_answers(job, out))
     for name, reason in absent.items():
         yield records.Absent(setting, f"throughput of {name}", reason)
