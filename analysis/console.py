@@ -175,7 +175,10 @@ def _policies(throughputs: list[Throughput]) -> list[str]:
     rows = policy_rows(throughputs)
     if not rows:
         return []
-    heading = "dense crops and early stopping, end to end; as scored: timed answers that are those of the accuracy pass"
+    heading = (
+        f"dense crops and early stopping, end to end, {len(rows[0]['rates'])} rounds; as scored: timed answers that "
+        "are those of the accuracy pass"
+    )
     return [heading, *_table(POLICY_RATES, rows)]
 
 
