@@ -79,7 +79,7 @@ def experiment_folders(inputs: Inputs, figure: str) -> dict[str, Path]:
 def accuracies(runs: Sequence[Run], labels: str = ORIGINAL) -> pd.DataFrame:
     """One row for each scored policy and level of all runs, against one of the sets of labels (bench.records.LABELS).
 
-    Columns: run (its folder), setting, name (for people), images, policy, curve (CC, RC, CC+RC, ARC or other), n_views,
+    Columns: run (its folder), setting, name (for people), images, policy, curve (of ``curve``), n_views,
     views (the mean over images, which is less where the number depends on the image), level, forwards (passes per
     image), top1 and its Wilson
     interval (percent), gain and its paired interval (points), p_value.
@@ -111,9 +111,12 @@ def rows_of_network(frame: pd.DataFrame, network: NetworkRun) -> pd.DataFrame:
 
 
 def curve(policy: str) -> str:
-    """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other."""
+    """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other; stopped and dense ones, whose cost is no number
+    of crops, are on none."""
     parsed = parse_policy(policy)
-    return "other" if parsed.suffix else CURVES.get(tuple(term for term, _ in parsed.terms), "other")
+    if parsed.suffix or parsed.dense:
+        return "stopped" if parsed.suffix else "dense"
+    return CURVES.get(tuple(term for term, _ in parsed.terms), "other")
 
 
 SHOWN_COUNTS = (1, 2, 3, 5, 10, 20, 40)  # of a curve's crop counts, those that printed tables show

@@ -22,6 +22,7 @@ from analysis.runs import (
     NetworkRun,
     accuracies,
     attempts,
+    curve,
     display_name,
     endings,
     provenance,
@@ -81,12 +82,10 @@ def _data(network: NetworkRun, scores: pd.DataFrame) -> Data:
 
 def kind(policy: str) -> str | None:
     """Which of KINDS a policy is drawn as; None for others, and for crop counts that tables do not show."""
-    parsed = parse_policy(policy)
-    if parsed.suffix:
-        return "stopped early"
-    if parsed.dense:
-        return "dense crops"
-    shown = policy == "CC" or (policy == f"{parsed.n_views}RC" and parsed.n_views in SHOWN_COUNTS[1:])
+    on = curve(policy)
+    if on in ("stopped", "dense"):
+        return {"stopped": "stopped early", "dense": "dense crops"}[on]
+    shown = on == "CC" or (on == "RC" and parse_policy(policy).n_views in SHOWN_COUNTS[1:])
     return "random crops" if shown else None
 
 
@@ -94,34 +93,49 @@ def kind(policy: str) -> str | None:
 def draw(data: Data) -> Figure:
     timed = bool(data.frame["images_per_sec"].notna().any())
     figure, panels = style.canvas(1, 2 if timed else 1, height=5.2, sharey=True)
-    _panel(panels[0], data.frame, "forwards", None)
+    others = _others(data.frame)
+    _panel(panels[0], data.frame, "forwards", None, others)
     panels[0].set_xlabel(style.label("forwards"))
     panels[0].set_ylabel(style.label("top1", demo=data.demo))
     if timed:
-        _panel(panels[1], data.frame.dropna(subset=["images_per_sec"]), "images_per_sec", ("rate_low", "rate_high"))
+        rows = data.frame.dropna(subset=["images_per_sec"])
+        _panel(panels[1], rows, "images_per_sec", ("rate_low", "rate_high"), others)
         panels[1].set_xlabel(f"{style.label('images_per_sec')}, end to end")
-    handles = [
-        Line2D([], [], color=style.colour(i), marker=marker, linestyle="-" if i == 0 else "", label=name)
-        for i, (name, marker) in enumerate(KINDS.items())
-        if (data.frame["kind"] == name).any()
+    handles = [Line2D([], [], color=style.colour(0), marker=KINDS["random crops"], label="random crops")]
+    handles += [
+        Line2D([], [], color=colour, marker=KINDS[kind], linestyle="", label=f"{policy}, {kind}")
+        for policy, kind, colour in others
     ]
     return style.finish(figure, title=f"What accuracy costs: {data.name}", notes=data.notes, handles=handles)
 
 
-def _panel(axes: Axes, frame: pd.DataFrame, x: str, spread: tuple[str, str] | None) -> None:
-    for i, (name, marker) in enumerate(KINDS.items()):
-        rows = frame[frame["kind"] == name].sort_values(x)
-        up = [rows["top1"] - rows["top1_low"], rows["top1_high"] - rows["top1"]]
-        across = None if spread is None else [rows[x] - rows[spread[0]], rows[spread[1]] - rows[x]]
-        axes.errorbar(
-            rows[x], rows["top1"], xerr=across, yerr=up, color=style.colour(i), marker=marker, markersize=6,
-            linestyle="-" if i == 0 else "", elinewidth=0.6, linewidth=1.3, gid=name,
-        )  # fmt: skip
-        for at, top1, policy in zip(rows[x], rows["top1"], rows["policy"], strict=True):
-            below = i == 0
-            axes.annotate(
-                policy, (at, top1), xytext=(4, -12 if below else 6), textcoords="offset points", fontsize=7.5,
-                color=style.colour(i),
-            )  # fmt: skip
+def _others(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """policy, kind and colour of each point that is not on the curve. They are in the legend: beside the points, their
+    names would be in each other's way."""
+    rows = frame[frame["kind"] != "random crops"]
+    return [
+        (policy, kind, style.colour(i))
+        for i, (policy, kind) in enumerate(zip(rows["policy"], rows["kind"], strict=True), start=1)
+    ]
+
+
+def _panel(
+    axes: Axes, frame: pd.DataFrame, x: str, spread: tuple[str, str] | None, others: list[tuple[str, str, str]]
+) -> None:
+    curve_rows = frame[frame["kind"] == "random crops"].sort_values(x)
+    _points(axes, curve_rows, x, spread, color=style.colour(0), marker=KINDS["random crops"], linestyle="-")
+    for at, top1, policy in zip(curve_rows[x], curve_rows["top1"], curve_rows["policy"], strict=True):
+        axes.annotate(
+            policy, (at, top1), xytext=(4, -12), textcoords="offset points", fontsize=7.5, color=style.colour(0)
+        )
+    for policy, kind, colour in others:
+        rows = frame[frame["policy"] == policy]
+        _points(axes, rows, x, spread, color=colour, marker=KINDS[kind], linestyle="")
     axes.set_xscale("log")
     style.plain_log_axis(axes.xaxis, style.nice_ticks(*axes.get_xlim()))
+
+
+def _points(axes: Axes, rows: pd.DataFrame, x: str, spread: tuple[str, str] | None, **look: str) -> None:
+    up = [rows["top1"] - rows["top1_low"], rows["top1_high"] - rows["top1"]]
+    across = None if spread is None else [rows[x] - rows[spread[0]], rows[spread[1]] - rows[x]]
+    axes.errorbar(rows[x], rows["top1"], xerr=across, yerr=up, markersize=6, elinewidth=0.6, linewidth=1.3, **look)  # type: ignore[arg-type]
