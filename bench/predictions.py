@@ -185,3 +185,10 @@ def counts(predictions: Predictions, level: str, policy: str, labels: str = ORIG
         "newly_correct": int((right[p] & ~baseline).sum()),
         "newly_wrong": int((~right[p] & baseline).sum()),
     }
+
+
+def mean_forwards(predictions: Predictions, level: str, policy: str) -> float:
+    """Forward passes per image."""
+    assert predictions.forwards is not None
+    chosen = predictions.forwards[predictions.levels.index(level), predictions.policies.index(policy)]
+    return float(chosen.mean(dtype=np.float64))

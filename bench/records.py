@@ -143,7 +143,9 @@ class Throughput:
     stage: str  # read, decode, resize, load, model, end_to_end
     crops: int | None  # per image; None where the stage does not depend on it
     batch_images: int | None  # images per pipeline batch in this case
-    counts: list[int]  # images (of `model`: crops) in each round
+    counts: list[
+        float
+    ]  # images (of `model`: crops) in each round; of a stopped policy its forward passes over their mean
     durations_s: list[float]
     interval_ms: list[float]  # between successive batches, all rounds
     peak_mem_bytes: int  # this process and its children, sampled between rounds

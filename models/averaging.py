@@ -167,12 +167,12 @@ def log_probabilities(
 
 
 def margins(log_p: Tensor) -> Tensor:
-    """float64 [p, b]: how much more probable the most probable class is than the next, from log-probabilities
-    [p, b, n]; NaN where a prediction holds NaN. Raises ValueError for a single class."""
+    """float64 [...]: how much more probable the most probable class is than the next, from log-probabilities
+    [..., n]; NaN where a prediction holds NaN. Raises ValueError for a single class."""
     if log_p.shape[-1] < 2:
         raise ValueError("a margin needs two classes")
     best = log_p.exp().topk(2, dim=-1).values
-    return (best[..., 0] - best[..., 1]).masked_fill(log_p.isnan().any(-1), float("nan")).cpu()
+    return (best[..., 0] - best[..., 1]).masked_fill(log_p.isnan().any(-1), float("nan"))
 
 
 @dataclass(frozen=True, slots=True)

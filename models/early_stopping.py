@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.averaging import LEVELS, ViewOutputs
-from models.predict import FRAME_AGE, Network
+from models.averaging import LEVELS, ViewOutputs, log_probabilities, margins
+from models.predict import FRAME_AGE, Network, predict
 from models.stopping import may_stop, rule_of, stage_columns, stage_weights, stages_of
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Planner, Policy, stream_of
@@ -44,6 +44,7 @@ class Answered:
     log_p: Tensor | None  # float64 [b, n]; None where no image could be read
     forwards: np.ndarray  # float64 [b]: forward passes used, discarded ones among them
     failed: list[Failure]
+    work: float  # forward passes that were run since the answers before, for any image
 
 
 @dataclass(eq=False)
@@ -55,7 +56,6 @@ class _Images:
     weight: np.ndarray
     cost: np.ndarray
     place: np.ndarray  # int64 [b, t, 2]: the group (crops first, then frames) that holds the view, and where
-    stage: np.ndarray  # int64 [b]: the next one
     seen: np.ndarray  # float64 [b]: weight of the views seen
     used: np.ndarray  # float64 [b]: forward passes
     answered: np.ndarray  # bool [b]
@@ -83,7 +83,7 @@ class _Round:
 
     entries: list[_Entry]
     log_p: Tensor
-    best: Tensor  # float64 [m, 2]: the two highest probabilities, on the CPU once ``arrived``
+    margin: Tensor  # float64 [m]: between the two most probable classes, on the CPU once ``arrived``
     arrived: torch.cuda.Event | None
 
 
@@ -99,16 +99,16 @@ class EarlyStopping:
         if self.rule.tolerance is not None and self.threshold is None:
             raise ValueError(f"policy {self.policy} needs a threshold")
         self.level = LEVELS[stopping.level]
-        self.stages = stages_of(self.policy)
         self.columns = stage_columns(self.policy, planner.views)
         streams = [stream_of(term) for term, _ in self.policy.terms]  # canonical order, in which they are summed
-        self.stream = [streams.index(stream_of(stage.term)) for stage in self.stages]
+        self.stream = [streams.index(stream_of(stage.term)) for stage in stages_of(self.policy)]
         self.streams = len(streams)
         self.whole_view = planner.views.dense.get("WI")
         self.ready: dict[Key, deque[_Entry]] = {}
         self.in_flight: deque[list[_Round]] = deque()
         self.behind = 1 if network.device.type == "cuda" else 0
         self.number = 0  # batches of images taken
+        self.work = 0.0  # forward passes since the last answers
 
     def run(self, batches: Iterable[CropBatch], sizes: SizesOf) -> Iterator[Answered]:
         """The answers of each batch of images, in order. ``sizes``: rows int64 [b] -> height and width [b, 2]."""
@@ -128,7 +128,8 @@ class EarlyStopping:
             while len(self.in_flight) > (0 if key is None and ended else self.behind):
                 self._decide(self.in_flight.popleft())
             while waiting and waiting[0].answered.all():
-                yield _answers(waiting.popleft())
+                images, work, self.work = waiting.popleft(), self.work, 0.0
+                yield Answered(images.batch.rows, images.log_p, images.used, images.batch.failed, work)
             if ended and key is None and not waiting:
                 return
 
@@ -140,7 +141,7 @@ class EarlyStopping:
         n = len(batch.rows)
         images = _Images(
             batch, self.number, weight, cost, self._places(batch),
-            np.zeros(n, np.int64), np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool),
+            np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool),
         )  # fmt: skip
         if ((images.place[..., 1] < 0) & (weight > 0)).any():
             raise ValueError("a view of the policy is missing in a batch; the backend broke its plan")
@@ -262,6 +263,7 @@ class EarlyStopping:
             weight = images.weight[i, stage]
             images.seen[i] += weight
             images.used[i] += images.cost[i, stage]
+            self.work += float(images.cost[i, stage].sum())
             streams = [self.stream[s] for s in stage]
             images.sums[i, streams] += values[places] * torch.from_numpy(weight).to(values.device)[:, None]
             total = torch.zeros_like(values[places])
@@ -269,14 +271,12 @@ class EarlyStopping:
                 total = total + images.sums[i, stream]
             means[places] = total / torch.from_numpy(images.seen[i]).to(values.device)[:, None]
         log_p = self.level.finish(means, self.network.head)
-        best = log_p.exp().topk(2, dim=-1).values
-        best = best.masked_fill(log_p.isnan().any(-1, keepdim=True), float("nan"))
-        arrived = None
-        if best.is_cuda:
-            best = best.to("cpu", non_blocking=True)
+        margin, arrived = margins(log_p), None
+        if margin.is_cuda:
+            margin = margin.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        return _Round(entries, log_p, best, arrived)
+        return _Round(entries, log_p, margin, arrived)
 
     def _decide(self, rounds: list[_Round]) -> None:
         """Who has an answer; the others wait for their next stage. Views after an image's answer are discarded."""
@@ -284,14 +284,12 @@ class EarlyStopping:
         for one in rounds:
             if one.arrived is not None:
                 one.arrived.synchronize()
-            best = one.best.numpy()
-            for at, entry in enumerate(one.entries):
+            for margin, at, entry in zip(one.margin.tolist(), range(len(one.entries)), one.entries, strict=True):
                 images, i = entry.images, entry.i
                 if images.answered[i]:
                     continue
                 seen = images.weight[i, : entry.stage + 1].sum()
                 left = images.weight[i, entry.stage + 1 :].sum()
-                margin = best[at, 0] - best[at, 1]
                 if left == 0 or may_stop(self.rule, margin, seen, left, self.threshold):
                     images.answered[i] = True
                     if images.log_p is None:
@@ -303,6 +301,33 @@ class EarlyStopping:
         for entry in reversed(last.values()):
             if not entry.images.answered[entry.i]:
                 self._enqueue(entry.images, entry.i, entry.stage + 1, old=True)
+
+
+def answers(
+    batches: Iterable[CropBatch],
+    network: Network,
+    planner: Planner,
+    policy: Policy,
+    level: str,
+    sizes: SizesOf,
+    threshold: float | None = None,
+) -> Iterator[Answered]:
+    """A policy's answers, stopped early where it has a suffix, for each batch of images in order.
+
+    ``planner``: that of the batches; ``sizes``: rows int64 [b] -> height and width [b, 2]; ``threshold``: of a policy
+    with a risk. Raises as ``EarlyStopping``.
+    """
+    if policy.suffix:
+        yield from EarlyStopping(network, planner, Stopping(policy, level, threshold)).run(batches, sizes)
+        return
+    for one in predict(batches, network, planner.views):
+        stored = sizes(one.rows)
+        forwards = planner.forwards(stored).sum(axis=1)
+        log_p = None
+        if one.outputs is not None and len(one.rows):
+            shapes = planner.uncovered(stored)
+            log_p = log_probabilities(level, one.outputs, planner.views, [policy], network.head, shapes)
+        yield Answered(one.rows, None if log_p is None else log_p[0], forwards, one.failed, float(forwards.sum()))
 
 
 def _groups(batch: CropBatch) -> list[Group]:
@@ -320,7 +345,3 @@ def _by_group(entries: list[_Entry]) -> dict[tuple[_Images, int], list[int]]:
     for at, entry in enumerate(entries):
         found.setdefault((entry.images, int(entry.images.place[entry.i, entry.stage, 0])), []).append(at)
     return found
-
-
-def _answers(images: _Images) -> Answered:
-    return Answered(images.batch.rows, images.log_p, images.used, images.batch.failed)

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.averaging import LEVELS, log_probabilities
+from models.averaging import LEVELS
 from models.class_names import ClassNames, class_names_for
 from models.classifier import Classifier
 from models.dense import Dense, DenseAbsent
-from models.early_stopping import EarlyStopping, Stopping
+from models.early_stopping import answers
 from models.loading import load
-from models.predict import GpuModes, Network, default_batch_size, predict
+from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
 from models.stopping import rule_of
 from models.thresholds import find
 from pipelines.backends import BACKENDS, backend, choose
-from pipelines.batch import CropBatch, Failure, LoadConfig, Source, default_batch_images
+from pipelines.batch import LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, Policy, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.memory import ImageList, name_of
@@ -129,7 +129,7 @@ class MultiCrop:
             raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
         self.backend, _ = choose(backend, device=self.device)
         dense = _dense(self.classifier, self.policy)
-        self.stopping = _stopping(self.classifier, self.policy, level, thresholds)
+        self.threshold = _threshold(self.classifier, self.policy, level, thresholds)
         self.planner = _planner(self.classifier, self.policy, seed, dense)
         self.views = self.planner.views
         self.classes = class_names_for(self.classifier, class_names)
@@ -210,12 +210,13 @@ class MultiCrop:
         network = self._take()
         loader = backend(self.backend)(source, self.planner, self._load_config())
         try:
-            for answered, log_p, failed in self._answers(loader.batches(rows), source, network):
+            batches = loader.batches(rows)
+            for one in answers(batches, network, self.planner, self.policy, self.level, source.sizes, self.threshold):
                 results: dict[int, tuple[np.ndarray | None, str | None]]
-                results = {failure.row: (None, failure.reason) for failure in failed}
-                if log_p is not None and len(answered):
-                    probabilities = log_p.exp().cpu().numpy()
-                    results |= {row: (p, None) for row, p in zip(answered.tolist(), probabilities, strict=True)}
+                results = {failure.row: (None, failure.reason) for failure in one.failed}
+                if one.log_p is not None:
+                    probabilities = one.log_p.exp().cpu().numpy()
+                    results |= {row: (p, None) for row, p in zip(one.rows.tolist(), probabilities, strict=True)}
                 names = source.names(np.array(sorted(results), dtype=np.int64))
                 for name, row in zip(names, sorted(results), strict=True):
                     yield ImageResult(name, *results[row], self.classes)
@@ -223,23 +224,6 @@ class MultiCrop:
             loader.close()
             with self._lock:
                 self._idle.append(network)
-
-    def _answers(
-        self, batches: Iterator[CropBatch], source: Source, network: Network
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor | None, list[Failure]]]:
-        """Rows int64 [b], their log-probabilities float64 [b, n], and what could not be read; batch by batch."""
-        if self.stopping is not None:
-            for one in EarlyStopping(network, self.planner, self.stopping).run(batches, source.sizes):
-                yield one.rows, one.log_p, one.failed
-            return
-        for predicted in predict(batches, network, self.views):
-            log_p = None
-            if predicted.outputs is not None and len(predicted.rows):
-                shapes = self.planner.uncovered(source.sizes(predicted.rows))
-                log_p = log_probabilities(
-                    self.level, predicted.outputs, self.views, [self.policy], network.head, shapes
-                )
-            yield predicted.rows, None if log_p is None else log_p[0], predicted.failed
 
     def _take(self) -> Network:
         with self._lock:
@@ -267,21 +251,19 @@ def _planner(classifier: Classifier, policy: Policy, seed: int, dense: Dense | N
     return Planner(classifier.spec, union([policy]), seed, sizes, dense.s if dense else None)
 
 
-def _stopping(
+def _threshold(
     classifier: Classifier, policy: Policy, level: str, thresholds: str | Path | float | None
-) -> Stopping | None:
-    """How images are stopped early, for a policy with a suffix. Raises ValueError where that cannot be."""
+) -> float | None:
+    """The margin above which images are stopped, for a policy with a risk. Raises ValueError where there is none, or
+    where a suffix cannot be at this level."""
     if not policy.suffix:
         return None
     rule = rule_of(policy)
     if rule.kind == "exact" and level != "softmax":
         raise ValueError(f"policy {policy}: ~exact needs `level` softmax: other levels have no bound")
-    if rule.tolerance is None:
-        return Stopping(policy, level)
-    if isinstance(thresholds, float):
-        return Stopping(policy, level, thresholds)
-    found = find(None if thresholds is None else Path(thresholds), classifier, policy, level)
-    return Stopping(policy, level, found)
+    if rule.tolerance is None or isinstance(thresholds, float):
+        return thresholds if isinstance(thresholds, float) else None
+    return find(None if thresholds is None else Path(thresholds), classifier, policy, level)
 
 
 def _matching(pattern: Path) -> list[str]:

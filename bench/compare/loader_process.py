@@ -158,7 +158,7 @@ class TimedLoader:
         del source, stream
         gc.collect()  # DataLoader stops its workers when it is collected
         settle()
-        return SegmentResult(done.count, done.duration_s, request.batch_images, memory)
+        return SegmentResult(int(done.count), done.duration_s, request.batch_images, memory)
 
 
 def grouped(stream: Iterable[int], least: int) -> Generator[int, None, None]:

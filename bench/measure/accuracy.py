@@ -21,7 +21,7 @@ from bench.measure.partial_results import PartialResults, fill, log_kept
 from bench.measure.same_images import require_one_data_set
 from bench.measure.scoring import no_predictions, scored
 from bench.measure.stopped import Outcome, stop_all, write_thresholds
-from bench.predictions import Predictions, counts
+from bench.predictions import Predictions, counts, mean_forwards
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
 from pipelines.data.decode import READS, decode_error
@@ -197,10 +197,3 @@ def _accuracies(
             **(outcome.fields() if outcome else {}),
             **counted,
         )
-
-
-def mean_forwards(predictions: Predictions, level: str, policy: str) -> float:
-    """Forward passes per image."""
-    assert predictions.forwards is not None
-    chosen = predictions.forwards[predictions.levels.index(level), predictions.policies.index(policy)]
-    return float(chosen.mean(dtype=np.float64))

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from bench.job import Job
-from bench.predictions import Predictions
+from bench.predictions import Predictions, mean_forwards
 from bench.records import LOAD, MODEL
 from models import thresholds
-from models.averaging import log_probabilities
-from models.early_stopping import EarlyStopping, Stopping
-from models.predict import Network, predict
+from models.early_stopping import answers
+from models.predict import Network
 from models.stopping import rule_of
 from pipelines.batch import CropBatch
 from pipelines.crops import Policy, union
@@ -42,7 +41,15 @@ class Answers:
     agreement: float | None
 
 
-ScoredAnswers = dict[str, dict[int, int]]  # policy -> row -> class
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A policy in the accuracy pass. ``classes``: of each row; ``forwards``: passes per image."""
+
+    classes: dict[int, int]
+    forwards: float
+
+
+ScoredAnswers = dict[str, Scored]  # by policy
 
 
 def cheap_timings(job: Job, out: Path) -> tuple[list[Timing], dict[str, str]]:
@@ -66,10 +73,9 @@ def scored_answers(job: Job, out: Path) -> ScoredAnswers:
     if not job.processes.is_main or job.why_no_accuracy is not None or not path.exists():
         return {}
     scored = Predictions.load(path)
-    top1 = scored.top1[scored.levels.index(LEVEL)]
-    rows = scored.rows.tolist()
+    level, rows = scored.levels.index(LEVEL), scored.rows.tolist()
     return {
-        name: dict(zip(rows, top1[p].tolist(), strict=True))
+        name: Scored(dict(zip(rows, scored.top1[level, p].tolist(), strict=True)), mean_forwards(scored, LEVEL, name))
         for p, name in enumerate(scored.policies)
         if any(name == policy.name and (policy.dense or policy.suffix) for policy in job.policies)
     }
@@ -88,8 +94,9 @@ class CheapBench:
         self.images, self.forwards = 0, 0.0
         self.answers: list[tuple[np.ndarray, torch.Tensor]] = []  # rows, classes: of the first images
 
-    def stream(self, stage: str) -> Iterator[int]:
-        """An endless run of a stage's work; each item says how many images it was."""
+    def stream(self, stage: str) -> Iterator[int | float]:
+        """An endless run of a stage's work; each item says how many images it was, of a stopped policy how many forward
+        passes: answers come in order, and while the first image waits for its last crops, others are worked on."""
         if stage == LOAD:
             return (len(batch.rows) for batch in self.backend.batches(self.rows))
         return self._answered(cycle(self._resident()) if stage == MODEL else self.backend.batches(self.rows))
@@ -100,24 +107,12 @@ class CheapBench:
             self.resident = [batch for batch, _ in zip(source, range(RESIDENT_BATCHES), strict=False)]
         return self.resident
 
-    def _answered(self, batches: Iterator[CropBatch]) -> Iterator[int]:
-        if self.timing.policy.suffix:
-            stopping = Stopping(self.timing.policy, LEVEL, self.timing.threshold)
-            for one in EarlyStopping(self.network, self.planner, stopping).run(batches, self.sizes):
-                if one.log_p is not None:
-                    self._keep(one.rows, one.log_p, one.forwards)
-                yield len(one.rows)
-            return
-        for predicted in predict(batches, self.network, self.views):
-            if predicted.outputs is not None:
-                shapes = self.planner.uncovered(self.sizes(predicted.rows))
-                log_p = log_probabilities(
-                    LEVEL, predicted.outputs, self.views, [self.timing.policy], self.network.head, shapes
-                )
-                assert log_p is not None
-                forwards = self.planner.forwards(self.sizes(predicted.rows)).sum(axis=1)
-                self._keep(predicted.rows, log_p[0], forwards)
-            yield len(predicted.rows)
+    def _answered(self, batches: Iterator[CropBatch]) -> Iterator[int | float]:
+        policy, threshold = self.timing.policy, self.timing.threshold
+        for one in answers(batches, self.network, self.planner, policy, LEVEL, self.sizes, threshold):
+            if one.log_p is not None:
+                self._keep(one.rows, one.log_p, one.forwards)
+            yield one.work if policy.suffix else len(one.rows)
 
     def _keep(self, rows: np.ndarray, log_p: torch.Tensor, forwards: np.ndarray) -> None:
         self.images, self.forwards = self.images + len(rows), self.forwards + float(forwards.sum())
@@ -129,7 +124,8 @@ class CheapBench:
         """Call when the clock has stopped."""
         if not self.images:
             return None
-        known = scored.get(self.timing.policy.name, {})
+        own = scored.get(self.timing.policy.name)
+        known = own.classes if own else {}
         pairs = [
             (known[row], said)
             for rows, classes in self.answers
@@ -137,7 +133,8 @@ class CheapBench:
             if row in known
         ]
         agreement = float(np.mean([one == other for one, other in pairs])) if pairs else None
-        return Answers(self.forwards / self.images, agreement)
+        # Of a stopped policy the images that were answered in time are the easy ones: the scored mean is that of all.
+        return Answers(own.forwards if own and self.timing.policy.suffix else self.forwards / self.images, agreement)
 
     def close(self) -> None:
         self.backend.close()

@@ -27,7 +27,7 @@ def synchronize(device: str) -> None:
 class Segment:
     """A stretch of a stream between two synchronised readings of the clock."""
 
-    count: int  # images or crops that came out
+    count: float  # images or crops that came out, or forward passes that were run
     duration_s: float
     interval_ms: list[float]  # between successive items (batches): on the GPU by events, without waiting
 
@@ -60,7 +60,7 @@ class StreamEnded(RuntimeError):
 
 
 def segment(
-    stream: Iterator[int],
+    stream: Iterator[int | float],
     *,
     seconds: float,
     warmup_items: int,
@@ -71,7 +71,7 @@ def segment(
 
     ``ready`` is called between the two.
 
-    Each item is the number of images or crops that it stands for.
+    Each item is the number of images, crops or forward passes that it stands for.
     """
     before = _Marks(device)
     for taken in range(warmup_items):
@@ -83,7 +83,8 @@ def segment(
     ready()
     start = time.perf_counter()
     marks.mark()
-    count = items = 0
+    count: float = 0
+    items = 0
     while items < 2 or time.perf_counter() - start < seconds:
         done = next(stream, None)
         if done is None:

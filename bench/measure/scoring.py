@@ -79,7 +79,7 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
         assert log_p is not None
         own.append(score(log_p, torch.from_numpy(scoring.labels[rows])))
         if stages:
-            margin[i, stages] = margins(log_p[stages]).numpy()
+            margin[i, stages] = margins(log_p[stages]).cpu().numpy()
         if scoring.label_sets is not None:
             best = nearest_label(log_p, torch.from_numpy(scoring.label_sets[rows])).int().cpu()
             nearest.append(best.numpy())

@@ -39,9 +39,6 @@ from pipelines.crops import parse_policy, union
 
 MAX_IMAGES = 1_000_000  # of one stream; a segment ends long before
 POLICY_ROUNDS = 3  # in which dense and stopped policies are timed, at most
-# A stopped stream must be warm for longer: while an image waits for its last crops, those behind it are worked on, and
-# the clock would count that work as its own until as much is always under way.
-STOPPED_WARM_UP = 4
 MAX_UNSCORED = 2000  # images that are timed where no accuracy pass has read them: they are read once before the clock
 
 
@@ -92,7 +89,7 @@ class Bench:
             found += [Measurement(stage, None, name) for stage in stages]
         return found
 
-    def stream(self, measurement: Measurement) -> Iterator[int]:
+    def stream(self, measurement: Measurement) -> Iterator[int | float]:
         """An endless run of the measurement's work; each item says how many images (of MODEL: crops) it was."""
         if measurement.policy is not None:
             return self.cheap[measurement.policy].stream(measurement.stage)
@@ -160,11 +157,10 @@ def measure(
     bench.fill()
     for round_number in range(rounds):
         for one in measured:
-            policy = one.measurement.policy
-            if policy is not None and round_number >= POLICY_ROUNDS:
+            if one.measurement.policy is not None and round_number >= POLICY_ROUNDS:
                 continue
             memory.start()
-            warm = warmup_items * (2 if round_number == 0 else 1) * (STOPPED_WARM_UP if "~" in (policy or "") else 1)
+            warm = warmup_items * (2 if round_number == 0 else 1)
             stream = bench.stream(one.measurement)
             one.segments.append(segment(stream, seconds=seconds, warmup_items=warm, device=device, ready=ready))
             memory.sample()  # before the stream is dropped: its buffers still stand
@@ -251,12 +247,14 @@ def _record(
     """One measurement of all processes together."""
     one, n = everyone[0], everyone[0].measurement.crops
     rounds = list(zip(*(each.segments for each in everyone), strict=True))
+    # A stopped policy's segments count forward passes (bench.measure.cheap).
+    per_image = one.answers.forwards if one.answers and "~" in (one.measurement.policy or "") else 1
     return records.Throughput(
         setting,
         stage=one.measurement.stage,
         crops=n,
         batch_images=job.load_config(n).batch_images if n else None,
-        counts=[sum(s.count for s in segments) for segments in rounds],
+        counts=[sum(s.count for s in segments) / per_image for segments in rounds],
         durations_s=[max(s.duration_s for s in segments) for segments in rounds],
         interval_ms=[round(ms, 3) for segments in rounds for s in segments for ms in s.interval_ms],
         peak_mem_bytes=sum(each.peak_mem_bytes for each in everyone),
@@ -266,7 +264,9 @@ def _record(
         policy=one.measurement.policy,
         forwards=one.answers.forwards if one.answers else None,
         agreement=one.answers.agreement if one.answers else None,
-        rank_rates=[[s.count / s.duration_s for s in segments] for segments in rounds] if len(everyone) > 1 else [],
+        rank_rates=[[s.count / per_image / s.duration_s for s in segments] for segments in rounds]
+        if len(everyone) > 1
+        else [],
     )
 
 

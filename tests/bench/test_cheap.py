@@ -102,7 +102,7 @@ def test_the_figure_shows_the_records(scored: Any) -> None:
         if row["kind"] != "random crops" and row["policy"] in rates:
             assert row["images_per_sec"] == rates[row["policy"]]
     words = [text.get_text() for text in accuracy_vs_forwards.draw(data).findobj(matplotlib.text.Text)]
-    assert "4RC~exact" in words
+    assert "4RC~exact, stopped early" in words
 
 
 def test_the_figure_of_stopping_shows_the_stored_answers(small_run: Callable[..., Any]) -> None:
@@ -147,7 +147,7 @@ def test_a_risk_needs_a_threshold_that_matches(
     path = tmp_path / thresholds.FILE_NAME
     path.write_text(json.dumps([_plain(replace(one, threshold=0.25))]))
     classify = MultiCrop("test_resnet", thresholds=tmp_path, **settings)
-    assert classify.stopping is not None and classify.stopping.threshold == 0.25
+    assert classify.threshold == 0.25
     assert all(image.error is None for image in classify(demo_root))
     with pytest.raises(ValueError, match="calibrated with K 64, and this network has 48"):
         MultiCrop("test_resnet", thresholds=path, **{**settings, "img_size": 48, "crop_pct": 48 / one.S})
