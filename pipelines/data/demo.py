@@ -2,6 +2,7 @@
 
     python -m pipelines.data.demo                 # 1,000 val images, about a minute on two cores
     python -m pipelines.data.demo train --images 8000
+    python -m pipelines.data.demo fresh-7         # 1,000 other images like those of val: any number after fresh-
 
 It is a stand-in for the ImageNet validation set in the two respects that matter here:
 
@@ -26,6 +27,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +53,8 @@ from pipelines.files import PART, whole_path, write_whole
 VERSION = 2
 SEED = 0
 SPLITS = {"train": 8000, "val": 1000}  # split -> images written when no number is asked for
+# Any other number gives other images of val's composition: to check a choice that was made on val.
+FRESH = re.compile(r"fresh-(0|[1-9][0-9]{0,8})")
 STORED_SHORT_SIDE = {"train": 160}  # pixels; a split not named here is stored at the size drawn
 TRAIN_QUALITY = 95
 
@@ -117,9 +121,7 @@ def ensure(
 
     Raises ValueError for an unknown split or a number below one, OSError when the folder cannot be written.
     """
-    if split not in SPLITS:
-        raise ValueError(f"demo split {split!r} is not one of {', '.join(SPLITS)}")
-    images = SPLITS[split] if images is None else images
+    images = default_images(split) if images is None else images
     if images < 1:
         raise ValueError(f"images={images}: ask the demo set for at least one image")
     root = _cache_folder(cache) / f"demo-v{VERSION}-seed{SEED}-{split}-{images}"
@@ -133,6 +135,15 @@ def ensure(
     _sweep_leftovers(root)
     write_whole(root / TABLE_NAME, _table(root, plans).to_csv(index=False))
     return root
+
+
+def default_images(split: str) -> int:
+    """Images written when no number is asked for. Raises ValueError for an unknown split."""
+    if FRESH.fullmatch(split):
+        return SPLITS["val"]
+    if split not in SPLITS:
+        raise ValueError(f"demo split {split!r} is not {', '.join(SPLITS)} or fresh-NUMBER, such as fresh-1")
+    return SPLITS[split]
 
 
 def is_demo(root: Path | str) -> bool:
@@ -753,8 +764,8 @@ def _row(root: Path, one: Plan) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo data set and print its folder.")
-    parser.add_argument("split", nargs="?", default="val", choices=list(SPLITS))
-    parser.add_argument("--images", type=int, help="the first so many; default 8000 (train) or 1000 (val)")
+    parser.add_argument("split", nargs="?", default="val", help="train, val (default) or fresh-NUMBER, such as fresh-1")
+    parser.add_argument("--images", type=int, help="the first so many; default 8000 (train) or 1000")
     parser.add_argument(
         "--cache", type=Path, help="parent folder; default $MULTICROP_CACHE, else ~/.cache/multicrop-bench"
     )
@@ -764,7 +775,10 @@ def main() -> None:
     if args.write_into:
         _write_listed(args.write_into, args.split)
         return
-    root = ensure(args.split, args.images, args.cache, args.workers)
+    try:
+        root = ensure(args.split, args.images, args.cache, args.workers)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(json.dumps({"root": str(root), "images": len(read_table(root)), "classes": len(CLASSES)}))
 
 

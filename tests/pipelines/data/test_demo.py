@@ -263,7 +263,7 @@ def test_the_box_is_where_the_object_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'test' is not one of train, val"):
+    with pytest.raises(ValueError, match="'test' is not train, val or fresh-NUMBER"):
         demo.ensure("test", cache=tmp_path)
     with pytest.raises(ValueError, match="images=0"):
         demo.ensure("val", 0, cache=tmp_path)
@@ -301,3 +301,15 @@ def test_it_imports_no_network_library() -> None:
     repository = Path(demo.__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_fresh_splits_are_other_images_of_vals_kind(tmp_path: Path) -> None:
+    roots = {split: demo.ensure(split, 3, tmp_path) for split in ("val", "fresh-1", "fresh-2")}
+    tables = {split: demo.read_table(root) for split, root in roots.items()}
+    assert all(demo.is_demo(root) and len(tables[split]) == 3 for split, root in roots.items())
+    assert len({(roots[split] / tables[split]["name"][0]).read_bytes() for split in roots}) == 3
+    assert tables["fresh-1"]["label"].tolist() == tables["val"]["label"].tolist()
+    assert demo.default_images("fresh-12") == demo.SPLITS["val"]
+    for wrong in ("fresh", "fresh-", "fresh--1", "fresh-01", "fresh-1/..", "fresh-1.5"):
+        with pytest.raises(ValueError, match="fresh-NUMBER"):
+            demo.ensure(wrong, 1, tmp_path)
