@@ -121,7 +121,8 @@ def ensure(
 
     Raises ValueError for an unknown split or a number below one, OSError when the folder cannot be written.
     """
-    images = default_images(split) if images is None else images
+    default = default_images(split)  # raises, whatever number is asked for
+    images = default if images is None else images
     if images < 1:
         raise ValueError(f"images={images}: ask the demo set for at least one image")
     root = _cache_folder(cache) / f"demo-v{VERSION}-seed{SEED}-{split}-{images}"
