@@ -92,9 +92,10 @@ def text(records: Sequence[Record], known: Sequence[Comparison] = ()) -> str:
 def _section(records: list[Record], known: Sequence[Comparison]) -> str:
     setting = records[0].setting
     demo = "  DEMO DATA: says nothing about ImageNet" if setting.is_demo else ""
+    among = f", answers among {setting.valid_labels}" if setting.valid_labels else ""
     lines = [
         f"{visible(setting.model)}  ({visible(setting.weights)} weights, {setting.K} from {setting.S} pixels, "
-        f"{setting.backend}, {setting.device}, {setting.amp_dtype}, batch size {setting.batch_size}){demo}"
+        f"{setting.backend}, {setting.device}, {setting.amp_dtype}, batch size {setting.batch_size}{among}){demo}"
     ]
     measured = [r for r in records if isinstance(r, (Accuracy, Throughput))]
     if not measured:

@@ -141,6 +141,7 @@ def why_not_comparable(record: Accuracy, known: KnownAnswer, classes: tuple[int,
         "interpolation": (setting.interpolation, known.interpolation),
         "crop mode": (setting.crop_mode, "center"),
         "adaptation": (setting.adapt or "none", "none"),
+        "choice of classes": (setting.valid_labels or "all", "all"),
     }
     for what, (mine, theirs) in measured_and_published.items():
         if mine != theirs:

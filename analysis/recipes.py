@@ -30,6 +30,10 @@ def recipe_of(run: Run, record: Accuracy, report: dict[str, Any] | None = None) 
         raise ValueError(
             f"{setting.model} was adapted to the images that it was scored on (`adapt`): a recipe holds no activations"
         )
+    if setting.valid_labels:
+        raise ValueError(
+            f"{setting.model} answered among {setting.valid_labels} (`valid_labels`): a recipe holds no such list"
+        )
     checkpoint = network["checkpoint"] and str(Path(run.info["directory"], network["checkpoint"]))
     use = Use(
         **asked,

@@ -215,6 +215,13 @@ class DataConfig:
         help="what numbers in the names of class folders mean: number, the output itself (or timm's order of names); "
         "imagefolder, their order as text, as torchvision has it",
     )
+    valid_labels: Path | None = option(
+        "--valid-labels",
+        metavar="FILE",
+        parse=values.path,
+        help="answers are among these outputs only, one or its wnid a line, as in timm: for ImageNet-A "
+        "(imagenet_a_indices.txt, timm's own file), -R and other sets of some classes",
+    )
     real_labels: Path | None = option(
         "--real-labels",
         metavar="FILE",

@@ -33,6 +33,9 @@ from pipelines.crops import Planner, Policy, union, unique
 from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label, unlabelled
+from pipelines.data.labels.classes import SYNSET_LISTS
+from pipelines.data.labels.valid import label_among, read_valid_labels
+from pipelines.data.labels.valid import words as valid_words
 
 log = logging.getLogger(__name__)
 COST_IMAGES = 2000  # of which the mean cost of a view is taken
@@ -94,6 +97,8 @@ class Job:
             mean=network.mean,
             std=network.std,
         )
+        if path := self.config.data.valid_labels:
+            loaded.restrict(read_valid_labels(path, loaded.num_classes))
         if self.new_classes:
             loaded = with_new_head(loaded, self.new_classes, self.config.data.seed)
         if network.recipe:
@@ -125,9 +130,10 @@ class Job:
         return max(1, math.ceil(self.planner(*self.policies).forwards(self.data.sizes(rows)).sum(axis=1).mean()))
 
     def _label(self, scan: Scan) -> Dataset:
-        asked = self.config.data
+        asked, valid = self.config.data, self.classifier.valid_labels
+        match = partial(label_among, valid=valid) if valid else label
         try:
-            data = label(
+            data = match(
                 scan,
                 num_classes=self.classifier.num_classes,
                 labels_file=asked.labels_file,
@@ -152,6 +158,18 @@ class Job:
                 f"none ({self.data.label_rule}): give `labels_file`"
             )
         return real_labels.read(path, self.data, self.classifier.num_classes)
+
+    def note_on_classes(self) -> str | None:
+        """What to know of images of some of ImageNet's classes, where the answers may be any of them."""
+        count, labels = self.classifier.num_classes, self.data.table["label"]
+        if count not in SYNSET_LISTS or not self.data.has_labels or self.classifier.valid_labels:
+            return None
+        if self.config.data.limit is not None or labels.nunique() == count:
+            return None
+        return (
+            f"the images are of {labels.nunique()} classes, and answers may be any of the network's {count}: "
+            "`valid_labels` FILE scores among some of them, as is usual for ImageNet-A and -R"
+        )
 
     @property
     def why_no_accuracy(self) -> str | None:
@@ -297,6 +315,7 @@ class Job:
             hybrid_huffman_threshold=self.load_config(1).hybrid_huffman_threshold,
             tf32=asked.tf32 and self.device != "cpu",
             cudnn_benchmark=asked.cudnn_benchmark and self.device != "cpu",
+            valid_labels=valid_words(network.valid_labels, network.num_classes),
             seed=self.config.data.seed,
             adapt=asked.adapt if self.adapted else None,
             folded=network.folded,
@@ -319,6 +338,8 @@ class Job:
             "notes": network.notes,
             "images": len(data),
             "label_rule": data.label_rule,
+            "valid_labels": network.valid_labels,
+            "note_on_classes": self.note_on_classes(),
             "real_label_rule": self.real and self.real.rule,
             "real_label_hash": self.real and self.real.file_hash,
             "S": network.spec.S,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench import logs, values
-from bench.config import LoadingConfig, NetworkConfig, OutputConfig, option
+from bench.config import DataConfig, LoadingConfig, NetworkConfig, OutputConfig, option
 from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
@@ -38,7 +38,7 @@ FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parque
 # Options that a recipe takes the place of.
 IN_RECIPE = (
     "model", "policy", "level", "weights", "checkpoint", "num_classes", "img_size", "crop_pct", "interpolation",
-    "device", "batch_size", "data_backend", "seed",
+    "device", "batch_size", "data_backend", "seed", "valid_labels",
 )  # fmt: skip
 FLUSH_ROWS = 64  # rows that an interruption may lose
 
@@ -81,6 +81,7 @@ class PredictConfig:
         "--crop-pct", metavar="K/S", parse=values.share, help="crop side over the resized short side"
     )
     interpolation: str | None = shared(NetworkConfig, "interpolation")
+    valid_labels: Path | None = shared(DataConfig, "valid_labels")
     device: str | None = shared(NetworkConfig, "device")
     batch_size: int | None = option(
         "--batch-size", "-b", metavar="N", parse=values.positive, help="crops per forward pass (default: by crop size)"
@@ -158,6 +159,7 @@ def load(config: PredictConfig) -> MultiCrop:
         img_size=config.img_size,
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
+        valid_labels=config.valid_labels,
     )
 
 
@@ -200,7 +202,7 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
 
 def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:
     """What an interrupted command has written. Raises UserError when it was another command's."""
-    paths = {name: str(getattr(config, name)) for name in ("checkpoint", "recipe")}
+    paths = {name: str(value) for name, value in asdict(config).items() if isinstance(value, Path)}
     asked = {**asdict(config), "images": str(Path(config.images).absolute()), **paths}
     for name in ("out", "verbose", "quiet", "device"):
         asked.pop(name)

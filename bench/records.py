@@ -80,6 +80,7 @@ class Setting:
     hybrid_huffman_threshold: int | None = None  # pixels; where it is not DALI's default; dali-gpu only
     tf32: bool = False  # float32 convolutions and matrix products may round to TF32; on a GPU only
     cudnn_benchmark: bool = False  # cuDNN took the fastest of its algorithms; on a GPU only
+    valid_labels: str | None = None  # among which outputs answers are (pipelines.data.labels.valid.words); None: all
 
 
 # No answer depends on these, only how fast it comes: accuracies are comparable where they differ.

@@ -268,6 +268,8 @@ def make_plans(session: Session) -> tuple[dict[str, NetworkPlan], list[FailedMod
         try:
             with limits.time_limit(session.config.output.timeout):
                 job = load_job(session, case)
+                if note := job.note_on_classes():
+                    log.info("%s", with_flags(note, flag_names()))
                 plans[case.label] = plan_of(job)
         except Exception as error:
             raise_if_fatal(error, only)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import timm
@@ -52,6 +53,8 @@ class Classifier:
     ) -> None:
         self.crop_pct = crop_pct
         self.class_names: tuple[str, ...] | None = None  # set by who knows what these weights call their classes
+        self.valid_labels: tuple[int, ...] | None = None  # outputs among which answers are; None: all (``restrict``)
+        self._outside: Tensor | None = None  # bool [classes]: the others
         self.net = net.eval().requires_grad_(False)
         self.spec = spec
         self.name = name
@@ -106,7 +109,19 @@ class Classifier:
                     module.to(dtype)
         self.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
         self.normalize = Normalize(self.spec, dtype=dtype, channels_last=channels_last).to(device)
+        self._outside = None if self._outside is None else self._outside.to(device)
         return self
+
+    def restrict(self, outputs: Sequence[int]) -> None:
+        """Answer with one of these outputs only, as with timm's --valid-labels: the logits of the others are -inf, so
+        that softmax is over these."""
+        self.valid_labels = tuple(outputs)
+        self._outside = torch.ones(self.num_classes, dtype=torch.bool)
+        self._outside[list(outputs)] = False
+
+    def among_valid(self, logits: Tensor) -> Tensor:
+        """[n, classes] -> the same, -inf for outputs that are no answers (``restrict``)."""
+        return logits if self._outside is None else logits.masked_fill(self._outside, -math.inf)
 
     def fold(self) -> None:
         """Compute once what inference computes anew at every forward (``models.folding``); ``notes`` say what, and
@@ -152,14 +167,14 @@ class Classifier:
         """[n, f] -> [n, classes]. Raises ValueError where there is no feature level."""
         if self._split is None:
             raise ValueError(f"{self.name} has no feature level: {self.feature_absent_reason}")
-        return self._split.head(features)
+        return self.among_valid(self._split.head(features))
 
     def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """[n, 3, K, K] -> (features [n, f] or None, logits [n, classes]) from one run of the trunk."""
         if self._split is None:
-            return None, self.net(x)
+            return None, self.among_valid(self.net(x))
         features = self._split.trunk(x)
-        return features, self._split.head(features)
+        return features, self.among_valid(self._split.head(features))
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, 3, K, K] -> [n, classes]."""

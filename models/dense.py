@@ -65,7 +65,7 @@ def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
         return _Parts(
             trunk=lambda x: module.classifier[:-1](module.features(x)),
             pool=lambda scores: module.classifier[-1](scores).flatten(1),
-            head=lambda logits: logits,  # the class scores are what is pooled
+            head=classifier.among_valid,  # the class scores are what is pooled
             has_features=False,
         )
     if not classifier.has_feature_level:

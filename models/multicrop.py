@@ -32,6 +32,7 @@ from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, Policy, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
+from pipelines.data.labels.valid import checked_valid_labels, read_valid_labels
 from pipelines.data.memory import ImageList, name_of
 from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
@@ -72,8 +73,9 @@ class MultiCrop:
     ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass.
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
-    ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself. The
-    others are those of ``multicrop-bench run``.
+    ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
+    ``valid_labels``: outputs, or a file of them, among which answers are. The others are those of
+    ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
     An object may be called from several threads.
@@ -106,6 +108,7 @@ class MultiCrop:
         fold: bool = False,
         class_names: Sequence[str] | None = None,
         thresholds: str | Path | float | None = None,
+        valid_labels: Sequence[int] | str | Path | None = None,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"`level` {level!r} is not one of {', '.join(LEVELS)}")
@@ -123,8 +126,7 @@ class MultiCrop:
             interpolation=interpolation,
             seed=seed,
         )
-        if fold:
-            self.classifier.fold()
+        _settle(self.classifier, valid_labels, fold)
         if level == "feature" and self.classifier.feature_absent_reason:
             raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
         self.backend, _ = choose(backend, device=self.device)
@@ -234,6 +236,16 @@ class MultiCrop:
         images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
         workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else usable_cores())
         return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
+
+
+def _settle(classifier: Classifier, valid_labels: Sequence[int] | str | Path | None, fold: bool) -> None:
+    """Among which outputs answers are, and folding. Raises DatasetError for outputs that the network does not have."""
+    if isinstance(valid_labels, str | Path):
+        classifier.restrict(read_valid_labels(Path(valid_labels), classifier.num_classes))
+    elif valid_labels is not None:
+        classifier.restrict(checked_valid_labels(valid_labels, classifier.num_classes))
+    if fold:
+        classifier.fold()
 
 
 def _dense(classifier: Classifier, policy: Policy) -> Dense | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from models.classifier import Classifier
 from pipelines.crops import Policy
+from pipelines.data.labels import valid
 from pipelines.files import write_whole
 
 FILE_NAME = "thresholds.json"
@@ -37,9 +38,10 @@ class Threshold:
     images: int
     data: str
     note: str | None = None
+    valid_labels: str | None = None  # outputs among which answers are (pipelines.data.labels.valid.words); None: all
 
 
-MUST_MATCH = ("weight_hash", "S", "K", "interpolation", "crop_mode")
+MUST_MATCH = ("weight_hash", "valid_labels", "S", "K", "interpolation", "crop_mode")
 
 
 def add(path: Path, found: Sequence[Threshold]) -> None:
@@ -73,9 +75,11 @@ def find(path: Path | None, classifier: Classifier, policy: Policy, level: str) 
     if path is None:
         raise ValueError(f"policy {policy} needs a calibrated threshold: {remedy} as `thresholds`")
     same = [one for one in read(path) if (one.policy, one.level) == (policy.name, level)]
-    own = {"weight_hash": classifier.weight_hash} | {
-        name: getattr(classifier.spec, name) for name in MUST_MATCH if name != "weight_hash"
+    own = {
+        "weight_hash": classifier.weight_hash,
+        "valid_labels": valid.words(classifier.valid_labels, classifier.num_classes),
     }
+    own |= {name: getattr(classifier.spec, name) for name in MUST_MATCH if name not in own}
     for one in same:
         if all(getattr(one, name) == value for name, value in own.items()):
             if one.threshold is None:

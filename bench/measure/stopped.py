@@ -29,6 +29,7 @@ from models.stopping import (
 )
 from models.thresholds import Threshold
 from pipelines.crops import Policy
+from pipelines.data.labels import valid
 
 ONLY_SOFTMAX = "~exact needs scores between 0 and 1 that bound what other views can add: logits and features are not"
 NEVER = "~exact can never stop here: at no stage do the views seen outweigh those to come"
@@ -152,6 +153,7 @@ def write_thresholds(out: Path, job: Job, outcomes: list[Outcome], images: int) 
                 images=images,
                 data=job.data.root.name,
                 note=one.note,
+                valid_labels=valid.words(network.valid_labels, network.num_classes),
             )
             for one in outcomes
             if one.halves

@@ -88,6 +88,7 @@ OPTIONAL = {
     "mean_views", "labels", "adapt", "folded", "processes", "prefetch", "mmap", "hw_load", "crop_operator",
     "fitting_batch_size", "rank_rates", "tf32", "cudnn_benchmark", "hybrid_huffman_threshold",
     "forwards", "agreement", "first_threshold", "second_threshold", "images_needed", "note",
+    "valid_labels",
 }  # fmt: skip
 
 

@@ -180,6 +180,11 @@ def _background(numbers: Numbers) -> bool:
     return all_but_one and numbers.are_folders and not numbers.is_imagenet
 
 
+def _of_imagenet_1k(numbers: Numbers) -> bool:
+    """Folders 0 to 999 with a network of the larger ImageNet, whose outputs have another order."""
+    return numbers.is_imagenet and numbers.outputs > 1000 and len(numbers.values) == 1000 and numbers.counts_from == 0
+
+
 def _ranked_as_text(numbers: Numbers) -> bool:
     """Whether ImageFolder may have given other outputs: it sorts "10" before "2".
 
@@ -193,6 +198,7 @@ def _ranked_as_text(numbers: Numbers) -> bool:
 
 DOUBTS: dict[Callable[[Numbers], bool], str] = {
     _background: "they may count from a background class, output 0, that the data does not have",
+    _of_imagenet_1k: "ImageNet-1k's 1000 classes have other numbers among the outputs of this network",
     _from_1: "they seem to be counted from 1, and outputs are counted from 0",
     _ranked_as_text: "torchvision's ImageFolder sorts them as text (10 before 2), so that a model trained with it has "
     "other outputs for them than one trained by their numbers",
