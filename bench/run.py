@@ -412,6 +412,8 @@ def dry_run(session: Session) -> int:
     config = session.config
     if config.data.data is not None:
         scanning.require(config.data.data)
+        if config.measure.accuracy and not (config.data.labels_file or config.data.class_map):
+            scanning.refuse_several_sets(config.data.data)
     wanted = cases.policies(config.measure)
     for case in session.cases:
         print(case.label)

@@ -124,6 +124,8 @@ def find_images(config: RunConfig) -> Scan:
     from pipelines.text import visible
 
     root = config.data.data if config.data.data is not None else demo.ensure("val")
+    if config.measure.accuracy and not (config.data.labels_file or config.data.class_map):
+        scanning.refuse_several_sets(root)
     scan = scanning.scan(
         root,
         workers=config.loading.workers or 1,

@@ -56,7 +56,7 @@ START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
 BATCH_ROWS = 512
-CACHE_VERSION = "4"  # raised when read_header refuses more, for the cache holds what it took
+CACHE_VERSION = "5"  # raised when what is found in the same files changes, for the cache holds what was found
 
 NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is no readable file
 UNREADABLE_COLUMNS = ("name", "path", "stage", "reason")
@@ -220,10 +220,6 @@ def no_images(root: Path, other_files: Counter[str]) -> str:
     tars = ""
     if other_files[".tar"]:
         tars = f", or '{root}/*.tar' for the tars in it"
-        if root.suffix.lower() == ".tar" and not root.is_dir():
-            tars = (
-                f"; tars within a tar are not read: unpack it (tar -xf {root.name} -C FOLDER), then give 'FOLDER/*.tar'"
-            )
     return (
         f"no images in {root}: there are {there} in it and the folders below it, and images are taken by their "
         f"suffix ({', '.join(sorted(IMAGE_SUFFIXES))}). Give the folder that holds the images as `data`{tars}"

@@ -11,7 +11,10 @@ import pandas as pd
 
 from pipelines.data import dataset, tables, tars
 from pipelines.data.dataset import DatasetError, Scan
+from pipelines.data.formats import IMAGE_SUFFIXES
 from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
+
+SETS = ("test", "train", "training", "validation", "val")  # names of folders that each hold a data set
 
 
 def scan(
@@ -67,6 +70,20 @@ def refuse_remote(root: Path | str) -> None:
         f"hf download {name} --repo-type dataset --local-dir DIR, then `data` DIR" if scheme == "hf" else "download it"
     )
     raise DatasetError(f"{root} is an address, and images are read from disk only: {how}")
+
+
+def refuse_several_sets(root: Path | str) -> None:
+    """Raises DatasetError for a folder that holds train and val, as ImageNet's and Kaggle's do, before a million images
+    are looked at: labels are those of one of them. Not for what needs no labels."""
+    folder = Path(root).expanduser()
+    for below in (folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC", folder / "CLS-LOC", folder):
+        sets = [below / name for name in SETS if (below / name).is_dir()]
+        if len(sets) > 1 and not any(dataset.suffix_of(path.name) in IMAGE_SUFFIXES for path in below.iterdir()):
+            others = {path.name for path in below.iterdir() if path.is_dir()} - {path.name for path in sets}
+            if all(dataset.is_of_another_program(name) for name in others):
+                raise DatasetError(
+                    f"{folder} holds several sets of images: give one of them as `data`, such as {sets[-1]}"
+                )
 
 
 def require(root: Path | str) -> None:

@@ -6,6 +6,7 @@
 An image's name is the member's path, so that the same images in a folder have the same names, and with them the same
 random windows and predictions. Members of one sample share their path up to the first dot of the file's name, as in
 WebDataset: ``000001.jpg``, ``000001.cls`` (the label as text) or ``000001.json`` (the label as ``label`` or ``cls``).
+A tar of tars (ILSVRC2012_img_train.tar: one a class) is read as if each lay unpacked in a folder of its name.
 
 Each tar is indexed once; the index lies in the cache of the header scans and holds while the tar's size,
 times, inode, first and last bytes do. What is damaged, or made to do harm, costs itself only and is in
@@ -67,6 +68,7 @@ from pipelines.data.dataset import (
 from pipelines.data.formats import IMAGE_SUFFIXES, other_picture
 from pipelines.data.spans import Span, pread
 
+TAR = ".tar"
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".zip")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 REPACK = "unpack it, or store it as a plain .tar: an image in a compressed one cannot be read without all before it"
@@ -299,6 +301,7 @@ class _Member(NamedTuple):
     name: str
     span: Span
     problem: str
+    is_tar: bool = False  # no file: the tar itself, or one within it, of which something is lost
 
 
 @dataclass(slots=True)
@@ -314,9 +317,9 @@ class _Reader:
 
     def read(self) -> tuple[_Shard, bool]:
         images, beside, demo = [], {}, []
-        for member in self._members():
+        for member in self._members(Span(self.path, 0, os.fstat(self.file.fileno()).st_size)):
             suffix = suffix_of(posixpath.basename(member.name))
-            if suffix in IMAGE_SUFFIXES or other_picture(suffix) or not member.name:
+            if suffix in IMAGE_SUFFIXES or other_picture(suffix) or member.is_tar:
                 images.append(member._replace(problem=member.problem or left_out(member.name)))
                 continue
             self.other_files[suffix] += 1
@@ -330,36 +333,47 @@ class _Reader:
         table = pa.Table.from_batches(record_batches(rows, INDEX), INDEX)
         return _Shard(self.path, table, sorted(self.folders), dict(self.other_files), demo), self.is_sure
 
-    def _members(self) -> Iterator[_Member]:
-        """The files in order; last, where the tar does not end as it should, one without a name that says so."""
-        size = os.fstat(self.file.fileno()).st_size
+    def _members(self, whole: Span, tar_name: str = "") -> Iterator[_Member]:
+        """The files of the tar at ``whole``, in order; last, where it does not end as it should, one that says so.
+
+        ``tar_name``: of a tar within the tar, whose files are named by it as if it had been unpacked into a folder.
+        """
         at = 0
         try:
-            headers: Any = _Headers(self.file)
+            headers: Any = _Headers(self.file, whole)
             with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (entry := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined] # or it keeps them all
                     if entry.offset_data <= at or entry.size < 0:
                         raise tarfile.ReadError("a header that leads back")
                     at = entry.offset_data
-                    yield from self._member(entry, size)
-                lost = _ending(self.file, tar.offset, size)
+                    yield from self._member(entry, whole, tar_name)
+                lost = _ending(self.file, whole, tar.offset)
         except Exception as error:  # on damaged headers tarfile raises nearly anything
             self.is_sure = self.is_sure and not isinstance(error, OSError)
-            lost = _no_tar(self.file) if at == 0 else f"behind byte {at} the rest of the tar is lost: {error}"
+            lost = _no_tar(self.file, whole) if at == 0 else f"behind byte {at} the rest of the tar is lost: {error}"
         if lost:
-            yield _Member("", Span(self.path, at, 0), lost)
+            yield _Member(tar_name, Span(self.path, whole.offset + at, 0), lost, is_tar=True)
 
-    def _member(self, entry: tarfile.TarInfo, size: int) -> Iterator[_Member]:
+    def _member(self, entry: tarfile.TarInfo, whole: Span, tar_name: str) -> Iterator[_Member]:
+        size = whole.length or 0
         problem = next((reason for fails, reason in REFUSED if fails(entry, size)), "")
         name = entry.name if problem == OUTSIDE else posixpath.normpath(entry.name)
+        if tar_name and problem != OUTSIDE:
+            name = f"{tar_name.removesuffix(TAR)}/{name}"
         top = name.split("/")[0]
         if problem != OUTSIDE and name != "." and ("/" in name or entry.isdir()) and not is_of_another_program(top):
             self.folders.add(top)
-        if not entry.isdir():
-            name, *_, unprintable = listed(name, NO_FACTS, "")
-            length = min(entry.size, size)  # a forged one may be too large for any table
-            yield _Member(name, Span(self.path, entry.offset_data, length), unprintable or problem)
+        if entry.isdir():
+            return
+        name, *_, unprintable = listed(name, NO_FACTS, "")
+        length = min(entry.size, size)  # a forged one may be too large for any table
+        span = Span(self.path, whole.offset + entry.offset_data, length)
+        problem = unprintable or problem
+        if name.endswith(TAR) and not problem and not tar_name:  # ImageNet's training images: a tar a class, in a tar
+            yield from self._members(span, name)
+        else:
+            yield _Member(name, span, problem)
 
     def _row(self, image: _Member, beside: dict[tuple[str, str], _Member]) -> tuple[Any, ...]:
         """Of INDEX."""
@@ -420,38 +434,42 @@ class _Reader:
 class _Headers:
     """The file for tarfile, which reads nothing of it but headers: a forged length must not fill the memory."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        file.seek(0)
+    def __init__(self, file: BinaryIO, whole: Span) -> None:
+        self.file, self.whole, self.at = file, whole, 0
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MOST_EXTENSION_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self.file.read(size)
+        left = max(0, (self.whole.length or 0) - self.at)
+        data = os.pread(self.file.fileno(), min(size, left), self.whole.offset + self.at)
+        self.at += len(data)
+        return data
 
     def seek(self, offset: int) -> int:
-        return self.file.seek(offset)
+        self.at = offset
+        return offset
 
     def tell(self) -> int:
-        return self.file.tell()
+        return self.at
 
 
-def _ending(file: BinaryIO, offset: int, size: int) -> str:
-    """What is wrong at ``offset``, where tarfile found no further header, or ""."""
-    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, offset)
-    if len(block) < tarfile.BLOCKSIZE:
+def _ending(file: BinaryIO, whole: Span, offset: int) -> str:
+    """What is wrong at ``offset`` of a tar, where tarfile found no further header, or ""."""
+    size = whole.length or 0
+    end = os.pread(file.fileno(), min(END_BYTES, max(0, size - offset)), whole.offset + offset)
+    if len(end) < tarfile.BLOCKSIZE:
         return f"it ends at byte {size} without an end mark: what followed, if anything did, is lost"
-    if any(block):
+    if any(end[: tarfile.BLOCKSIZE]):
         return f"a damaged header at byte {offset}: the rest of the tar is lost"
-    if os.pread(file.fileno(), END_BYTES, offset).strip(b"\0"):
+    if end.strip(b"\0"):
         return (
             f"more data behind the end mark at byte {offset}, as in tars joined by cat: it is not read; join by tar -A"
         )
     return ""
 
 
-def _no_tar(file: BinaryIO) -> str:
-    start = os.pread(file.fileno(), START_BYTES, 0)
+def _no_tar(file: BinaryIO, whole: Span) -> str:
+    start = os.pread(file.fileno(), min(START_BYTES, whole.length or 0), whole.offset)
     kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
     if kind:
         return f"it is compressed ({kind}): {REPACK}"

@@ -17,6 +17,8 @@ from pipelines.data.labels.text import read_lines
 # Taken without being named, from a folder whose images all lie directly in it. In CSVs, columns in order of preference:
 # a wnid says more than a number. ImageId and PredictionString are Kaggle's LOC_val_solution.csv.
 LABELS_FILES = (GROUND_TRUTH, "LOC_val_solution.csv", "labels.csv", "labels.txt")
+IMAGENET_LABELS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", GROUND_TRUTH, "LOC_val_solution.csv")
+KAGGLE_VAL = ("ILSVRC", "Data", "CLS-LOC", "val")  # the validation images' folder in what Kaggle gives
 NAME_COLUMNS = ("name", "filename", "file_name", "path", "file", "image", "imageid", "image_id")
 LABEL_COLUMNS = ("wnid", "synset", "label", "class", "class_index", "target", "predictionstring")
 
@@ -24,14 +26,30 @@ Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
 
 
 def labels_file_in(scan: Scan) -> Path | None:
-    """A labels file in the root of a flat folder. In others, ``labels.txt`` may be anything: class names, say."""
+    """A labels file in the root of a flat folder, or beside ImageNet's validation images, which are known by their
+    names. In others, ``labels.txt`` may be anything: class names, say."""
     present = [scan.root / name for name in LABELS_FILES if (scan.root / name).is_file()]
-    if not present or scan.table["name"].str.contains("/", regex=False).any():
+    if not present:
+        return _beside_imagenet(scan)
+    if scan.table["name"].str.contains("/", regex=False).any():
         return None
     if len(present) > 1:
         names = [path.name for path in present]
         raise DatasetError(f"{scan.root} holds several labels files ({some(names)}): name one with `labels_file`")
     return present[0]
+
+
+def _beside_imagenet(scan: Scan) -> Path | None:
+    """The devkit, or Kaggle's table, beside the folder or tar of ImageNet's validation images."""
+    names = scan.table["name"]
+    parents = {name.rpartition("/")[0] for name in names}
+    if len(parents) > 1 or not all(DEVKIT_NAME.fullmatch(_without_folders(name)) for name in names):
+        return None
+    folders = [scan.root, scan.root.parent]
+    if scan.root.parts[-len(KAGGLE_VAL) :] == KAGGLE_VAL:
+        folders.append(scan.root.parents[len(KAGGLE_VAL) - 1])
+    places = (folder / name for folder in folders for name in IMAGENET_LABELS)
+    return next((place for place in places if place.exists()), None)
 
 
 def labels_from_file(scan: Scan, path: Path, classes: Classes, synsets_file: Path | None) -> Labels:

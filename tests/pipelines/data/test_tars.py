@@ -758,8 +758,42 @@ def test_labels_of_names_with_dots_of_their_own_are_found(tmp_path: Path, look: 
     assert label(look(tmp_path / "dots.tar"), num_classes=5).table["label"].tolist() == [0, 1]
 
 
-def test_a_tar_of_tars_is_refused_with_what_to_do(tmp_path: Path, look: Look) -> None:
-    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("n01440764.tar"))
-    with pytest.raises(DatasetError, match=r"unpack it \(tar -xf ILSVRC2012_img_train\.tar -C FOLDER\)"):
-        look(tmp_path / "ILSVRC2012_img_train.tar")
+def of_tars(broken: bool = False) -> bytes:
+    """A tar a class, in a tar, as ImageNet's training images are downloaded."""
+    inner = {
+        wnid: packed(*((f"{wnid}_{i}.JPEG", encoded(8 + i, 6 + k)) for i in range(3)))
+        for k, wnid in enumerate(("n01440764", "n02123045"))
+    }
+    if broken:
+        inner["n01440764"] = inner["n01440764"][:2000]
+        inner["n01443537"] = b"#" * 600
+    return packed(*((f"{wnid}.tar", data) for wnid, data in inner.items()))
+
+
+def test_a_tar_of_tars_is_read_as_if_each_were_unpacked_into_its_folder(tmp_path: Path, look: Look) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(of_tars())
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar") as outer:
+        for member in outer:
+            with tarfile.open(fileobj=outer.extractfile(member)) as inner:
+                inner.extractall(tmp_path / "train" / member.name.removesuffix(".tar"), filter="data")
+    found, plain = look(tmp_path / "ILSVRC2012_img_train.tar"), look(tmp_path / "train")
+    columns = ["name", "bytes", "width", "height", "format", "mode"]
+    pd.testing.assert_frame_equal(found.table[columns], plain.table[columns], check_categorical=False)
+    data, expected = label(found, num_classes=1000), label(plain, num_classes=1000)
+    assert data.table["label"].tolist() == expected.table["label"].tolist() == [0, 0, 0, 281, 281, 281]
+    rows = np.arange(6)
+    assert [span.read() for span in data.spans(rows)] == [span.read() for span in expected.spans(rows)]
+    again = look(tmp_path / "ILSVRC2012_img_train.tar")
+    pd.testing.assert_frame_equal(again.table, found.table)
+
+
+def test_what_is_lost_of_a_tar_within_a_tar_is_listed_by_its_name(tmp_path: Path, look: Look) -> None:
+    (tmp_path / "train.tar").write_bytes(of_tars(broken=True))
+    found = look(tmp_path / "train.tar")
+    assert found.table["name"].tolist() == [
+        "n01440764/n01440764_0.JPEG",
+        *(f"n02123045/n02123045_{i}.JPEG" for i in range(3)),
+    ]
+    said = reasons(found)
+    assert "no tar, or damaged at its start" in said["n01443537.tar"]
+    assert set(said) <= {"n01440764/n01440764_1.JPEG", "n01440764.tar", "n01443537.tar"} and len(said) == 2
