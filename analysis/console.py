@@ -13,6 +13,7 @@ from analysis.known_answers import Comparison
 from analysis.runs import is_shown
 from analysis.summary import derived, p_value, top1_interval
 from analysis.text import aligned, visible
+from analysis.timing_notes import timing_notes
 from bench.records import (
     DECODE,
     LABELS,
@@ -26,8 +27,6 @@ from bench.records import (
     Record,
     Throughput,
 )
-
-SHAKY = 0.2  # spread of the rounds over their median, above which a remedy is printed
 
 Columns = dict[str, Callable[[Any], str]]  # heading -> the text of one row
 
@@ -154,8 +153,9 @@ def _cheapest(accuracies: list[Accuracy]) -> list[str]:
 def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
     rows = rate_rows(throughputs)
     if not rows:
-        return ["end to end was not timed together with the pipeline and the network alone", *_stages(throughputs)]
-    rounds = len(throughputs[0].durations_s)
+        why = "end to end was not timed together with the pipeline and the network alone"
+        return [why, *_stages(throughputs), *timing_notes(throughputs)]
+    rounds = len(throughputs[0].rates)
     lines = [
         f"end to end, images/s: medians of {rounds} rounds; spread is largest minus smallest over the median",
         *_table(RATES, rows),
@@ -163,12 +163,7 @@ def _throughput_lines(throughputs: list[Throughput]) -> list[str]:
         *_stages(throughputs),
         *_by_process([row["record"] for row in rows]),
     ]
-    if shaky := [str(row["crops"]) for row in rows if row["spread"] > SHAKY]:
-        lines.append(
-            f"the rounds differ by more than {SHAKY:.0%} at {', '.join(shaky)} crops: close other programs, or use "
-            "--rounds 15 --round-seconds 3"
-        )
-    return lines
+    return lines + timing_notes(throughputs)
 
 
 def _policies(throughputs: list[Throughput]) -> list[str]:
@@ -188,7 +183,7 @@ def _by_process(end_to_end: list[Throughput]) -> list[str]:
     count = len(end_to_end[0].rank_rates[0]) if end_to_end and end_to_end[0].rank_rates else 0
     lines = []
     for rank in range(count):
-        rates = [f"{t.crops}: {np.median([each[rank] for each in t.rank_rates]):.1f}" for t in end_to_end]
+        rates = [f"{t.crops}: {np.median([t.rank_rates[i][rank] for i in t.kept]):.1f}" for t in end_to_end]
         lines.append(f"of that, process {rank}, images/s at each number of crops: {', '.join(rates)}")
     return lines
 
@@ -223,6 +218,7 @@ def headline(records: Sequence[Record], known: Sequence[Comparison] = ()) -> lis
                 **known_answers.headline(known, setting),
                 "best_policy": best and {"policy": best.policy, "level": best.level, "top1": round(best.top1, 3)},
                 "images_per_sec": {str(row["crops"]): round(row["images_per_sec"], 2) for row in rows} or None,
+                "timing_notes": timing_notes([r for r in mine if isinstance(r, Throughput)]),
                 "not_measured": {r.what: r.reason for r in mine if isinstance(r, Absent)},
             }
         )

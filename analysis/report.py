@@ -50,6 +50,7 @@ from analysis.tables import (
     table,
     unmatched,
 )
+from analysis.timing_notes import timing_notes
 from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput
 from pipelines.files import write_whole
 
@@ -68,7 +69,6 @@ SECTIONS = (
     ("environment", "Environment"),
 )
 LONG, SHORT = 60, 32  # characters: longer than LONG is text; a number with its interval up to SHORT stays on one line
-SHAKY = 0.2  # spread of the rounds over their median, above which the report prints a remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +197,7 @@ def throughput_grid(network: Network) -> Grid | None:
     rounds = len(found[0]["rates"])
     notes = [f"Medians of {rounds} rounds. Spread: the largest round less the smallest, over the median."]
     notes += _stage_notes(network.throughputs)
-    if shaky := [str(row["crops"]) for row in found if row["spread"] > SHAKY]:
-        notes.append(
-            f"The rounds differ by more than {SHAKY:.0%} at {', '.join(shaky)} crops: close other programs, or use "
-            "--rounds 15 --round-seconds 3."
-        )
+    notes += [f"{note[0].upper()}{note[1:]}." for note in timing_notes(network.throughputs)]
     return Grid(network.heading, headings, tuple(map(_throughput_row, found)), tuple(notes))
 
 

@@ -57,6 +57,8 @@ def _of_throughput(record: Throughput) -> dict[str, Any]:
         "rate_low": min(record.rates),
         "rate_high": max(record.rates),
         "spread": record.spread,
+        "rounds": len(record.counts),
+        "rounds_disturbed": sum(map(bool, record.disturbed)),
         "interval_p50_ms": p50,
         "interval_p95_ms": p95,
     }

@@ -144,11 +144,11 @@ class Throughput:
     stage: str  # read, decode, resize, load, model, end_to_end
     crops: int | None  # per image; None where the stage does not depend on it
     batch_images: int | None  # images per pipeline batch in this case
-    counts: list[
-        float
-    ]  # images (of `model`: crops) in each round; of a stopped policy its forward passes over their mean
+    # Images (of `model`: crops) in each round, disturbed ones too; of a stopped policy its forward passes over their
+    # mean.
+    counts: list[float]
     durations_s: list[float]
-    interval_ms: list[float]  # between successive batches, all rounds
+    interval_ms: list[float]  # between successive batches, of the kept rounds
     peak_mem_bytes: int  # this process and its children, sampled between rounds
     gpu_used_bytes: int | None
     frame_error_levels: float  # worst mean difference of a checked frame from the reference, grey levels (rule 7)
@@ -160,15 +160,24 @@ class Throughput:
     policy: str | None = None
     forwards: float | None = None  # forward passes per image: network pixels / K^2, discarded ones among them
     agreement: float | None = None  # share of images whose timed answer is the scored one; None where none was scored
+    # Of each round (empty in older records): CPU time of the processes and their workers, seconds, and what disturbed
+    # it, in words, or "" (bench.measure.disturbance). No text at all: no round was disturbed.
+    cpu_s: list[float] = field(default_factory=list)
+    disturbed: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[int]:
+        """The rounds that count: the undisturbed ones, or all where there is none."""
+        return kept_rounds(self.disturbed or [""] * len(self.counts))
 
     @property
     def rates(self) -> list[float]:
-        """Per second, round by round."""
-        return [count / duration for count, duration in zip(self.counts, self.durations_s, strict=True)]
+        """Per second, of the kept rounds."""
+        return [self.counts[i] / self.durations_s[i] for i in self.kept]
 
     @property
     def rate(self) -> float:
-        """Median over rounds, per second."""
+        """Median over the kept rounds, per second."""
         return float(np.median(self.rates))
 
     @property
@@ -185,8 +194,13 @@ class Throughput:
 
     @property
     def spread(self) -> float:
-        """(largest - smallest) / median over rounds."""
+        """(largest - smallest) / median over the kept rounds."""
         return (max(self.rates) - min(self.rates)) / self.rate
+
+
+def kept_rounds(disturbed: Sequence[str]) -> list[int]:
+    """The numbers of the rounds without a reason, or all where each has one."""
+    return [i for i, reason in enumerate(disturbed) if not reason] or list(range(len(disturbed)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,35 @@ def cpu_quota() -> float | None:
     Source: Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and scheduler/sched-bwc.rst of the Linux kernel. A
     group cannot have more than the groups above it; inside a container its own group is usually the root.
     """
+    found = [_quota_of(folder) for folder in _cpu_groups()]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def throttled_seconds() -> float | None:
+    """Seconds for which a control group's CPU quota has held its threads back, so far; None where the system does not
+    say. Of the groups of this process and those above, the largest. Source: as for ``cpu_quota`` (``cpu.stat``)."""
+    found = [_throttled(_text(folder / "cpu.stat")) for folder in _cpu_groups()]
+    return max((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _throttled(cpu_stat: str) -> float | None:
+    values = dict(line.split(maxsplit=1) for line in cpu_stat.splitlines() if " " in line)
+    if "throttled_usec" in values:  # version 2
+        return int(values["throttled_usec"]) / 1e6
+    return int(values["throttled_time"]) / 1e9 if "throttled_time" in values else None
+
+
+def _cpu_groups() -> list[Path]:
+    """The folders of this process's control groups, and of those above them, that may limit its CPU time."""
     found = []
     for line in _text(OWN_CGROUP).splitlines() or ["0::/"]:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         for top in [CGROUPS] if not controllers else [CGROUPS / "cpu", CGROUPS / controllers]:
-            found += [_quota_of(folder) for folder in _with_those_above(top, path)]
-    found += [_quota_of(top) for top in (CGROUPS, CGROUPS / "cpu", CGROUPS / "cpu,cpuacct")]
-    return min((quota for quota in found if quota is not None), default=None)
+            found += _with_those_above(top, path)
+    found += [CGROUPS, CGROUPS / "cpu", CGROUPS / "cpu,cpuacct"]
+    return list(dict.fromkeys(found))
 
 
 def _with_those_above(top: Path, path: str) -> list[Path]:

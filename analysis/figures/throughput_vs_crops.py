@@ -41,7 +41,7 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 def _data(network: NetworkRun) -> Data:
     run, setting = network
     shared = setting.device == "cpu"
-    rounds = max(len(t.durations_s) for t in run.throughputs if t.setting == setting)
+    rounds = max(len(t.rates) for t in run.throughputs if t.setting == setting)
     ceiling = "1 / (1/P + n/M): they share the cores" if shared else "min(P, M/n): the network has its own device"
     notes = [
         f"Medians of {rounds} rounds; bars: smallest and largest. Ceiling {ceiling}. {turning(run, setting)}",

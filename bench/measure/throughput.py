@@ -14,10 +14,12 @@ fill a segment is dropped (accuracy is another pass, over every image once). War
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +31,9 @@ from bench.machine import PeakMemory
 from bench.measure.accuracy import checked_rows, image_accounting, while_data_is_there
 from bench.measure.cheap import Answers, CheapBench, ScoredAnswers, Timing, cheap_timings, scored_answers
 from bench.measure.clocks import Segment, segment
+from bench.measure.disturbance import REPEAT_PASSES, REPEAT_SHARE, Meter, Reading, disturbances
 from bench.predictions import Predictions
-from bench.records import END_TO_END, LOAD, MODEL
+from bench.records import END_TO_END, LOAD, MODEL, kept_rounds
 from models.averaging import log_probabilities
 from models.predict import predict
 from pipelines.backends import reference
@@ -60,6 +63,12 @@ class Timed:
     peak_mem_bytes: int = 0
     gpu_used_bytes: int = 0
     answers: Answers | None = None
+    used: list[Reading] = field(default_factory=list)  # what passed on the system's counters in each segment
+
+    @property
+    def disturbed(self) -> list[str]:
+        """For each segment what disturbed it, in words, or ""."""
+        return disturbances(self.used, [one.interval_ms for one in self.segments])
 
 
 class Bench:
@@ -138,37 +147,81 @@ class Bench:
             one.close()
 
 
-def measure(
-    bench: Bench,
-    *,
-    rounds: int,
-    seconds: float,
-    warmup_items: int,
-    progress: Callable[[Measurement], None] = lambda measurement: None,
-    ready: Callable[[], object] = lambda: None,
-) -> list[Timed]:
-    """Time every measurement ``rounds`` times, alternating. The first round's warm-up is twice as long.
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How every measurement is timed.
 
     ``ready`` is called after each warm-up, before the clock is read: several processes wait there for each other.
+    ``share`` gives the value of every process; ``alone``: there is only one.
     """
-    device = str(bench.network.device)
+
+    number: int
+    seconds: float
+    warmup_items: int
+    progress: Callable[[Measurement], None] = lambda measurement: None
+    ready: Callable[[], object] = lambda: None
+    share: Callable[[Any], list[Any]] = lambda value: [value]
+    alone: bool = True
+
+
+def measure(bench: Bench, rounds: Rounds) -> list[Timed]:
+    """Time every measurement in each round, alternating, then disturbed ones again. The first round's warm-up is twice
+    as long."""
     measured = [Timed(measurement, []) for measurement in bench.measurements()]
-    memory = PeakMemory(device)
+    memory, meter = PeakMemory(str(bench.network.device)), Meter(rounds.alone)
     bench.fill()
-    for round_number in range(rounds):
+    started = time.perf_counter()
+    for round_number in range(rounds.number):
         for one in measured:
             if one.measurement.policy is not None and round_number >= POLICY_ROUNDS:
                 continue
-            memory.start()
-            warm = warmup_items * (2 if round_number == 0 else 1)
-            stream = bench.stream(one.measurement)
-            one.segments.append(segment(stream, seconds=seconds, warmup_items=warm, device=device, ready=ready))
-            memory.sample()  # before the stream is dropped: its buffers still stand
-            del stream
-            one.peak_mem_bytes = max(one.peak_mem_bytes, memory.sampled_bytes)
-            one.gpu_used_bytes = max(one.gpu_used_bytes, memory.gpu_used_bytes)
-            progress(one.measurement)
+            _time_once(bench, one, rounds, meter, memory, first=round_number == 0)
+            rounds.progress(one.measurement)
+    _repeat_disturbed(bench, measured, rounds, meter, memory, time.perf_counter() - started)
     return measured
+
+
+def _time_once(
+    bench: Bench, one: Timed, rounds: Rounds, meter: Meter, memory: PeakMemory, *, first: bool = False
+) -> None:
+    memory.start()
+    stream = bench.stream(one.measurement)
+    if first:
+        for _ in range(rounds.warmup_items):
+            next(stream)
+        meter.find_children()  # the workers run now, and the second half of the warm-up is still to come
+    before: list[Reading] = []
+
+    def begin() -> None:
+        rounds.ready()
+        before.append(meter.read())
+
+    device = str(bench.network.device)
+    one.segments.append(
+        segment(stream, seconds=rounds.seconds, warmup_items=rounds.warmup_items, device=device, ready=begin)
+    )
+    one.used.append(meter.read().since(before[0]))
+    memory.sample()  # before the stream is dropped: its buffers still stand
+    del stream
+    one.peak_mem_bytes = max(one.peak_mem_bytes, memory.sampled_bytes)
+    one.gpu_used_bytes = max(one.gpu_used_bytes, memory.gpu_used_bytes)
+
+
+def _repeat_disturbed(
+    bench: Bench, measured: list[Timed], rounds: Rounds, meter: Meter, memory: PeakMemory, took_s: float
+) -> None:
+    """Time what was disturbed again: REPEAT_PASSES times at most, and for REPEAT_SHARE of the time taken so far."""
+    segment_s = took_s / sum(len(one.segments) for one in measured)
+    end = time.perf_counter() + REPEAT_SHARE * took_s
+    asked = [len(one.segments) for one in measured]
+    for _ in range(REPEAT_PASSES):
+        good = [one.disturbed.count("") for one in measured]
+        lacking = [(n, i) for i, n in enumerate(good) if n < asked[i]]
+        everyone = rounds.share((lacking, int((end - time.perf_counter()) / segment_s)))
+        wanted = dict.fromkeys(i for _, i in sorted(pair for theirs, _ in everyone for pair in theirs))
+        fit = max(0, min(fits for _, fits in everyone))
+        for i in list(wanted)[:fit]:  # first what has the fewest undisturbed rounds
+            _time_once(bench, measured[i], rounds, meter, memory)
 
 
 def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[records.Record]:
@@ -225,11 +278,15 @@ def _timed(
         with tqdm(total=rounds, desc=label, unit="round", disable=not processes.is_main) as bar:
             measured = measure(
                 bench,
-                rounds=asked.rounds,
-                seconds=asked.round_seconds,
-                warmup_items=asked.num_warm_iter,
-                progress=partial(_tick, bar),
-                ready=lambda: processes.all_gather(None),
+                Rounds(
+                    asked.rounds,
+                    asked.round_seconds,
+                    asked.num_warm_iter,
+                    progress=partial(_tick, bar),
+                    ready=lambda: processes.all_gather(None),
+                    share=processes.all_gather,
+                    alone=processes.world == 1,
+                ),
             )
         for one in measured:
             if one.measurement.policy is not None:
@@ -247,6 +304,8 @@ def _record(
     """One measurement of all processes together."""
     one, n = everyone[0], everyone[0].measurement.crops
     rounds = list(zip(*(each.segments for each in everyone), strict=True))
+    disturbed = [_first_reason(reasons) for reasons in zip(*(each.disturbed for each in everyone), strict=True)]
+    kept = kept_rounds(disturbed)
     # A stopped policy's segments count forward passes (bench.measure.cheap).
     per_image = one.answers.forwards if one.answers and "~" in (one.measurement.policy or "") else 1
     return records.Throughput(
@@ -256,7 +315,9 @@ def _record(
         batch_images=job.load_config(n).batch_images if n else None,
         counts=[sum(s.count for s in segments) / per_image for segments in rounds],
         durations_s=[max(s.duration_s for s in segments) for segments in rounds],
-        interval_ms=[round(ms, 3) for segments in rounds for s in segments for ms in s.interval_ms],
+        cpu_s=[round(sum(used.cpu_s for used in each), 3) for each in zip(*(e.used for e in everyone), strict=True)],
+        disturbed=disturbed if any(disturbed) else [],
+        interval_ms=[round(ms, 3) for i in kept for s in rounds[i] for ms in s.interval_ms],
         peak_mem_bytes=sum(each.peak_mem_bytes for each in everyone),
         gpu_used_bytes=max(each.gpu_used_bytes for each in everyone) or None,
         frame_error_levels=frame_error_levels,
@@ -268,6 +329,13 @@ def _record(
         if len(everyone) > 1
         else [],
     )
+
+
+def _first_reason(reasons: Sequence[str]) -> str:
+    """Of one round in several processes."""
+    if len(reasons) == 1:
+        return reasons[0]
+    return next((f"process {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
 
 
 def _tick(bar: tqdm, measurement: Measurement) -> None:

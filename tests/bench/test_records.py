@@ -86,7 +86,7 @@ def test_other_schemas_and_kinds_are_refused_by_name(kind: str, changes: dict[st
 # Came later than the first records.
 OPTIONAL = {
     "mean_views", "labels", "adapt", "folded", "processes", "prefetch", "mmap", "hw_load", "crop_operator",
-    "fitting_batch_size", "rank_rates", "tf32", "cudnn_benchmark", "hybrid_huffman_threshold",
+    "fitting_batch_size", "rank_rates", "cpu_s", "disturbed", "tf32", "cudnn_benchmark", "hybrid_huffman_threshold",
     "forwards", "agreement", "first_threshold", "second_threshold", "images_needed", "note",
     "valid_labels",
 }  # fmt: skip

@@ -204,7 +204,10 @@ def contents(out: Path) -> dict[str, Any]:
         line = asdict(record)
         key = f"{record.kind} {record.setting.model} {record.setting.S}/{record.setting.K}"
         if isinstance(record, records.Throughput):
-            key, line = f"{key} {record.stage} {record.crops}", {"rounds": len(record.counts)}
+            key, line = (
+                f"{key} {record.stage} {record.crops}",
+                {"rounds": len(record.counts) > 0},
+            )  # disturbed ones are repeated
         stored.setdefault(key, []).append(line)
     stored["unreadable.csv"] = (out / "unreadable.csv").read_text(encoding="utf-8")
     stored["files"] = sorted(path.name for path in out.iterdir())
