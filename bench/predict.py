@@ -40,6 +40,7 @@ IN_RECIPE = (
     "model", "policy", "level", "weights", "checkpoint", "num_classes", "img_size", "crop_pct", "interpolation",
     "device", "batch_size", "data_backend", "seed", "valid_labels",
 )  # fmt: skip
+LIMITS = ("max_megapixels", "max_megabytes", "max_resized_megapixels")  # beyond which images are left out
 FLUSH_ROWS = 64  # rows that an interruption may lose
 
 
@@ -87,6 +88,9 @@ class PredictConfig:
         "--batch-size", "-b", metavar="N", parse=values.positive, help="crops per forward pass (default: by crop size)"
     )
     data_backend: str = shared(LoadingConfig, "data_backend")
+    max_megapixels: float = shared(DataConfig, "max_megapixels")
+    max_megabytes: float = shared(DataConfig, "max_megabytes")
+    max_resized_megapixels: float = shared(LoadingConfig, "max_resized_megapixels")
     seed: int = option("--seed", default=0, parse=int, help="of the random crops (default: 0)")
     verbose: int = shared(OutputConfig, "verbose")
     quiet: bool = shared(OutputConfig, "quiet")
@@ -141,8 +145,9 @@ def load(config: PredictConfig) -> MultiCrop:
     from bench.setup import resolved_device
     from models import MultiCrop
 
+    limits = {name: getattr(config, name) for name in LIMITS}
     if config.recipe:
-        return MultiCrop.from_recipe(config.recipe)
+        return MultiCrop.from_recipe(config.recipe, **limits)
     assert config.model is not None
     return MultiCrop(
         config.model,
@@ -160,6 +165,7 @@ def load(config: PredictConfig) -> MultiCrop:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
         valid_labels=config.valid_labels,
+        **limits,
     )
 
 

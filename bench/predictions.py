@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.records import ORIGINAL
 from pipelines.batch import Failure
-from pipelines.data.identity import FACTS
+from pipelines.data.identity import FACTS, UNKNOWN
 from pipelines.files import whole_file
 
 NOT_KEPT = -1.0  # a margin that no stopping rule asks for
@@ -78,6 +78,7 @@ class Predictions:
                 failed_rows=np.array([f.row for f in self.failed], dtype=np.int64),
                 failed_reasons=np.array([f.reason for f in self.failed], dtype=np.str_),
                 failed_stages=np.array([f.stage for f in self.failed], dtype=np.str_),
+                failed_facts=np.array([f.facts or UNKNOWN for f in self.failed], dtype=FACTS),
                 **arrays,
             )
 
@@ -122,10 +123,14 @@ def of_policies(predictions: Predictions, names: Sequence[str]) -> Predictions:
 
 
 def read_facts(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The scored images' rows int64 [b] and FACTS [b]; None where the file does not hold them, or is damaged."""
+    """Rows int64 [b] and FACTS [b] of the images that were scored or could not be decoded; None where the file does not
+    hold them, or is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             rows, facts = file["rows"], file["facts"]
+            if "failed_facts" in file and facts.dtype == file["failed_facts"].dtype:
+                rows = np.concatenate([rows, file["failed_rows"]])
+                facts = np.concatenate([facts, file["failed_facts"]])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return (rows, facts) if facts.dtype == FACTS and rows.shape == facts.shape else None

@@ -29,10 +29,11 @@ from models.recipe import read_recipe
 from models.stopping import rule_of
 from models.thresholds import find
 from pipelines.backends import BACKENDS, backend, choose
-from pipelines.batch import LoadConfig, Source, default_batch_images
+from pipelines.batch import DEFAULT_MAX_RESIZED, LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, Policy, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.labels.valid import checked_valid_labels, read_valid_labels
+from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
 from pipelines.data.memory import ImageList, name_of
 from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
@@ -74,7 +75,8 @@ class MultiCrop:
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
     ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
-    ``valid_labels``: outputs, or a file of them, among which answers are. The others are those of
+    ``valid_labels``: outputs, or a file of them, among which answers are. ``max_megapixels``, ``max_megabytes`` and
+    ``max_resized_megapixels``: larger images come with an error, before they are decoded. The others are those of
     ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.
@@ -109,6 +111,9 @@ class MultiCrop:
         class_names: Sequence[str] | None = None,
         thresholds: str | Path | float | None = None,
         valid_labels: Sequence[int] | str | Path | None = None,
+        max_megapixels: float = DEFAULT_LIMITS.megapixels,
+        max_megabytes: float = DEFAULT_LIMITS.megabytes,
+        max_resized_megapixels: float = DEFAULT_MAX_RESIZED,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"`level` {level!r} is not one of {', '.join(LEVELS)}")
@@ -135,22 +140,17 @@ class MultiCrop:
         self.planner = _planner(self.classifier, self.policy, seed, dense)
         self.views = self.planner.views
         self.classes = class_names_for(self.classifier, class_names)
-        self._settings: dict[str, Any] = {
-            "batch_size": batch_size or default_batch_size(self.classifier.spec.K, self.device),
-            "device": self.device,
-            "amp_dtype": amp_dtype,
-            "channels_last": self.device == "cpu" if channels_last is None else channels_last,
-            "dense": dense,
-        }
+        self._settings = _network_settings(self.classifier, self.device, batch_size, amp_dtype, channels_last, dense)
+        self.limits, self.max_resized_megapixels = ImageLimits(max_megapixels, max_megabytes), max_resized_megapixels
         self._lock = threading.Lock()
         self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
 
     @classmethod
     def from_recipe(
-        cls, recipe: str | Path, *, workers: int = 0, class_names: Sequence[str] | None = None
+        cls, recipe: str | Path, *, workers: int = 0, class_names: Sequence[str] | None = None, **limits: Any
     ) -> MultiCrop:
         """What a recipe.json says (``models.recipe``; ``multicrop-bench recommend`` writes one). Predictions are those
-        of the run that measured it, bit for bit.
+        of the run that measured it, bit for bit. ``limits``: ``max_megapixels`` and its like.
 
         Raises models.recipe.RecipeError, naming it, where the weights, a package's version or a setting is not what
         was measured; else as the class itself.
@@ -158,7 +158,7 @@ class MultiCrop:
         read = read_recipe(recipe)
         read.require_unedited()
         read.require_same_packages()
-        made = cls(**read.multicrop_arguments(), workers=workers, class_names=class_names)
+        made = cls(**read.multicrop_arguments(), workers=workers, class_names=class_names, **limits)
         read.require_same_network(made.classifier)
         made._settings["compiled"] = read.use.torchcompile
         made._settings["modes"] = GpuModes(read.use.tf32, read.use.cudnn_benchmark)
@@ -185,7 +185,7 @@ class MultiCrop:
 
     def _scanned(self, root: Path, done: frozenset[str]) -> Iterator[ImageResult]:
         """A folder or tars: readable and unreadable images in the order of their names."""
-        found = scan(root, workers=usable_cores(), progress=False)
+        found = scan(root, workers=usable_cores(), limits=self.limits, progress=False)
         data = Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
         rows = {name: row for row, name in enumerate(data.table["name"])}
         errors = dict(zip(found.unreadable["name"], found.unreadable["reason"], strict=True))
@@ -197,7 +197,7 @@ class MultiCrop:
     def _listed(self, images: Iterable[Any], done: frozenset[str]) -> Iterator[ImageResult]:
         numbered = ((number, image) for number, image in enumerate(images) if name_of(image, number) not in done)
         while block := list(islice(numbered, BLOCK_IMAGES)):
-            source = ImageList.of([image for _, image in block], [number for number, _ in block])
+            source = ImageList.of([image for _, image in block], [number for number, _ in block], self.limits)
             classified = self._classified(source, source.readable)
             for row, name in enumerate(source.listed):
                 if row in source.errors:
@@ -235,7 +235,12 @@ class MultiCrop:
         on_gpu = BACKENDS[self.backend].on_gpu
         images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
         workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else usable_cores())
-        return LoadConfig(batch_images=images, workers=workers, device_id=torch.device(self.device).index or 0)
+        return LoadConfig(
+            batch_images=images,
+            workers=workers,
+            device_id=torch.device(self.device).index or 0,
+            max_resized_megapixels=self.max_resized_megapixels,
+        )
 
 
 def _settle(classifier: Classifier, valid_labels: Sequence[int] | str | Path | None, fold: bool) -> None:
@@ -246,6 +251,24 @@ def _settle(classifier: Classifier, valid_labels: Sequence[int] | str | Path | N
         classifier.restrict(checked_valid_labels(valid_labels, classifier.num_classes))
     if fold:
         classifier.fold()
+
+
+def _network_settings(
+    classifier: Classifier,
+    device: str,
+    batch_size: int | None,
+    amp_dtype: str,
+    channels_last: bool | None,
+    dense: Dense | None,
+) -> dict[str, Any]:
+    """Arguments of ``models.predict.Network``."""
+    return {
+        "batch_size": batch_size or default_batch_size(classifier.spec.K, device),
+        "device": device,
+        "amp_dtype": amp_dtype,
+        "channels_last": device == "cpu" if channels_last is None else channels_last,
+        "dense": dense,
+    }
 
 
 def _dense(classifier: Classifier, policy: Policy) -> Dense | None:

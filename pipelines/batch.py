@@ -35,6 +35,7 @@ class Failure:
     row: int
     reason: str
     stage: str = "decode"
+    facts: tuple[int, ...] = field(default=(), compare=False)  # pipelines.data.identity.FACTS of the file, where known
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,13 +142,16 @@ def while_data_is_there(job: Job, batches: Iterable[CropBatch]) -> Iterator[Crop
 def identified_beside(job: Job, identifier: Identifier, batches: Iterable[CropBatch]) -> Iterator[CropBatch]:
     """Pass the batches on, and have their images identified on other threads meanwhile."""
     for batch in batches:
-        identifier.begin(batch.rows.tolist(), job.data.spans(batch.rows))
+        rows = np.concatenate([batch.rows, np.array([failure.row for failure in batch.failed], dtype=np.int64)])
+        identifier.begin(rows.tolist(), job.data.spans(rows))
         yield batch
 
 
 def with_facts(part: Predictions, identifier: Identifier) -> Predictions:
-    """The predictions with the facts by which their images can be recognised."""
-    return replace(part, facts=identifier.take(part.rows))
+    """The predictions with the facts by which their images can be recognised, those that could not be decoded too."""
+    of_failed = identifier.take(np.array([failure.row for failure in part.failed], dtype=np.int64))
+    failed = [replace(failure, facts=facts.item()) for failure, facts in zip(part.failed, of_failed, strict=True)]
+    return replace(part, facts=identifier.take(part.rows), failed=failed)
 
 
 def checked_rows(job: Job, rows: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ def require_same_images(job: Job, partial: Path, out: Path) -> None:
         others = rows[list(changed(job.data.spans(rows), then, job.config.loading.workers or 1))]
         if len(others):
             raise Different(
-                f"{len(others)} of the {len(rows)} images scored in {path.name} are no longer the same files, "
+                f"{len(others)} of the {len(rows)} images read for {path.name} are no longer the same files, "
                 f"{job.data.names(others[:1])[0]} for one: {REMEDY}"
             )
 

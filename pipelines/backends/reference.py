@@ -16,7 +16,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from pipelines.backends import BACKENDS
 from pipelines.batch import Backend, CropBatch, Source
 from pipelines.crops import Planner, crop_windows
-from pipelines.data.decode import READS, decode, decode_error, opened
+from pipelines.data.decode import READS, decode, decode_error, opened, stored_size
 from pipelines.data.memory import ImageList
 
 SMALL_S = 64  # below it a frame's border, which backends may treat otherwise, is a larger share of it
@@ -92,8 +92,7 @@ def has_changed(source: Source, row: int) -> bool:
     """Whether an image that PIL opens has another size than at the scan."""
     (span,), (size,) = source.spans(np.array([row])), source.sizes(np.array([row]))
     try:
-        with Image.open(opened(span)) as image:
-            return bool(image.size != (size[1], size[0]))
+        return stored_size(opened(span)) != (size[0], size[1])
     except Exception:  # on damaged files Pillow's plugins raise nearly anything
         return False
 

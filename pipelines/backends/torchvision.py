@@ -43,8 +43,9 @@ except ImportError:  # not built for this system
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, dense_groups
 from pipelines.bounds import pieces, too_large, with_refused, without
 from pipelines.crops import Plan, Planner
-from pipelines.data.decode import changed, decode, decode_error
+from pipelines.data.decode import changed, decode, decode_error, stored_size
 from pipelines.data.faults import MachineFault, fault, is_of_machine
+from pipelines.data.limits import without_pillow_limit
 from pipelines.data.spans import Span
 from pipelines.workers import safe_start
 
@@ -302,7 +303,7 @@ class _Batches(Dataset):
             data = span.read()
             if request.until == "read":
                 return ""
-            if reason := changed(plan.source_sizes[k], header_size(data)):  # before it is decoded
+            if reason := changed(plan.source_sizes[k], np.array(stored_size(io.BytesIO(data)))):  # before it is decoded
                 return reason
             image = decode_rgb(data)
         except Exception as error:  # whatever a decoder raises, the image costs itself only
@@ -335,15 +336,9 @@ def fresh(shape: Shape) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
 
-def header_size(data: bytes) -> np.ndarray:
-    """Height and width of an image file. Raises as PIL's open does."""
-    with Image.open(io.BytesIO(data)) as header:
-        return np.array(header.size[::-1])
-
-
 def decode_rgb(data: bytes) -> torch.Tensor:
     """uint8 [3, H, W] (channels last in memory): plain JPEGs by libjpeg-turbo, all else through PIL; same pixels."""
-    with Image.open(io.BytesIO(data)) as header:
+    with without_pillow_limit(), Image.open(io.BytesIO(data)) as header:
         plain = header.format == "JPEG" and header.mode in ("RGB", "L")
     if plain:
         return decode_plain_jpeg(data)

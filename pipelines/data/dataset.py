@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from pipelines import surroundings
 from pipelines.data.formats import IMAGE_SUFFIXES, other_picture, refusal
+from pipelines.data.limits import without_pillow_limit
 from pipelines.data.rows import span_at
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
@@ -430,7 +431,7 @@ def header_facts(
     ``is_whole``: the bytes are all of the image's, not only the first of them.
     """
     try:
-        with Image.open(image) as opened:
+        with without_pillow_limit(), Image.open(image) as opened:
             width, height = opened.size
             if width < 1 or height < 1:
                 return 0, 0, "", "", f"a size of {width}x{height} pixels"
@@ -504,7 +505,7 @@ def read_cache(path: Path, mark: dict[bytes, bytes], schema: pa.Schema) -> pa.Ta
         return table.cast(schema.with_metadata(stored))
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"the header cache {path} is damaged ({error}): reading all headers again and replacing it"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(visible(message), stacklevel=2)
         return nothing
 
 
@@ -523,7 +524,7 @@ def write_cache(path: Path, mark: dict[bytes, bytes], table: pa.Table) -> None:
             f"cannot write the header cache {path} ({error}): the next start reads all headers again; "
             "set MULTICROP_CACHE to a folder that can be written"
         )
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(visible(message), stacklevel=2)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.data import limits  # noqa: F401 - lifts Pillow's own limit, in worker processes too
 from pipelines.data.formats import FORMATS
+from pipelines.data.limits import without_pillow_limit
 from pipelines.data.spans import Span
 
 READS = "reads it"
@@ -26,7 +26,7 @@ def decode(source: str | Path | Span | io.BytesIO) -> np.ndarray:
     if isinstance(source, (str, Path)):
         source = Span(str(source))
     file = _Bytes(source) if isinstance(source, Span) else source
-    with Image.open(file) as image:
+    with without_pillow_limit(), Image.open(file) as image:
         if image.format not in FORMATS:
             raise OSError(f"{image.format} images are not read by every backend: convert it to PNG or JPEG")
         if image.format == "PNG" and PNG_END not in file.getvalue():
@@ -51,6 +51,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def opened(span: Span, most: int | None = None) -> str | io.BytesIO:
     """What PIL can open: a file's path, or the bytes of another span (at most the first ``most``). Raises OSError."""
     return span.path if span.is_file else _Bytes(span, most)
+
+
+def stored_size(source: str | io.BytesIO) -> tuple[int, int]:
+    """Height and width by the header. Raises as PIL's open does."""
+    with without_pillow_limit(), Image.open(source) as image:
+        return image.height, image.width
 
 
 class _Bytes(io.BytesIO):

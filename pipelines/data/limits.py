@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-# ImageLimits takes its place: Pillow's own limit of 179 megapixels cannot be set for one data set.
-Image.MAX_IMAGE_PIXELS = None
+
+class _Guard:
+    """Pillow's own limit, while ImageLimits takes its place: how many threads have lifted it, and what it was."""
+
+    lock = threading.Lock()
+    lifted = 0
+    limit: int | None = None
+
+
+@contextmanager
+def without_pillow_limit() -> Iterator[None]:
+    """Pillow refuses images of 179 megapixels and warns of half as many: a limit that only the whole process has, and
+    which belongs to the program that imports this one. So it is lifted only while an image is opened here."""
+    with _Guard.lock:
+        if _Guard.lifted == 0:
+            _Guard.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _Guard.lifted += 1
+    try:
+        yield
+    finally:
+        with _Guard.lock:
+            _Guard.lifted -= 1
+            if _Guard.lifted == 0:
+                Image.MAX_IMAGE_PIXELS = _Guard.limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.dataset import START_BYTES, header_facts, read_header
-from pipelines.data.limits import DEFAULT_LIMITS
+from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
 from pipelines.data.spans import Span
 
 
@@ -46,27 +46,29 @@ class ImageList:
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Sequence[Any], numbers: Iterable[int] | None = None) -> ImageList:
+    def of(
+        cls, images: Sequence[Any], numbers: Iterable[int] | None = None, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> ImageList:
         """``images``: paths, bytes of encoded files, PIL images, or uint8 arrays [H, W, 3] or [H, W].
 
         A path's name is the path as given, with forward slashes; others are called ``image N`` after their
-        ``numbers``, by default 0, 1, ... An item of another kind is an error of its own row.
+        ``numbers``, by default 0, 1, ... An item of another kind, or beyond ``limits``, is an error of its own row.
         """
         made = cls()
         for number, image in zip(range(len(images)) if numbers is None else numbers, images, strict=True):
-            made._add(image, number)
+            made._add(image, number, limits)
         if not all(span.is_file for span in made.where):  # backends take files only, or no file at all
             made.where = [_as_piece(span) for span in made.where]
         return made
 
-    def _add(self, image: Any, number: int) -> None:
+    def _add(self, image: Any, number: int, limits: ImageLimits) -> None:
         try:
             span, facts = _file(Path(image)) if isinstance(image, str | Path) else _in_memory(image)
             file_bytes = Path(span.path).stat().st_size if span.is_file else span.length or 0
         except (OSError, ValueError, TypeError) as error:
             span, facts, file_bytes = MemorySpan.of(b""), (0, 0, "", "", str(error)), 0
         width, height, _, _, problem = facts
-        if problem := problem or DEFAULT_LIMITS.why_refused(width, height, file_bytes):
+        if problem := problem or limits.why_refused(width, height, file_bytes):
             self.errors[len(self.listed)] = problem
         self.listed.append(name_of(image, number))
         self.where.append(span)

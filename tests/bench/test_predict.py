@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bench import predict
 from models import MultiCrop
@@ -72,6 +74,29 @@ def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys
         line.split(",")[0] for line in lines[1:]
     ]
     assert said.err == ""  # -q: no progress bar
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    {
+        "--max-megapixels=0.5": "over the limit of 0.5 megapixels (`max_megapixels`)",
+        "--max-megabytes=0.04": "over the limit of 0.04 MB (`max_megabytes`)",
+        "--max-resized-megapixels=0.1": "over the limit of 0.1 (`max_resized_megapixels`)",
+    }.items(),
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_limits_of_a_run_hold_here_too(
+    option: str, reason: str, as_list: bool, command: Callable[..., int], folder: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 6000, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "wide.jpg", quality=50)
+    images = folder / "*.jpg" if as_list else folder
+    for given, refused in ((option, True), ("-q", False)):
+        out = tmp_path / f"out{refused}.jsonl"
+        assert command(given, "--out", str(out), images=images) == 0
+        errors = {Path(row["filename"]).name: row["error"] for row in map(json.loads, out.read_text().splitlines())}
+        assert (reason in str(errors.pop("wide.jpg"))) is refused
+        assert [name for name, error in errors.items() if error] == ["3-text.jpg"]
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])

@@ -398,6 +398,23 @@ def test_images_that_changed_since_they_were_scored_are_refused_by_name(
     assert resume(stopped.out)[0] == 0
 
 
+def test_an_image_that_could_not_be_decoded_is_known_again_too(
+    small_run: Small, resume: Small, own_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sorted(own_images.rglob("*.jpg"))[0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 3])  # its header can be read
+    with monkeypatch.context() as patch:
+        stop_at_shard(patch, 2, KeyboardInterrupt())
+        stopped = small_run("--data", str(own_images), *ARGV)
+    damaged = first.read_bytes()
+    first.write_bytes(whole)
+    status, said = resume(stopped.out)
+    assert status == 2 and f"{first.relative_to(own_images).as_posix()} for one" in said
+    first.write_bytes(damaged)
+    assert resume(stopped.out)[0] == 0
+
+
 def test_a_finished_network_holds_the_others_to_its_images(
     small_run: Small, resume: Small, own_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

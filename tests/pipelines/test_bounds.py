@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +16,14 @@ from pipelines.backends import backend, unusable
 from pipelines.batch import CropBatch, Failure, LoadConfig
 from pipelines.crops import Planner, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
+from pipelines.data.decode import decode
 from pipelines.data.labels import unlabelled
-from pipelines.data.limits import ImageLimits
+from pipelines.data.limits import ImageLimits, without_pillow_limit
 from pipelines.data.memory import ImageList
 from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
 
+ROOT = Path(__file__).resolve().parents[2]
 PLANNER = Planner(InputSpec(S=16, K=16), union([parse_policy("CC+2RC")]))
 BACKENDS = [name for name in ("dali-cpu", "torchvision") if not unusable(name)]
 
@@ -63,9 +67,9 @@ def test_images_beyond_the_limits_are_listed_with_the_limit(images: Path, tmp_pa
         data(images, tmp_path, megapixels=1e-6)
 
 
-def test_a_list_of_images_has_the_default_limits(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.data.memory.DEFAULT_LIMITS", ImageLimits(megapixels=2e-3))
-    listed = ImageList.of([images / "0.png", images / "1.png", (images / "1.png").read_bytes()])
+def test_a_list_of_images_has_limits_too(tmp_path: Path, images: Path) -> None:
+    files = [images / "0.png", images / "1.png", (images / "1.png").read_bytes()]
+    listed = ImageList.of(files, limits=ImageLimits(megapixels=2e-3))
     assert listed.readable.tolist() == [0] and "megapixels" in listed.errors[1] and "megapixels" in listed.errors[2]
     assert listed.file_bytes(np.arange(3)).tolist() == [(images / f"{n}.png").stat().st_size for n in (0, 1, 1)]
 
@@ -123,3 +127,27 @@ def test_refused_images_keep_their_place() -> None:
     found = list(bounds.with_refused(rows, refused, batches))
     assert [[failure.row for failure in batch.failed] for batch in found] == [[7], [2, 8], [9]]
     assert list(bounds.with_refused(rows, [], batches)) == batches
+
+
+def test_pillows_own_limit_stays_what_it_was_and_does_not_count_here(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns above its limit, which pytest makes an error, and refuses images of twice as many pixels."""
+    code = "from PIL import Image; was = Image.MAX_IMAGE_PIXELS; import models, bench.run; assert was == "
+    subprocess.run([sys.executable, "-c", f"{code} Image.MAX_IMAGE_PIXELS > 0"], check=True, cwd=ROOT)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    source = data(images, tmp_path)
+    assert len(source) == 5 and len(source.unreadable) == 0
+    assert decode(images / "3.png").shape == (50, 50, 3)
+    for name in BACKENDS:
+        made = backend(name)(source, PLANNER, LoadConfig(4, workers=0 if name == "torchvision" else 1))
+        assert sorted(row for batch in made.batches(np.arange(5)) for row in batch.rows.tolist()) == list(range(5))
+        made.close()
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    with without_pillow_limit():
+        with without_pillow_limit():
+            assert Image.MAX_IMAGE_PIXELS is None
+        assert Image.MAX_IMAGE_PIXELS is None  # another thread's
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(images / "1.png")
