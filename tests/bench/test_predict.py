@@ -80,7 +80,7 @@ def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys
     ("option", "reason"),
     {
         "--max-megapixels=0.5": "over the limit of 0.5 megapixels (`max_megapixels`)",
-        "--max-megabytes=0.04": "over the limit of 0.04 MB (`max_megabytes`)",
+        "--max-megabytes=0.7": "over the limit of 0.7 MB (`max_megabytes`)",
         "--max-resized-megapixels=0.1": "over the limit of 0.1 (`max_resized_megapixels`)",
     }.items(),
 )
@@ -89,7 +89,7 @@ def test_the_limits_of_a_run_hold_here_too(
     option: str, reason: str, as_list: bool, command: Callable[..., int], folder: Path, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (100, 6000, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "wide.jpg", quality=50)
+    Image.fromarray(pixels).save(folder / "wide.jpg", quality=98)
     images = folder / "*.jpg" if as_list else folder
     for given, refused in ((option, True), ("-q", False)):
         out = tmp_path / f"out{refused}.jsonl"
