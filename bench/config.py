@@ -285,8 +285,8 @@ class LoadingConfig:
         metavar="N",
         default=DEFAULT_MAX_RESIZED,
         parse=values.above_zero,
-        help="do not read images that have more pixels when resized, millions: panoramas of extreme shape (default: "
-        "50)",
+        help="cut the windows of images that have more pixels when resized, millions, one by one (panoramas of extreme "
+        "shape), or leave them out where dense views need the whole (default: 50)",
     )
     # Without flags: found by `multicrop-bench tune`, or by a trial on this machine.
     prefetch: int | None = None  # batches in flight

@@ -75,8 +75,9 @@ class MultiCrop:
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
     ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
-    ``valid_labels``: outputs, or a file of them, among which answers are. ``max_megapixels``, ``max_megabytes`` and
-    ``max_resized_megapixels``: larger images come with an error, before they are decoded. The others are those of
+    ``valid_labels``: outputs, or a file of them, among which answers are. Images beyond ``max_megapixels`` or
+    ``max_megabytes`` come with an error before they are decoded; of those that would have more than
+    ``max_resized_megapixels`` when resized, the windows are cut one by one. The others are those of
     ``multicrop-bench run``.
 
     Predictions equal those of ``multicrop-bench run`` for the same images, policy, level and settings, bit for bit.

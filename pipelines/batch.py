@@ -104,7 +104,8 @@ class LoadConfig:
     hw_load: float = (
         DEFAULT_HW_LOAD  # share of a GPU batch that the JPEG engine takes; its pixels may differ from CUDA's
     )
-    max_resized_megapixels: float = DEFAULT_MAX_RESIZED  # of one image's frame; a larger one is not read
+    # Of one image's frame. The windows of a larger one are cut one by one; with dense views it is not read.
+    max_resized_megapixels: float = DEFAULT_MAX_RESIZED
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
     crop_operator: str | None = None  # one of CROP_OPERATOR_NAMES; None: the first that is right here
     # For dali-gpu. nvJPEG decodes images of more pixels with its hybrid Huffman decoder, the others on the CPU; None:
@@ -149,6 +150,7 @@ class Backend(Protocol):
 
     name: str
     device: str  # where the crops lie: "cpu" or "cuda:0"
+    config: LoadConfig
 
     def __init__(self, source: Source, planner: Planner, config: LoadConfig) -> None: ...
 

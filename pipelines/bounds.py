@@ -1,11 +1,12 @@
 """What a batch may hold, so that memory is bounded whatever the images' sizes: large ones share a batch with few
-others, and one whose resized frame would be too large (a panorama of one pixel's height) costs itself only.
+others, and one whose resized frame would be too large (a panorama of one pixel's height) is a batch of its own, cut
+window by window (pipelines.panoramas), or costs itself only where a dense view needs the frame.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipelines.batch import CropBatch, Failure, LoadConfig, Source, split
 from pipelines.crops import resized_sizes
+from pipelines.panoramas import read_by_windows
 
 if TYPE_CHECKING:
     from pipelines.crops import Planner
@@ -27,24 +29,54 @@ def frame_pixels(source: Source, planner: Planner, rows: np.ndarray) -> np.ndarr
     return np.max([resized_sizes(sizes, spec).prod(axis=1) for spec in planner.specs().values()], axis=0)
 
 
+def oversized(source: Source, planner: Planner, rows: np.ndarray, config: LoadConfig) -> np.ndarray:
+    """bool [b]: images whose resized frames exceed ``config.max_resized_megapixels``."""
+    most = 1e6 * config.max_resized_megapixels
+    found = [frame_pixels(source, planner, piece) > most for piece in split(rows, BLOCK_ROWS)]
+    return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+
+
 def too_large(source: Source, planner: Planner, rows: np.ndarray, config: LoadConfig) -> list[Failure]:
-    """The images whose resized frames exceed ``config.max_resized_megapixels``."""
-    found = []
-    for piece in split(rows, BLOCK_ROWS):
-        pixels = frame_pixels(source, planner, piece)
-        for i in np.flatnonzero(pixels > 1e6 * config.max_resized_megapixels):
-            height, width = source.sizes(piece[i : i + 1])[0].tolist()
-            reason = (
-                f"resized from {width}x{height} it would have {pixels[i] / 1e6:,.0f} megapixels: over the limit of "
-                f"{config.max_resized_megapixels:g} (`max_resized_megapixels`)"
-            )
-            found.append(Failure(int(piece[i]), reason, "resize"))
-    return found
+    """Why the backend leaves out these oversized images: a dense view is made of the whole frame."""
+    failures = []
+    for row, pixels, (height, width) in zip(
+        rows.tolist(), frame_pixels(source, planner, rows).tolist(), source.sizes(rows).tolist(), strict=True
+    ):
+        reason = (
+            f"resized from {width}x{height} it would have {pixels / 1e6:,.0f} megapixels: over the limit of "
+            f"{config.max_resized_megapixels:g} (`max_resized_megapixels`), and dense views need the whole frame "
+            "(without them its windows are cut one by one)"
+        )
+        failures.append(Failure(row, reason, "resize"))
+    return failures
 
 
-def without(rows: np.ndarray, refused: list[Failure]) -> np.ndarray:
-    """The other rows, in their order."""
-    return rows[~np.isin(rows, [failure.row for failure in refused])] if refused else rows
+def bounded(
+    source: Source,
+    planner: Planner,
+    rows: np.ndarray,
+    config: LoadConfig,
+    load: Callable[[np.ndarray], Iterator[CropBatch]],
+    device: str,
+) -> Iterator[CropBatch]:
+    """The batches of all rows, in order: ``load`` gives those of images that may be resized whole."""
+    large = oversized(source, planner, rows, config)
+    if not large.any():
+        yield from load(rows)
+    elif planner.views.dense:
+        refused = too_large(source, planner, np.unique(rows[large]), config)
+        yield from with_refused(rows, refused, load(rows[~large]))
+    else:
+        for piece in np.split(rows, np.flatnonzero(np.diff(large)) + 1):
+            if oversized(source, planner, piece[:1], config)[0]:
+                yield from (read_by_windows(source, planner, row, device) for row in piece.tolist())
+            else:
+                yield from load(piece)
+
+
+def fitting(source: Source, planner: Planner, rows: np.ndarray, config: LoadConfig) -> np.ndarray:
+    """The rows of images that are resized whole."""
+    return rows[~oversized(source, planner, rows, config)]
 
 
 def pieces(

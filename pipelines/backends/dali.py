@@ -31,7 +31,7 @@ from nvidia.dali import types as dali_types
 
 from pipelines.backends.crop_ops import CROP_OPERATORS, PASTE, CropOperator, working_crop_operator
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, crop_operator_at, dense_groups, split
-from pipelines.bounds import pieces, too_large, with_refused, without
+from pipelines.bounds import bounded, fitting, pieces
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode_error
 from pipelines.data.faults import fault, is_of_machine
@@ -74,8 +74,7 @@ class _Dali:
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
-        refused = too_large(self.source, self.planner, rows, self.config)
-        yield from with_refused(rows, refused, self._batches(without(rows, refused)))
+        yield from bounded(self.source, self.planner, rows, self.config, self._batches, self.device)
 
     def _batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         for plan, outputs in self._stream("crops", rows):
@@ -110,7 +109,7 @@ class _Dali:
         return type(self)(source, self.planner, self.config)
 
     def _fitting(self, rows: np.ndarray) -> np.ndarray:
-        return without(rows, too_large(self.source, self.planner, rows, self.config))
+        return fitting(self.source, self.planner, rows, self.config)
 
     def close(self) -> None:
         """Free DALI's threads and memory, and the readers."""

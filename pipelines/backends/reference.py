@@ -15,6 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from pipelines.backends import BACKENDS
 from pipelines.batch import Backend, CropBatch, Source
+from pipelines.bounds import fitting
 from pipelines.crops import Planner, crop_windows
 from pipelines.data.decode import READS, decode, decode_error, opened, stored_size
 from pipelines.data.memory import ImageList
@@ -46,10 +47,12 @@ def check(backend: Backend, source: Source, planner: Planner, rows: np.ndarray) 
     """Compare a backend with the reference on a few images; returns the worst mean difference of a frame, grey levels.
 
     Windows must be exact (each crop equals the NumPy slice of the backend's own frame); frames must be within
-    the backend's ``tolerance_levels``. Raises WrongPixels, naming the image. Unreadable rows, and files that changed
-    since the scan, are passed over. Where an image's frame is not within the tolerance, made images decide: if the
-    backend is right on those, the image is unusual (a frame of a few pixels, hard noise), which is logged.
+    the backend's ``tolerance_levels``. Raises WrongPixels, naming the image. Passed over are unreadable rows, files
+    that changed since the scan, and images that are never resized whole (pipelines.panoramas). Where an image's frame
+    is not within the tolerance, made images decide: if the backend is right on those, the image is unusual (a frame of
+    a few pixels, hard noise), which is logged.
     """
+    rows = fitting(source, planner, rows, backend.config)  # others have no frame to compare
     rows = np.array([row for row in rows.tolist() if not has_changed(source, row)], dtype=np.int64)
     frames = [dict(backend.frames(rows, g)) for g in range(len(planner.views.sizes))]
     if not frames[0]:

@@ -41,7 +41,7 @@ except ImportError:  # not built for this system
     simplejpeg = None
 
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, dense_groups
-from pipelines.bounds import pieces, too_large, with_refused, without
+from pipelines.bounds import bounded, fitting, pieces
 from pipelines.crops import Plan, Planner
 from pipelines.data.decode import changed, decode, decode_error, stored_size
 from pipelines.data.faults import MachineFault, fault, is_of_machine
@@ -69,8 +69,7 @@ class Torchvision:
 
     def batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         """One CropBatch for each ``batch_images`` rows, in order."""
-        refused = too_large(self.source, self.planner, rows, self.config)
-        yield from with_refused(rows, refused, self._batches(without(rows, refused)))
+        yield from bounded(self.source, self.planner, rows, self.config, self._batches, self.device)
 
     def _batches(self, rows: np.ndarray) -> Iterator[CropBatch]:
         for plan, loaded in self._load(rows, ship_frames=None):
@@ -97,7 +96,7 @@ class Torchvision:
         return type(self)(source, self.planner, self.config)
 
     def _fitting(self, rows: np.ndarray) -> np.ndarray:
-        return without(rows, too_large(self.source, self.planner, rows, self.config))
+        return fitting(self.source, self.planner, rows, self.config)
 
     def close(self) -> None:
         """Stop the workers."""

@@ -59,6 +59,11 @@ def stored_size(source: str | io.BytesIO) -> tuple[int, int]:
         return image.height, image.width
 
 
+def stored_size_of(span: Span) -> tuple[int, int]:
+    """The same of a span."""
+    return stored_size(opened(span))
+
+
 class _Bytes(io.BytesIO):
     """PIL's messages show the repr of what it reads."""
 

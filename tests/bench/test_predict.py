@@ -81,7 +81,7 @@ def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys
     {
         "--max-megapixels=0.5": "over the limit of 0.5 megapixels (`max_megapixels`)",
         "--max-megabytes=0.7": "over the limit of 0.7 MB (`max_megabytes`)",
-        "--max-resized-megapixels=0.1": "over the limit of 0.1 (`max_resized_megapixels`)",
+        "--max-resized-megapixels=0.1": "",  # cut window by window
     }.items(),
 )
 @pytest.mark.parametrize("as_list", [False, True])
@@ -95,7 +95,8 @@ def test_the_limits_of_a_run_hold_here_too(
         out = tmp_path / f"out{refused}.jsonl"
         assert command(given, "--out", str(out), images=images) == 0
         errors = {Path(row["filename"]).name: row["error"] for row in map(json.loads, out.read_text().splitlines())}
-        assert (reason in str(errors.pop("wide.jpg"))) is refused
+        error = errors.pop("wide.jpg")
+        assert reason in (error or "") if refused else error is None
         assert [name for name, error in errors.items() if error] == ["3-text.jpg"]
 
 

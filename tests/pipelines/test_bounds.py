@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from pipelines import bounds
-from pipelines.backends import backend, unusable
+from pipelines.backends import BACKENDS as ENTRIES
+from pipelines.backends import backend, reference, unusable
 from pipelines.batch import CropBatch, Failure, LoadConfig
-from pipelines.crops import Planner, parse_policy, union
+from pipelines.crops import GroupPlan, Planner, crop_windows, parse_policy, resized_sizes, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.decode import decode
 from pipelines.data.labels import unlabelled
@@ -22,6 +23,7 @@ from pipelines.data.limits import ImageLimits, without_pillow_limit
 from pipelines.data.memory import ImageList
 from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
+from pipelines.panoramas import windows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANNER = Planner(InputSpec(S=16, K=16), union([parse_policy("CC+2RC")]))
@@ -76,21 +78,86 @@ def test_a_list_of_images_has_limits_too(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("batch_images", [1, 2, 5])
-def test_a_frame_that_would_be_too_large_costs_itself_only(
+def test_a_panorama_is_cut_by_windows_that_are_those_of_the_whole_frame(
     name: str, batch_images: int, images: Path, tmp_path: Path
 ) -> None:
-    source, rows = data(images, tmp_path), np.array([4, 3, 1, 0, 2])
+    source, rows = data(images, tmp_path), np.array([4, 3, 1, 0, 2, 1, 1])
     free = backend(name)(source, PLANNER, LoadConfig(batch_images, workers=1))
     bounded = backend(name)(source, PLANNER, LoadConfig(batch_images, workers=1, max_resized_megapixels=0.5))
     try:
         found = list(bounded.batches(rows))
-        failed = {failure.row: failure for batch in found for failure in batch.failed}
-        assert sorted(failed) == [1, 4] and {failure.stage for failure in failed.values()} == {"resize"}
-        assert "48000" not in failed[1].reason and "resized from 3000x1 it would have 1 megapixels" in failed[1].reason
-        assert sorted(row for batch in found for row in batch.rows.tolist()) == [0, 2, 3]
-        assert crops(iter(found)) == crops(free.batches(np.array([3, 0, 2])))
+        assert [row for batch in found for row in batch.rows.tolist()] == rows.tolist()  # in order
+        assert not any(batch.failed for batch in found)
+        mine, whole = crops(iter(found)), crops(free.batches(rows))
+        assert mine.keys() == whole.keys() and len(whole) == 5 * 3
+        ordinary = [key for key in whole if key[0] not in (1, 4)]
+        assert all(mine[key] == whole[key] for key in ordinary)  # bit for bit
+        for row, view in whole.keys() - set(ordinary):
+            a, b = (np.frombuffer(some[row, view], np.uint8).astype(int) for some in (mine, whole))
+            assert np.abs(a - b).mean() < ENTRIES[name].tolerance_levels
         assert [row for row, _ in bounded.frames(rows)] == [3, 0, 2]
         assert sum(bounded.stage("resize", rows)) == 3
+        assert 0 <= reference.check(bounded, source, PLANNER, np.arange(5)) < 1
+    finally:
+        free.close()
+        bounded.close()
+
+
+def gradients(height: int, width: int) -> np.ndarray:
+    """Waves and noise, uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 60 * np.sin(x / 7 + y / 5), 127 + 60 * np.cos(x / 3), 127 + 60 * np.sin(y / 4 - x / 11)]
+    noise = np.random.default_rng(0).integers(-60, 60, (height, width, 3))
+    return np.round(np.stack(waves, -1) + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 3000), (7, 911), (40, 37), (230, 1900), (601, 97)])
+def test_every_window_is_that_of_the_reference(size: tuple[int, int], interpolation: str) -> None:
+    """Images are enlarged and reduced; windows lie at all borders and between."""
+    K, image = 32, gradients(*size)
+    resized = tuple(resized_sizes(np.array([size]), InputSpec(S=40, K=K))[0].tolist())
+    frame = reference.resize_frame(image, resized, interpolation)
+    room = np.array(resized) - K
+    places = [(0, 0), tuple(room), (room[0], 0), (0, room[1]), *(room * u // 100 for u in ((13, 57), (71, 39)))]
+    windows = np.array([(y, x, mirror) for y, x in places for mirror in (0, 1)])
+    n = len(windows)
+    group = GroupPlan(K, np.array([resized]), np.zeros(n, np.int64), np.arange(n, dtype=np.int32), windows)
+    difference = windows_of(image, group, interpolation).astype(int) - crop_windows(frame, windows, K)
+    assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_panorama_that_has_changed_or_is_damaged_costs_itself_only(name: str, images: Path, tmp_path: Path) -> None:
+    source = data(images, tmp_path)
+    bounded = backend(name)(source, PLANNER, LoadConfig(2, workers=1, max_resized_megapixels=0.5))
+    whole = (images / "4.png").read_bytes()
+    (images / "4.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (2900, 1)).save(images / "1.png")
+    found = list(bounded.batches(np.arange(5)))
+    bounded.close()
+    assert [row for batch in found for row in batch.rows.tolist()] == [0, 2, 3]
+    failed = {failure.row: failure.reason for batch in found for failure in batch.failed}
+    assert "2900x1 pixels instead of 3000x1" in failed[1] and failed[4].startswith("PIL: OSError: image file is trunc")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("batch_images", [1, 2, 5])
+def test_a_frame_that_dense_views_need_and_is_too_large_costs_itself_only(
+    name: str, batch_images: int, images: Path, tmp_path: Path
+) -> None:
+    dense = Planner(InputSpec(S=16, K=16), union([parse_policy("CC+WI")]), stride=4)
+    source, rows = data(images, tmp_path), np.array([4, 3, 1, 0, 2])
+    free = backend(name)(source, dense, LoadConfig(batch_images, workers=1))
+    bounded = backend(name)(source, dense, LoadConfig(batch_images, workers=1, max_resized_megapixels=0.5))
+    try:
+        found = list(bounded.batches(rows))
+        failed = {failure.row: failure for batch in found for failure in batch.failed}
+        assert sorted(failed) == [1, 4] and {failure.stage for failure in failed.values()} == {"resize"}
+        assert "resized from 3000x1 it would have 1 megapixels" in failed[1].reason
+        assert "dense views need the whole frame" in failed[4].reason
+        assert [row for batch in found for row in batch.rows.tolist()] == [3, 0, 2]
+        assert crops(iter(found)) == crops(free.batches(np.array([3, 0, 2])))
         assert [len(batch.failed) for batch in bounded.batches(np.array([1, 4]))] == [2]
     finally:
         free.close()

@@ -720,7 +720,7 @@ class Sabotaged:
     """A backend whose crops or frames are spoilt on the way."""
 
     def __init__(self, inner: Any, fault: str) -> None:
-        self.inner, self.fault, self.name = inner, fault, inner.name
+        self.inner, self.fault, self.name, self.config = inner, fault, inner.name, inner.config
 
     def on(self, source: Any) -> Any:
         return Sabotaged(self.inner.on(source), self.fault)
@@ -821,7 +821,7 @@ class Silent:
     """A backend that does next to nothing, at great speed."""
 
     def __init__(self, inner: Any, lost: str) -> None:
-        self.inner, self.lost, self.name = inner, lost, inner.name
+        self.inner, self.lost, self.name, self.config = inner, lost, inner.name, inner.config
 
     def frames(self, rows: np.ndarray, group: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         yield from [] if self.lost == "every image" else self.inner.frames(rows, group)
