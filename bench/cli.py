@@ -49,6 +49,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "train-low-test-high": Command("train at several sizes, test at several", "bench.experiments.train_low_test_high"),
 }
+# Commands that decode images; and what leaves the decoders' own messages in.
+DECODING = frozenset(
+    {"run", "recommend", "predict", "tune", "finetune", "activations", "train-low-test-high"}
+    | {name for name in COMMANDS if name.startswith("compare ")}
+)
+AS_IT_IS = frozenset({"-h", "--help", "-v", "--verbose"})
 USAGE = "usage: multicrop-bench COMMAND [options]     (multicrop-bench COMMAND --help lists the options)"
 
 
@@ -64,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
+            if argv is None and name in DECODING and not AS_IT_IS.intersection(arguments):
+                logs.without_decoder_messages()
             return import_module(COMMANDS[name].module).main(arguments[words:])
     print(f"error: unknown command {arguments[0]!r}\n\n{overview()}", file=sys.stderr)
     return 2

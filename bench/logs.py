@@ -3,14 +3,21 @@ command can write to whatever they are: closed, a broken pipe, a terminal of ASC
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
+import subprocess
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 from bench.distributed import is_main
+from pipelines import decoder_messages
 from pipelines.text import visible_lines
 
+LAST_WORDS_S = 2.0  # that the end of a command waits for the last messages of its libraries
 LOGGERS = ("pipelines", "models", "bench", "analysis")
 
 
@@ -89,3 +96,36 @@ def prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Tolerant(stream))
+
+
+def without_decoder_messages() -> None:
+    """From now on, what image decoders write to standard error themselves is not shown (pipelines.decoder_messages).
+
+    File descriptor 2 leads to a process that passes all else on; our own messages go past it. Worker processes inherit
+    it. Called once, by a command, after ``prepare_streams``.
+    """
+    terminal = os.dup(2)
+    reader, writer = os.pipe()
+    script = Path(decoder_messages.__file__)
+    passing = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(script)],
+        stdin=reader,
+        stdout=terminal,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it: it ends when nobody can write any more
+    )
+    own = os.fdopen(terminal, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    sys.stderr.flush()
+    sys.stderr = Tolerant(own)  # type: ignore[assignment]
+    os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
+    warnings.filterwarnings("ignore", module="PIL")
+    atexit.register(_as_before, passing, terminal)
+
+
+def _as_before(passing: subprocess.Popen[bytes], terminal: int) -> None:
+    """Standard error itself again, once all that was said is shown."""
+    os.dup2(terminal, 2)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        passing.wait(timeout=LAST_WORDS_S)

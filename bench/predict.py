@@ -132,12 +132,24 @@ def run(config: PredictConfig) -> int:
         raise UserError(str(error)) from error
     if config.out is None:
         rows = [row_of(image, config.topk) for image in shown(classify(config.images), quiet=config.quiet)]
+        say_unreadable(rows)
         text = as_text(rows, config.format)
         sys.stdout.write(visible_lines(text) if sys.stdout.isatty() else text)
         return 0
-    failed = write(config, config.out, classify)
-    log.info("written: %s%s", config.out.resolve(), f"; {failed} images could not be read" if failed else "")
+    say_unreadable(write(config, config.out, classify))
+    log.info("written: %s", config.out.resolve())
     return 0
+
+
+def say_unreadable(rows: list[dict[str, Any]]) -> None:
+    """How many images could not be read, and the first of them with the reasons."""
+    from pipelines.data.dataset import left_out_lines
+
+    failed = [(row["filename"], row["error"]) for row in rows if row["error"] is not None]
+    if failed:
+        log.info("%d of %d images could not be read", len(failed), len(rows))
+    for line in left_out_lines(failed):
+        log.info("  %s", line)
 
 
 def load(config: PredictConfig) -> MultiCrop:
@@ -184,9 +196,11 @@ def row_of(image: ImageResult, k: int) -> dict[str, Any]:
     return row
 
 
-def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
-    """Rows go into a file of JSON lines beside ``out``, from which the result is made at the end. Returns how many
-    images could not be read. Raises UserError when the lines there are of another command."""
+def write(config: PredictConfig, out: Path, classify: MultiCrop) -> list[dict[str, Any]]:
+    """Rows go into a file of JSON lines beside ``out``, from which the result is made at the end. Returns them.
+
+    Raises UserError when the lines there are of another command.
+    """
     lines, note = out.with_name(f".{out.name}.lines"), out.with_name(f".{out.name}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent):
@@ -203,7 +217,7 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> int:
         save(rows, out, config.format)
         lines.unlink()
         note.unlink()
-    return sum(row["error"] is not None for row in rows)
+    return rows
 
 
 def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:

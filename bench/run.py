@@ -564,4 +564,5 @@ def end(status: int) -> NoReturn:
 
 if __name__ == "__main__":
     logs.prepare_streams()
+    logs.without_decoder_messages()
     end(main())

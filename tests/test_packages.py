@@ -57,6 +57,7 @@ LIGHT = (
 # What may start another program, and which.
 STARTS_PROGRAMS = {
     "bench.machine": "git and nvidia-smi, for the record",
+    "bench.logs": "what passes standard error on, without the lines of decoders; it imports nothing of ours",
     "bench.compare.gpu": "each measurement in a process of its own: a crash costs one step",
     "bench.compare.gpu_steps": "the GPU tests, as a step",
     "pipelines.data.demo": "image generation without the caller's main module",

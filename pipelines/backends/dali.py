@@ -416,7 +416,7 @@ def _no_crops(K: int, device: str) -> Group:
 def _short(error: Exception) -> str:
     """What DALI says after "encountered:", without its traceback."""
     text = str(error).split("encountered:")[-1].split("Current pipeline object")[0].split("C++ context")[0]
-    return f"DALI: {' '.join(text.split())[:200]}"
+    return f"DALI: {' '.join(text.split())[:200].rstrip(' :')}"
 
 
 class Prefetcher(Iterator[T]):

@@ -15,7 +15,6 @@ a spawned worker imports torch anew for every pass.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import multiprocessing
 import os
@@ -345,13 +344,15 @@ def decode_rgb(data: bytes) -> torch.Tensor:
 
 
 def decode_plain_jpeg(data: bytes) -> torch.Tensor:
-    """The same through simplejpeg where it is installed; what it refuses, torchvision decides. Both bind libjpeg-turbo:
-    their pixels are equal. torchvision's decoders are deprecated."""
+    """The same through simplejpeg where it is installed, else through torchvision, whose decoders are deprecated; what
+    simplejpeg refuses, the reference decides. All bind libjpeg-turbo: their pixels are equal."""
     if simplejpeg is not None:
-        with contextlib.suppress(ValueError):
+        try:
             # Not its defaults: the fast cosine transform and upsampling give other pixels.
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-            return torch.from_numpy(pixels).permute(2, 0, 1)
+        except ValueError:
+            pixels = decode(io.BytesIO(data))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import decoder_messages
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = f"{sys.executable} {ROOT / 'bench/run.py'}"
 
@@ -100,3 +102,87 @@ if __name__ == "__main__":
     )
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+DECODERS = [
+    b"\x1b[0;31m[ERROR] \x1b[0m[libjpeg_turbo_decoder] Could not decode jpeg code stream - Premature end of data\n",
+    b"[WARNING] [nvjpeg-cuda-decoder] no such thing\n",
+    b"Corrupt JPEG data: 1122 extraneous bytes before marker 0xd9\n",
+    b"Bogus Huffman table definition\n",
+    b"Premature end of JPEG file\n",
+    b"Warning: unknown JFIF revision number 9.09\n",
+    b"Huffman table 0x00 was not defined\n",
+    b"libpng warning: iCCP: known incorrect sRGB profile\n",
+    b"libpng error: IDAT: CRC error\n",
+    b"TIFFReadDirectory: Warning, Unknown field with tag 34000 (0x84d0) encountered.\n",
+    b"[ WARN:0@0.113] global loadsave.cpp:244 findDecoder imread_('x'): can't open/read file\n",
+    b"/x/site-packages/PIL/TiffImagePlugin.py:900: UserWarning: Truncated File Read\n  warnings.warn(str(msg))\n",
+]
+OTHERS = [
+    b"Traceback (most recent call last):\n",
+    b'  File "x.py", line 3\n',
+    b"terminate called after throwing an instance of 'std::bad_alloc'\n",
+    b"\rpredict:  50%|#####     | 1/2",
+    b"\x1b[Aa line above\n",
+    b"Bus error (core dumped)\n",
+    b"error: --data: there is no folder; [ERROR] is what decoders write\n",
+    b"Loading weights\n",
+    b"no end of line",
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_decoders_own_lines_are_left_out_and_nothing_else(size: int) -> None:
+    passing = decoder_messages.Filter()
+    everything = b"".join([*DECODERS, *OTHERS[:3], b"\n", *DECODERS, *OTHERS[3:]])
+    shown = b"".join(passing.feed(everything[i : i + size]) for i in range(0, len(everything), size)) + passing.end()
+    assert shown == b"".join([*OTHERS[:3], b"\n", *OTHERS[3:]])
+
+
+def test_a_progress_bar_without_an_end_of_line_is_shown_at_once() -> None:
+    assert decoder_messages.Filter().feed(b"\r 50%|###") == b"\r 50%|###"
+
+
+@pytest.mark.parametrize(("end", "status"), [("", 0), ("os.abort()", -6)])
+def test_a_command_shows_no_decoders_lines_and_keeps_last_words(end: str, status: int, tmp_path: Path) -> None:
+    lines = {"first": DECODERS[0] + b"a library\n" + DECODERS[2], "child": DECODERS[3] + b"a child\n"}
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from bench import logs
+logs.prepare_streams(); logs.without_decoder_messages()
+import os, subprocess, sys
+print("ours", file=sys.stderr)
+os.write(2, {lines["first"]!r})
+child = "import os, sys; os.write(2, bytes.fromhex(sys.argv[1]))"
+subprocess.run([sys.executable, "-c", child, {lines["child"].hex()!r}])
+os.write(2, b"last words\\n")
+{end}
+""")
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert sorted(done.stderr.splitlines()) == ["a child", "a library", "last words", "ours"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torchvision", pytest.param("dali-cpu", marks=pytest.mark.dali)])
+def test_damaged_images_are_named_with_reasons_and_decoders_are_silent(
+    backend: str, demo_root: Path, weights_file: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, path in enumerate(sorted(demo_root.rglob("*.jpg"))[:4]):
+        data = path.read_bytes()
+        damaged = [data, data[:6000], data[:3000] + bytes(40) + data[3040:], data.replace(b"\xff\xc4", b"\xff\xc4" * 2)]
+        (images / f"{number}.jpg").write_bytes(damaged[number])
+    how = f"--img-size 48 --policy CC -b 8 --data-backend {backend} --model test_resnet --checkpoint {weights_file}"
+    done = shell(f"{sys.executable} -m bench predict {images} {how}", tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0
+    said = [line for line in done.stderr.splitlines() if line and "image/s" not in line]
+    assert said[0].endswith("of 4 images could not be read") and said[1].startswith("  1.jpg: ")
+    assert all(line.startswith("  ") and ".jpg: " in line for line in said[1:]), said
