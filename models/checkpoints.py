@@ -56,6 +56,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return _renamed(tensors, _without_prefixes, getattr(state, "_metadata", None)), notes
 
 
+ARRAYS = (".npz", ".npy")  # NumPy's files, as JAX's networks are published
+
+
+def classes_in_arrays(path: Path) -> int | None:
+    """How many classes a NumPy file's last layer has; None where it has none that is known. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"`checkpoint` {path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            heads = [name for name in arrays.files if name.endswith(("head/bias", "head/conv2d/bias"))]
+            return int(arrays[heads[0]].shape[-1]) if len(heads) == 1 else None
+    except Exception as error:  # on damaged archives NumPy raises nearly anything
+        raise WeightsError(f"`checkpoint` {path} is not a NumPy archive (.npz) that can be read: {error}") from error
+
+
 CLASS_NAMES = "class_names"  # in the metadata of a safetensors file: a JSON list, in the order of the outputs
 
 
@@ -156,7 +171,7 @@ def _state_dict_in(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[st
             return found[ends[0]], [f"of {', '.join(found)} in the checkpoint, {ends[0]} is used"]
     raise WeightsError(
         f"`checkpoint` {path} holds several state dicts ({', '.join(found)}), and which of them is meant is unclear: "
-        f"save one of them alone, or under the name {_WRAPPERS[2]}"
+        "save one of them alone, or under the name state_dict"
     )
 
 
@@ -195,13 +210,15 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def variants(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
     """Readings of a state dict, the likeliest first, with notes: as it is; and without the first part of its names
-    (``model.``, ``backbone.``), where most of them share it. A training program's own tensors beside the network, such
-    as a loss's, are then left out."""
+    (``model.``, ``backbone.``), where most of them share it, or where it is one under which networks are saved
+    (``model_ema.`` beside ``model.``). A training program's own tensors beside the network, such as a loss's, are then
+    left out."""
     yield state, []
     for _ in range(DEEPEST):
-        first, count = Counter(name.split(".")[0] for name in state).most_common(1)[0]
+        counts = Counter(name.split(".")[0] for name in state)
+        first, count = next(((name, counts[name]) for name in _WRAPPERS if name in counts), counts.most_common(1)[0])
         inside = {name: tensor for name, tensor in state.items() if name.startswith(f"{first}.")}
-        if 2 * count <= len(state) or not inside:
+        if (2 * count <= len(state) and first not in _WRAPPERS) or not inside:
             return
         notes = [f"the names of the checkpoint begin with {first}., which is left out"]
         if others := [name for name in state if name not in inside]:
@@ -211,6 +228,20 @@ def variants(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], list
             metadata = {name: version for name, version in metadata.items() if f"{name}.".startswith(f"{first}.")}
         state = _renamed(inside, lambda name, before=f"{first}.": name.removeprefix(before), metadata)
         yield state, notes
+
+
+def refuse_several(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises WeightsError for a state dict that holds the same network several times (``student.``, ``teacher.``)."""
+    inside: dict[str, set[str]] = {}
+    for name in state:
+        first, _, rest = name.partition(".")
+        inside.setdefault(first, set()).add(rest)
+    if len(inside) > 1 and len({frozenset(names) for names in inside.values()}) == 1:
+        first_parts = ", ".join(f"{one}." for one in inside)
+        raise WeightsError(
+            f"`checkpoint` {path} holds several networks, whose names begin with {first_parts} and which of them is "
+            "meant is unclear: save one of them alone"
+        )
 
 
 def _some(names: list[str], shown: int = 3) -> str:

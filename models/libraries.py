@@ -7,22 +7,25 @@ import math
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import timm
 import torch
 import torchvision
+from timm.models import PretrainedCfg
+from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from models import families
 from models.checkpoint_names import HEAD, is_efficientnet_pytorch
-from models.checkpoints import UndecidedError, WeightsError, copied, is_counter
+from models.checkpoints import UndecidedError, WeightsError, copied, is_counter, plain
 from models.splitting import TIMM_SPLITS, Way, torchvision_split
+from pipelines.data.labels.classes import SYNSET_LISTS
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
 REACHABLE_SECONDS = 5.0  # the hub's own client tries for most of a minute before it says that there is no network
@@ -39,6 +42,12 @@ class Shipped:
     crop_pct: float | None  # the ratio that S comes from; None: take it from spec
     num_classes: int
     notes: list[str] = field(default_factory=list)
+    created_as: str = ""  # what timm's create_model is given, where that is not the name
+    class_names: tuple[str, ...] | None = None  # of a model folder that says them
+
+    @property
+    def constructor(self) -> str:
+        return self.created_as or self.name
 
 
 class Library(Protocol):
@@ -53,6 +62,10 @@ class Library(Protocol):
     def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
         """As ``build`` with pretrained weights, which are ``state`` and not downloaded: the library's own construction
         and conversion. Raises whatever the library raises where they do not fit."""
+        ...
+
+    def build_from_arrays(self, shipped: Shipped, kwargs: dict[str, Any], file: Path) -> nn.Module:
+        """With the weights of a NumPy file (.npz), as JAX's networks are published. Raises WeightsError."""
         ...
 
     def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
@@ -75,12 +88,18 @@ class TimmLibrary:
     split = TIMM_SPLITS
 
     def describe(self, model: str) -> Shipped:
+        if model.startswith(MODEL_SOURCES):
+            folder = _model_folder(model)
+            theirs = _config_in(folder, model)
+            found = _shipped(self, model, theirs, [])
+            return replace(found, created_as=f"local-dir:{folder}", class_names=_class_names_of(theirs))
         arch, _, tag = model.partition(".")
         if not timm.is_model(arch):
             near = difflib.get_close_matches(arch, timm.list_models(), n=5) or ["none alike"]
             raise ValueError(
                 f"model {model!r} is unknown to timm {timm.__version__}; names like it: {', '.join(near)}; others are "
-                f"torchvision:NAME and FAMILY:VARIANT such as resnet:18 (families: {', '.join(families.FAMILIES)})"
+                f"torchvision:NAME, local-dir:FOLDER, hf-hub:NAME and FAMILY:VARIANT such as resnet:18 (families: "
+                f"{', '.join(families.FAMILIES)})"
             )
         try:
             cfg = timm.get_pretrained_cfg(model)
@@ -88,35 +107,18 @@ class TimmLibrary:
             known = ", ".join(timm.list_pretrained(f"{arch}.*")) or "none"
             raise ValueError(f"timm has no weights {tag!r} for {arch}; known: {known}") from error
         assert cfg is not None  # the name is registered
-        channels, height, width = cfg.test_input_size or cfg.input_size
-        if channels != 3 or height != width:
-            raise ValueError(
-                f"model {model!r} takes {channels} x {height} x {width}; only square RGB crops are supported"
-            )
         notes = []
         name = model
         if not tag and cfg.tag:
             name = f"{arch}.{cfg.tag}"
             notes.append(f"the bare name {arch} means {name} in timm {timm.__version__}")
-        interpolation = cfg.interpolation
-        if interpolation not in INTERPOLATIONS:
-            if interpolation not in _SUBSTITUTES:
-                raise ValueError(
-                    f"timm resizes for {name} with {interpolation!r}, which is unknown: give `interpolation`"
-                )
-            interpolation = _SUBSTITUTES[interpolation]
-            notes.append(f"timm resizes with {cfg.interpolation}; {interpolation} is used")
-        if cfg.crop_mode != "center":
-            notes.append(f"timm's configuration says crop_mode={cfg.crop_mode}; the aspect ratio is kept (center)")
-        crop_pct = (cfg.test_crop_pct or cfg.crop_pct) if cfg.test_input_size else cfg.crop_pct
-        spec = InputSpec(
-            math.floor(width / crop_pct), width, interpolation, "center", triple(cfg.mean), triple(cfg.std)
-        )
-        return Shipped(self, name, cfg, spec, crop_pct, cfg.num_classes, notes)
+        return _shipped(self, name, cfg, notes)
 
     def build(self, shipped: Shipped, kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         if not pretrained:
-            return timm.create_model(shipped.name, pretrained=False, **kwargs)
+            return timm.create_model(shipped.constructor, pretrained=False, **kwargs)
+        if shipped.created_as:
+            return self._from_folder(shipped, kwargs)
         cfg = shipped.config
         if not cfg.has_weights:
             raise WeightsError(f"timm has no pretrained weights for {shipped.name}")
@@ -137,7 +139,36 @@ class TimmLibrary:
         if head is not None and head.shape[0] == kwargs["num_classes"]:
             overlay["label_offset"] = 0
         with complete_loads():
-            return timm.create_model(shipped.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+            return timm.create_model(shipped.constructor, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+    def _from_folder(self, shipped: Shipped, kwargs: dict[str, Any]) -> nn.Module:
+        if not shipped.name.startswith("local-dir:"):
+            _from_hub(shipped.name.partition(":")[2], list(WEIGHTS), shipped.name)  # to where config.json lies
+        try:
+            with complete_loads():
+                return timm.create_model(shipped.created_as, pretrained=True, **kwargs)
+        except (RuntimeError, OSError) as error:
+            raise WeightsError(f"the weights of {shipped.name} cannot be loaded: {plain(str(error))[:300]}") from error
+
+    def build_from_arrays(self, shipped: Shipped, kwargs: dict[str, Any], file: Path) -> nn.Module:
+        net: Any = timm.create_model(shipped.constructor, pretrained=False, **kwargs)
+        if not hasattr(net, "load_pretrained"):
+            raise WeightsError(
+                f"`checkpoint` {file} is a NumPy file, which timm reads for networks of JAX (ViT, BiT) and not for "
+                f"{shipped.name}: give .safetensors, .pt or .pth"
+            )
+        try:
+            untouched = unchanged_by(net, lambda: net.load_pretrained(str(file)))
+        except Exception as error:  # on what it does not know it raises nearly anything
+            raise WeightsError(
+                f"`checkpoint` {file} does not fit {shipped.name} ({type(error).__name__}: {plain(str(error))[:200]})"
+            ) from error
+        if untouched:
+            raise WeightsError(
+                f"`checkpoint` {file} does not fit {shipped.name} ({len(untouched)} weights are not in it: "
+                f"{', '.join(untouched[:3])}): name the model and `num_classes` that it was saved from"
+            )
+        return net
 
     def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
         head = self._head_weight(shipped, state)
@@ -155,8 +186,77 @@ class TimmLibrary:
         return next((head for head in heads if head is not None and head.ndim > 1), None)
 
 
+def _shipped(library: Library, name: str, cfg: Any, notes: list[str]) -> Shipped:
+    """A network of timm by its configuration. Raises ValueError for one that takes no square RGB images."""
+    channels, height, width = cfg.test_input_size or cfg.input_size
+    if channels != 3 or height != width:
+        raise ValueError(f"model {name!r} takes {channels} x {height} x {width}; only square RGB crops are supported")
+    interpolation = cfg.interpolation
+    if interpolation not in INTERPOLATIONS:
+        if interpolation not in _SUBSTITUTES:
+            raise ValueError(f"timm resizes for {name} with {interpolation!r}, which is unknown: give `interpolation`")
+        interpolation = _SUBSTITUTES[interpolation]
+        notes.append(f"timm resizes with {cfg.interpolation}; {interpolation} is used")
+    if cfg.crop_mode != "center":
+        notes.append(f"timm's configuration says crop_mode={cfg.crop_mode}; the aspect ratio is kept (center)")
+    crop_pct = (cfg.test_crop_pct or cfg.crop_pct) if cfg.test_input_size else cfg.crop_pct
+    spec = InputSpec(math.floor(width / crop_pct), width, interpolation, "center", triple(cfg.mean), triple(cfg.std))
+    return Shipped(library, name, cfg, spec, crop_pct, cfg.num_classes, notes)
+
+
+# Names that timm takes beside those of its own networks: a folder with config.json and weights, on disk or on the hub.
+MODEL_SOURCES = ("local-dir:", "hf-hub:", "hf_hub:")
+CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
+
+
+def _model_folder(model: str) -> Path:
+    """Where the model's config.json lies: a folder on disk, or the hub's cache, to which it is downloaded."""
+    source, _, place = model.partition(":")
+    if source == "local-dir":
+        return Path(place).expanduser().absolute()
+    return Path(_from_hub(place, [CONFIG], model)).parent
+
+
+def _config_in(folder: Path, model: str) -> PretrainedCfg:
+    """timm's configuration of a model folder. Raises ValueError, naming it, where there is none."""
+    try:
+        fields, arch, _ = load_model_config_from_path(folder)
+        cfg = PretrainedCfg(**fields)
+    except FileNotFoundError as error:
+        raise ValueError(f"model {model!r}: there is no {CONFIG} in {folder}: check the path") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"model {model!r}: {folder / CONFIG} is not a configuration of timm's ({type(error).__name__}: {error}): "
+            "give a folder that timm's save_for_hf wrote"
+        ) from error
+    if not timm.is_model(arch):
+        raise ValueError(f"model {model!r}: {folder / CONFIG} names {arch!r}, which timm {timm.__version__} has not")
+    return cfg
+
+
+def _class_names_of(cfg: PretrainedCfg) -> tuple[str, ...] | None:
+    """What a model folder calls its classes; not of ImageNet's networks, whose classes are known by their wnids."""
+    names = cfg.label_names
+    if not isinstance(names, list | tuple) or len(names) != cfg.num_classes or len(names) in SYNSET_LISTS:
+        return None
+    return tuple(map(str, names))
+
+
 # The last layers of the layouts that timm converts, beside its own.
 _TIMM_HEADS = ("head.fc", "head", "fc", "classifier", "head.l", "last_linear", "heads.head", "classif")
+
+
+@torch.no_grad()
+def unchanged_by(net: nn.Module, load: Callable[[], None]) -> list[str]:
+    """Load, and name the parameters to which nothing was written: they are still random."""
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    load()
+    same = {name: parameter for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])}
+    for parameter in same.values():  # perhaps the file's values are those: written again, they replace NaN
+        parameter.fill_(math.nan)
+    if same:
+        load()
+    return [name for name, parameter in same.items() if parameter.isnan().any()]
 
 
 @contextmanager
@@ -255,6 +355,9 @@ class TorchvisionLibrary:
             raise WeightsError(f"{len(spare)} weights are unexpected: {', '.join(spare[:3])}")
         return net
 
+    def build_from_arrays(self, shipped: Shipped, kwargs: dict[str, Any], file: Path) -> nn.Module:
+        raise WeightsError(f"`checkpoint` {file}: NumPy files are read for networks of timm, not for {shipped.name}")
+
     def class_count(self, shipped: Shipped, state: dict[str, Tensor]) -> int | None:
         head = self._head_weight(state)
         return None if head is None else head.shape[0]
@@ -292,10 +395,15 @@ def _hub_file(cfg: Any, model: str) -> str:
     Done here, not by timm, for two reasons: the hub's client asks the network first even when the cache has everything,
     and its errors then mean the download and nothing else. Raises WeightsError.
     """
+    names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else list(WEIGHTS)
+    return _from_hub(cfg.hf_hub_id, names, model)
+
+
+def _from_hub(repository: str, names: list[str], model: str) -> str:
+    """The first of these files that the repository (``NAME`` or ``NAME@REVISION``) has, in the hub's cache."""
     import huggingface_hub
 
-    repository, _, revision = cfg.hf_hub_id.partition("@")
-    names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    repository, _, revision = repository.partition("@")
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(cached, str):

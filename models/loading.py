@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from models import families
 from models.checkpoint_names import TRANSLATED, as_timm_names, is_efficientnet_pytorch
 from models.checkpoints import (
+    ARRAYS,
     UndecidedError,
     WeightsError,
+    classes_in_arrays,
+    is_counter,
     load_weights,
     read_checkpoint,
     read_class_names,
+    refuse_several,
     shared_names,
     variants,
 )
@@ -118,15 +122,13 @@ def load(model: str, **keywords: Any) -> Classifier:
         ]
 
     file = _file_of(asked, demo, shipped)
-    state, file_notes = read_checkpoint(file) if file else (None, [])
-    notes += file_notes
     pretrained = weights == "pretrained" and file is None
     kwargs = {**_size_arguments(shipped, spec), **kwargs}
     # Kept apart from the caller's random numbers, and on the CPU: torch.manual_seed would reseed every device.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(asked.seed)
-        if state is not None and file is not None:
-            net, more_notes = _from_file(replace(shipped, num_classes=base.num_classes), kwargs, state, file, asked)
+        if file is not None:
+            net, more_notes = _from_file(replace(shipped, num_classes=base.num_classes), kwargs, file, asked)
             notes += more_notes
         else:
             classes = _class_count(base, asked.num_classes, pretrained)
@@ -143,7 +145,7 @@ def load(model: str, **keywords: Any) -> Classifier:
         notes=notes,
         crop_pct=asked.crop_pct or base.crop_pct,
     )
-    classifier.class_names = read_class_names(checkpoint) if checkpoint else None
+    classifier.class_names = read_class_names(checkpoint) if checkpoint else shipped.class_names
     return classifier
 
 
@@ -198,7 +200,17 @@ def _class_count(base: Shipped, num_classes: int | None, pretrained: bool) -> in
     return classes
 
 
-def _from_file(
+def _from_file(shipped: Shipped, kwargs: dict[str, Any], file: Path, asked: LoadRequest) -> tuple[nn.Module, list[str]]:
+    """The network with the weights of a file, and notes on what was chosen. Raises WeightsError."""
+    if file.suffix.lower() in ARRAYS:
+        classes = asked.num_classes or classes_in_arrays(file) or shipped.num_classes
+        return shipped.library.build_from_arrays(shipped, {"num_classes": classes, **kwargs}, file), []
+    state, notes = read_checkpoint(file)
+    net, more_notes = _from_state(shipped, kwargs, state, file, asked)
+    return net, notes + more_notes
+
+
+def _from_state(
     shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor], file: Path, asked: LoadRequest
 ) -> tuple[nn.Module, list[str]]:
     """The network with the weights of a file, loaded as the library loads its own: its conversions, its construction.
@@ -221,12 +233,29 @@ def _from_file(
         raise WeightsError(
             f"`checkpoint` {file} has {readings[0][2]} classes, not {asked.num_classes}: leave `num_classes` out"
         )
+    refuse_several(state, file)
     net = _build(shipped, {"num_classes": max(readings[0][2], 1), **kwargs}, pretrained=False)
     reading, notes, held = max(readings, key=lambda one: shared_names(net, one[0]))
     if held != readings[0][2] and held > 0:
         net = _build(shipped, {"num_classes": held, **kwargs}, pretrained=False)
+    _require_classifier(net, reading, file, shipped)
     load_weights(net, reading, file, shipped.name)
     return net, notes
+
+
+def _require_classifier(net: nn.Module, state: dict[str, Tensor], file: Path, shipped: Shipped) -> None:
+    """Raises WeightsError where all is there but the last layer, as in files of networks trained without labels."""
+    own = {name for name in net.state_dict() if not is_counter(name)}
+    if shipped.library.class_count(shipped, state) is not None:
+        return
+    used = {name for name in state if not is_counter(name)}
+    lacking = sorted(own - used)
+    if 0 < len(lacking) <= 2 and len({name.rpartition(".")[0] for name in lacking}) == 1 and used <= own:
+        raise WeightsError(
+            f"`checkpoint` {file} is a network without its classifier ({' and '.join(lacking)} of {shipped.name} are "
+            "not in it), which gives no classes: give the weights of one that was trained to classify, or measure "
+            "speed with `weights` random"
+        )
 
 
 def _reading(
