@@ -11,6 +11,7 @@ files are damaged only after that, and all is scored again. Off is:
 * a file that ended otherwise than its kind allows: a truncated image that was scored, a PNG named .jpg that was not;
 * a file that was scored and PIL refuses, or that was refused and PIL reads (those of the kinds below are counted only);
 * a scored file whose resized frame is not the one that PIL's pixels give (within the backend's tolerance);
+* the same of the good files and PACKED_EACH of each kind in one Parquet file, one Arrow file and one tar;
 * a crash, or no end within ``--timeout`` seconds.
 
 Files and damage are functions of ``--seed``. A stream of pixels whose bits were flipped may decode to garbage or be
@@ -53,6 +54,7 @@ from pipelines.data.decode import READS, decode_error
 from pipelines.data.demo import CLASSES
 from pipelines.data.scanning import scan
 from pipelines.files import write_whole
+from tests.stress import packed
 
 if TYPE_CHECKING:
     from bench.job import Job
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 POLICIES = "CC,2RC+2MRC"
 GOOD, EACH = 300, 100  # good images, damaged files of each kind
+PACKED_EACH = 10  # damaged files of each kind in files of other forms
 SIDES = (100, 260)  # of the good images, pixels
 LEAST_LATE_SHARE = 0.2  # of the damaged files are to be noticed only when decoded
 NETWORK = NetworkConfig(family="resnet", weights="demo", device="cpu")
@@ -411,7 +414,14 @@ def score(job: Job) -> Predictions:
 
 
 def examine(
-    backend: str, root: Path, good: Sequence[str], kinds: dict[str, Kind], each: int, seed: int, workers: int
+    backend: str,
+    root: Path,
+    good: Sequence[str],
+    kinds: dict[str, Kind],
+    each: int,
+    seed: int,
+    workers: int,
+    forms: Sequence[str] = tuple(packed.FORMS),
 ) -> Outcome:
     """Score the good images alone, damage, score all, compare. ``root`` is empty but for the good images."""
     start = time.perf_counter()
@@ -420,6 +430,8 @@ def examine(
     alone = score(job)
     off = [f"{len(good) - len(alone.rows)} good images were not scored"] if len(alone.rows) != len(good) else []
     kind_of = write_damaged(root, good, kinds, each, seed)
+    for form in forms:
+        off += [f"{form}: {sentence}" for sentence in examine_packed(backend, form, root, kind_of, kinds, alone, good)]
     job = make(root, backend, cache, workers)
     damage_after_scan(root, kind_of, kinds, seed)
     try:
@@ -431,6 +443,36 @@ def examine(
     off += check_accounting(job, endings, kind_of, len(good), found)
     off += complaints(backend, endings, kinds)
     return Outcome(backend, endings, off, elapsed(start))
+
+
+def examine_packed(
+    backend: str,
+    form: str,
+    root: Path,
+    kind_of: dict[str, str],
+    kinds: dict[str, Kind],
+    alone: Predictions,
+    good: Sequence[str],
+) -> list[str]:
+    """What is off when the good files, and some of each kind that are files, lie in one file of another form."""
+    there = {
+        name: kind
+        for name, kind in kind_of.items()
+        if int(name[-9:-4]) < PACKED_EACH and not kinds[kind].after_scan and is_packable(root / name)
+    }
+    data = packed.write(form, root, [*good, *there], root.with_name(f"{root.name} packed"))
+    try:
+        job = make(data, backend, root.with_name(f"{root.name} cache"), 1)
+        found = score(job)
+    except (RuntimeError, ValueError) as error:
+        return [f"the pass ended with {type(error).__name__}: {error}"]
+    endings = account(job, found, there)
+    off = compare_good(job, alone, found, good) + complaints(backend, endings, kinds)
+    return off + check_accounting(job, endings, there, len(good), found, enough_late=False)
+
+
+def is_packable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
 
 
 def elapsed(start: float) -> float:
@@ -451,9 +493,9 @@ def account(job: Job, found: Predictions, kind_of: dict[str, str]) -> list[Endin
         (failed_rows, AT_DECODING, reasons),
         (found.rows, SCORED, [""] * len(found.rows)),
     ):
-        for name, reason in zip(job.data.names(rows), why, strict=True):
+        for row, name, reason in zip(rows.tolist(), job.data.names(rows), why, strict=True):
             if name in kind_of:
-                pil = decode_error(job.data.root / name)
+                pil = decode_error(job.data.spans(np.array([row]))[0])
                 endings.append(Ending(name, kind_of[name], outcome, reason, pil, None))
     return with_frame_errors(job, endings)
 
@@ -494,15 +536,22 @@ def compare_good(job: Job, alone: Predictions, found: Predictions, good: Sequenc
 
 
 def check_accounting(
-    job: Job, endings: Sequence[Ending], kind_of: dict[str, str], good: int, found: Predictions
+    job: Job,
+    endings: Sequence[Ending],
+    kind_of: dict[str, str],
+    good: int,
+    found: Predictions,
+    *,
+    enough_late: bool = True,
 ) -> list[str]:
+    """``enough_late``: whether the kinds must be such as are noticed only when decoded."""
     expected, counted = good + len(kind_of), len(found.rows) + len(job.data.unreadable) + len(found.failed)
     off = [] if expected == counted else [f"{expected} files were written and {counted} are accounted for"]
     times = Counter(ending.name for ending in endings)
     if wrong := [name for name in kind_of if times[name] != 1]:
         off.append(f"{len(wrong)} damaged files are not accounted for once ({wrong[0]}, for one)")
     late = sum(ending.outcome == AT_DECODING for ending in endings)
-    if late < LEAST_LATE_SHARE * len(kind_of):
+    if enough_late and late < LEAST_LATE_SHARE * len(kind_of):
         off.append(f"only {late} of {len(kind_of)} damaged files were noticed when decoded: the kinds prove too little")
     return off
 

@@ -7,25 +7,20 @@ pytest tests/pipelines/data/test_imagenet_downloads.py
 from __future__ import annotations
 
 import io
-import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
 
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label
 from pipelines.data.labels.classes import synset_index
 from pipelines.data.scanning import refuse_several_sets, scan
+from tests.devkit import DEVKIT, name_of, write_devkit
 
 NUMBERS = (1, 2, 3, 50_000)
-DEVKIT = "ILSVRC2012_devkit_t12"
-TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 @pytest.fixture
@@ -39,28 +34,8 @@ def encoded(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def name_of(number: int) -> str:
-    return f"ILSVRC2012_val_{number:08}.JPEG"
-
-
-def write_devkit(folder: Path) -> dict[str, int]:
-    """The devkit's folder; the output of each of the images."""
-    rng = random.Random(3)
-    wnids = sorted(synset_index(1000))
-    order = rng.sample(wnids, 1000)
-    ids = [rng.randint(1, 1000) for _ in range(50_000)]
-    data = folder / DEVKIT / "data"
-    data.mkdir(parents=True)
-    (data / TRUTH).write_text("".join(f"{number}\n" for number in ids))
-    synsets: Any = np.zeros((1860, 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("words", object)])
-    for k in range(1860):
-        synsets[k, 0] = (float(k + 1), order[k] if k < 1000 else f"n9{k:07d}", f"word {k}")
-    savemat(data / "meta.mat", {"synsets": synsets}, do_compression=True)
-    return {name_of(number): wnids.index(order[ids[number - 1] - 1]) for number in NUMBERS}
-
-
 def packed_devkit(folder: Path, tmp_path: Path) -> dict[str, int]:
-    expected = write_devkit(tmp_path / "unpacked")
+    expected = write_devkit(tmp_path / "unpacked", NUMBERS)
     with tarfile.open(folder / f"{DEVKIT}.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "unpacked" / DEVKIT, DEVKIT)
     return expected
@@ -107,7 +82,7 @@ def test_a_flat_folder_finds_the_unpacked_devkit_beside_it(tmp_path: Path, look:
     (tmp_path / "imagenet" / "val").mkdir(parents=True)
     for number in NUMBERS:
         (tmp_path / "imagenet" / "val" / name_of(number)).write_bytes(encoded(number))
-    expected = write_devkit(tmp_path / "imagenet")
+    expected = write_devkit(tmp_path / "imagenet", NUMBERS)
     assert labels(label(look(tmp_path / "imagenet" / "val"), num_classes=1000)) == expected
 
 
