@@ -40,11 +40,19 @@ def huge(folder: Path) -> None:
         (folder / f"huge-{number}.png").hardlink_to(folder / "huge.png")
 
 
+def huge_jpegs(folder: Path) -> None:
+    """24 JPEGs of 144 megapixels in one colour: plain ones, which the torchvision backend gives to simplejpeg."""
+    Image.new("RGB", (12000, 12000), (90, 120, 30)).save(folder / "huge.jpg")
+    for number in range(23):
+        (folder / f"huge-{number}.jpg").hardlink_to(folder / "huge.jpg")
+
+
 CASES: dict[str, tuple[Callable[[Path], None], int]] = {
     "65000 x 1 at 96 pixels": (panorama, 96),
     "65000 x 1 at 224 pixels": (panorama, 224),
     "a PNG padded to 3 GiB": (padded, 96),
     "24 PNGs of 12000 x 12000": (huge, 96),
+    "24 JPEGs of 12000 x 12000": (huge_jpegs, 96),
 }
 
 
