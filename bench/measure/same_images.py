@@ -39,11 +39,11 @@ def require_one_data_set(out: Path, predictions: Predictions, job: Job) -> None:
     """Raises Different when an earlier network of the run was scored on other bytes: the images changed in between."""
     if predictions.facts is None:
         return
-    own = dict(zip(predictions.rows.tolist(), predictions.facts["content_hash"].tolist(), strict=True))
+    own = dict(zip(predictions.rows.tolist(), predictions.facts["content_crc32"].tolist(), strict=True))
     for path in scored_files(out):
         if path.name == job.predictions_name or (found := read_facts(path)) is None:
             continue
-        pairs = zip(found[0].tolist(), found[1]["content_hash"].tolist(), strict=True)
+        pairs = zip(found[0].tolist(), found[1]["content_crc32"].tolist(), strict=True)
         differ = [row for row, theirs in pairs if theirs and (mine := own.get(row, 0)) and mine != theirs]
         if differ:
             raise Different(
