@@ -468,6 +468,7 @@ def test_predictions_are_saved_with_their_names_and_read_back(tmp_path: Path) ->
     assert saved.pop("failed_rows").tolist() == [7]
     assert saved.pop("failed_reasons").tolist() == [failure.reason for failure in hand_made().failed]
     assert saved.pop("failed_stages").tolist() == ["decode"]
+    assert saved.pop("failed_facts").tolist() == [(0, 0, 0, 0)]  # not known of what is made by hand
     for name, values in saved.items():
         assert np.array_equal(values, np.array(getattr(hand_made(), name)), equal_nan=values.dtype.kind == "f"), name
     assert set(saved) == {"rows", "labels", "policies", "levels", "top1", "in_top5", "nll", "view_top1"}
