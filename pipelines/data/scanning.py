@@ -69,7 +69,7 @@ def refuse_remote(root: Path | str) -> None:
     how = (
         f"hf download {name} --repo-type dataset --local-dir DIR, then `data` DIR" if scheme == "hf" else "download it"
     )
-    raise DatasetError(f"{root} is an address, and images are read from disk only: {how}")
+    raise DatasetError(f"{scheme}://{rest.lstrip('/')} is an address, and images are read from disk only: {how}")
 
 
 def refuse_several_sets(root: Path | str) -> None:

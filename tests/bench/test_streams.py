@@ -186,3 +186,16 @@ def test_damaged_images_are_named_with_reasons_and_decoders_are_silent(
     said = [line for line in done.stderr.splitlines() if line and "image/s" not in line]
     assert said[0].endswith("of 4 images could not be read") and said[1].startswith("  1.jpg: ")
     assert all(line.startswith("  ") and ".jpg: " in line for line in said[1:]), said
+
+
+def test_packages_of_a_user_are_not_taken_for_ours(tmp_path: Path) -> None:
+    for name in ("bench", "models", "pipelines", "analysis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the package of the user was imported')")
+    code = "import sys, multicrop_bench; sys.argv = ['multicrop-bench', '--help']; sys.exit(multicrop_bench.main())"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "multicrop-bench COMMAND" in done.stdout

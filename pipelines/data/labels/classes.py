@@ -96,9 +96,10 @@ def _by_wnid(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list[i
     try:
         index = synset_index(num_classes)
     except DatasetError as error:
+        background = " (the first output may be a background class)" if num_classes == WITH_BACKGROUND else ""
         raise DatasetError(
-            f"{what} are wnids, and {error}: {MAP_REMEDY} (if the model was trained on these very classes in sorted "
-            "order, the sorted wnids are that file)"
+            f"{what} are wnids, and {error}{background}: {MAP_REMEDY}, or with 'wnid index' lines (if the model was "
+            "trained on these very classes in sorted order, the sorted wnids are that file)"
         ) from error
     name = SYNSET_LISTS[num_classes][0]
     missing = [token for token in tokens if token not in index]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+import io
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,8 @@ def _read_text_file(path: Path) -> dict[str, str] | list[str]:
 
 def _read_table_file(path: Path) -> dict[str, str]:
     """name -> label from CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
-    lines = read_lines(path, "`labels_file`")
-    rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    header = [column.strip().lower() for column in next(rows)]
+    rows = _rows(path)
+    header = [column.strip().lower() for column in next(rows)[1]]
     name_column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
     label_column = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
     if name_column is None or label_column is None:
@@ -95,7 +95,7 @@ def _read_table_file(path: Path) -> dict[str, str]:
             f"({', '.join(NAME_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)})"
         )
     pairs = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if not row:
             continue
         if len(row) != len(header):
@@ -104,6 +104,17 @@ def _read_table_file(path: Path) -> dict[str, str]:
         words = row[label_column].split() if header[label_column] == "predictionstring" else [row[label_column].strip()]
         pairs.append((row[name_column].strip(), words[0] if words else ""))
     return _without_repeats(path, pairs)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of each row. Raises DatasetError for what is no CSV."""
+    text = "\n".join(read_lines(path, "`labels_file`"))  # a name in quotes may hold line ends
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:  # a field of 131,072 signs: a quote without its end, or no table
+        raise DatasetError(f"{path}, line {rows.line_num}, is no CSV ({error}): mend it") from error
 
 
 def _without_repeats(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

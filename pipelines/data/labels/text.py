@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pipelines.data.dataset import DatasetError
@@ -22,11 +23,13 @@ def read_lines(path: Path, flag: str) -> list[str]:
     """Lines without the blank ones at the end. A byte-order mark, as of Windows editors, does not count."""
     refuse_absurd(path, flag)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is no UTF-8 text ({error.reason}): give a text file as {flag}") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the path given as {flag}") from error
+    # Not splitlines: names may hold the other signs that it splits at, such as U+2028.
+    lines = re.split(r"\r\n|\n|\r", text)
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
