@@ -8,7 +8,7 @@ FAMILY ?= nfnet
 JOBS ?= auto
 PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
-.PHONY: demo test test-slow test-all lint faults check gpu-test gpu clean
+.PHONY: demo test test-slow test-all lint faults fuzz check gpu-test gpu clean
 
 demo: $(VENV)/ready
 	$(PY) -m bench run --family $(FAMILY) --crops 1,2,5,10,20
@@ -32,6 +32,10 @@ lint: $(VENV)/ready
 # Damaged files of every kind through every backend that works here; about two minutes.
 faults: $(VENV)/ready
 	$(PY) tests/stress/faults.py
+
+# Files that the suite reads, damaged 2,000 times each: labels, records, checkpoints, caches; about half an hour.
+fuzz: $(VENV)/ready
+	$(PY) -m tests.stress.fuzz
 
 check: lint test
 

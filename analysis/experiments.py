@@ -8,7 +8,6 @@ A folder is known by its file: ``finetune.json`` (multicrop-bench finetune), ``r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from pipelines.schemas import DamagedFile, read_json_object, read_npz
 
 ANSWERS = "answers"  # folder of train-low-test-high: NETWORK-K.npz, which images are right
 
@@ -108,9 +109,11 @@ def split(folders: Iterable[Path]) -> tuple[list[Path], Experiments]:
 
 def _read(folder: Path, file: str) -> Any:
     try:
-        return READERS[file](folder, json.loads((folder / file).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder / file} cannot be read: {error}") from error
+        return READERS[file](folder, read_json_object(folder / file))
+    except DamagedFile:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{folder / file} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _tuning(folder: Path, note: dict[str, Any]) -> Tuning:
@@ -134,8 +137,7 @@ def _trained(folder: Path, info: dict[str, Any]) -> TrainedSizes:
     names: np.ndarray | None = None
     answers = []
     for path in paths:
-        with np.load(path, allow_pickle=False) as stored:
-            file = dict(stored)
+        file = read_npz(path)
         if names is None:
             names = file["names"]
         elif not np.array_equal(names, file["names"]):

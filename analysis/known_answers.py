@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from analysis.runs import is_v2
 from analysis.text import visible
 from bench.records import LABELS, ORIGINAL, REAL, Accuracy, Run, Setting
+from pipelines.schemas import read_npz
 
 FOLDER = Path(__file__).parent / "published" / "timm"
 COLUMNS = ("model", "top1", "top5", "img_size", "crop_pct", "interpolation")  # of timm's, those that are used
@@ -126,8 +127,9 @@ def classes_seen(predictions: Path | None) -> tuple[int, int] | None:
     have on average. None where the predictions are not there."""
     if predictions is None or not predictions.is_file():
         return None
-    with np.load(predictions, allow_pickle=False) as file:
-        labels = file["labels"]  # alone: the answers of many policies to all images are large
+    labels = read_npz(predictions, only=("labels",))[
+        "labels"
+    ]  # alone: the answers of many policies to all images are large
     labels = labels[labels >= 0]
     return len(np.unique(labels)), round(1000 * (1 - 0.999 ** len(labels)))
 

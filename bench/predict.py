@@ -27,6 +27,7 @@ from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
 from pipelines.files import whole_file, write_whole
+from pipelines.schemas import DamagedFile, checked_fields, parse_json_line, read_json_object, read_text
 from pipelines.text import csv_text, visible_lines
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Pat
     asked |= {"policy": classify.policy.name, "level": classify.level, "seed": classify.seed}
     asked |= {"weight_hash": classify.classifier.weight_hash, "backend": classify.backend}
     if lines.exists() and note.exists():
-        stored = json.loads(note.read_text(encoding="utf-8"))
+        stored = read_json_object(note)
         for name, value in asked.items():
             if stored.get(name) != value:
                 raise UserError(
@@ -244,11 +245,16 @@ def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Pat
 
 def whole_rows(lines: Path) -> list[dict[str, Any]]:
     """The rows of a file whose last line may be cut off; the cut line is removed from it."""
-    text = lines.read_text(encoding="utf-8")
+    text = read_text(lines)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_whole(lines, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = [parse_json_line(row, f"{lines}, line {n}") for n, row in enumerate(whole.splitlines(), 1)]
+    for number, row in enumerate(rows, 1):
+        where = f"{lines}, line {number}"
+        if "error" not in checked_fields(row, {"filename": str, "error": str | None}, where) or "filename" not in row:
+            raise DamagedFile(f"{where} lacks `filename` or `error`: delete {lines} to begin again")
+    return rows
 
 
 def frame(rows: list[dict[str, Any]]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench.records import ORIGINAL
 from pipelines.batch import Failure
 from pipelines.data.identity import FACTS, UNKNOWN
 from pipelines.files import whole_file
+from pipelines.schemas import DamagedFile, read_npz
 
 NOT_KEPT = -1.0  # a margin that no stopping rule asks for
 BASELINE = "CC"  # what "newly correct" and "newly wrong" compare with
@@ -84,19 +84,8 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read ``save``'s file. Raises ValueError or OSError when it is damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = dict(file)
-            failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
-            return cls(
-                **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
-                policies=stored["policies"].tolist(),
-                levels=stored["levels"].tolist(),
-                failed=[Failure(*one) for one in failed],
-            )
-        except (KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a file of predictions, or is damaged: {error}") from error
+        """Read ``save``'s file. Raises DamagedFile when it is damaged, and FileNotFoundError."""
+        return _read(path)[1]
 
     def only(self, rows: np.ndarray) -> Predictions:
         """Those of these rows."""
@@ -122,25 +111,66 @@ def of_policies(predictions: Predictions, names: Sequence[str]) -> Predictions:
     return replace(predictions, policies=list(names), **taken)
 
 
+# Array -> kind of its type (numpy.dtype.kind), and its axes: l, p and b as many as levels, policies and images, f as
+# failed images; v any number.
+ARRAYS = {
+    "policies": ("U", "p"), "levels": ("U", "l"), "rows": ("i", "b"), "labels": ("i", "b"), "top1": ("i", "lpb"),
+    "in_top5": ("b", "lpb"), "nll": ("f", "lpb"), "view_top1": ("i", "bv"), "failed_rows": ("i", "f"),
+    "failed_reasons": ("U", "f"), "failed_stages": ("U", "f"), "names": ("U", "n"), "real_label": ("i", "lpb"),
+    "real_in_top5": ("b", "lpb"), "facts": ("V", "b"), "margin": ("f", "lpb"), "forwards": ("f", "lpb"),
+    "failed_facts": ("V", "f"),
+}  # fmt: skip
+OPTIONAL = ("failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards")
+
+
+def _read(path: Path) -> tuple[list[str], Predictions]:
+    """Names and predictions. Raises DamagedFile, naming the file and the array, and FileNotFoundError."""
+    stored = read_npz(path)
+    sides: dict[str, int] = {}
+    for name, (kind, axes) in ARRAYS.items():
+        if name in stored:
+            _check_array(path, name, stored[name], kind, axes, sides)
+        elif name not in OPTIONAL:
+            raise DamagedFile(f"{path} is no file of predictions: it holds no array `{name}`")
+    if sides["n"] not in (0, sides["b"]):  # a run's partial results are kept without names
+        raise DamagedFile(f"{path} has {sides['n']} `names` for {sides['b']} images")
+    if "facts" in stored and stored["facts"].dtype != FACTS:
+        raise DamagedFile(f"{path}: `facts` is of type {stored['facts'].dtype}, and should be of {FACTS}")
+    failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
+    return stored["names"].tolist(), Predictions(
+        **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
+        policies=stored["policies"].tolist(),
+        levels=stored["levels"].tolist(),
+        failed=[Failure(*one) for one in failed],
+    )
+
+
+def _check_array(path: Path, name: str, array: np.ndarray, kind: str, axes: str, sides: dict[str, int]) -> None:
+    """Raises DamagedFile for another type, or for other sides than the arrays before it have."""
+    is_right = array.ndim == len(axes) and (array.dtype.kind == kind or array.size == 0)
+    if is_right:
+        is_right = all(sides.setdefault(axis, side) == side for axis, side in zip(axes, array.shape, strict=True))
+    if not is_right:
+        raise DamagedFile(f"{path}: the array `{name}` has type {array.dtype} and shape {array.shape}: it is damaged")
+
+
 def read_facts(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows int64 [b] and FACTS [b] of the images that were scored or could not be decoded; None where the file does not
     hold them, or is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            rows, facts = file["rows"], file["facts"]
-            if "failed_facts" in file and facts.dtype == file["failed_facts"].dtype:
-                rows = np.concatenate([rows, file["failed_rows"]])
-                facts = np.concatenate([facts, file["failed_facts"]])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        file = read_npz(path, only=("rows", "facts"), perhaps=("failed_rows", "failed_facts"))
+    except (OSError, DamagedFile):
         return None
+    rows, facts = file["rows"], file["facts"]
+    if "failed_facts" in file and facts.dtype == file["failed_facts"].dtype:
+        rows = np.concatenate([rows, file.get("failed_rows", rows[:0])])
+        facts = np.concatenate([facts, file["failed_facts"]])
     return (rows, facts) if facts.dtype == FACTS and rows.shape == facts.shape else None
 
 
 def read_named(path: Path) -> tuple[list[str], Predictions]:
     """The scored images' names [b] beside their predictions. Raises as ``Predictions.load``."""
-    found = Predictions.load(path)
-    with np.load(path, allow_pickle=False) as file:
-        return file["names"].tolist(), found
+    return _read(path)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

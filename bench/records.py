@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, checked_fields, parse_json_line, read_json_object, read_text, shown, typed
 
 SCHEMA = 2
 PARTIAL_RESULTS = "partial"  # folder of a run while a network is scored (bench.measure.partial_results)
@@ -261,29 +262,56 @@ def to_line(record: Record | FailedModel) -> str:
     return json.dumps({"schema": SCHEMA, "kind": record.kind, **asdict(record)}, allow_nan=False)
 
 
-def from_line(line: str) -> Record | FailedModel:
-    """Read ``to_line``'s line. Raises ValueError for another schema or missing fields, naming them."""
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"{line.strip()[:40]!r} is no JSON object")
+# The smallest value of a field, of each number where it is a list; nothing else that is stored may be negative.
+LEAST: dict[str, float] = {
+    "S": 1, "K": 1, "param_count": 0, "published_top1": 0, "batch_size": 1, "batch_images": 0, "workers": 0,
+    "processes": 1, "prefetch": 0, "hw_load": 0, "seed": -(1 << 63), "n_views": 0, "images": 1, "unreadable": 0,
+    "top1_correct": 0, "top5_correct": 0, "nll_mean": 0, "newly_correct": 0, "newly_wrong": 0, "mean_views": 0,
+    "fitting_batch_size": 1, "forwards": 0, "agreement": 0, "images_needed": 0, "crops": 0, "counts": 0,
+    "durations_s": 1e-12, "interval_ms": 0, "peak_mem_bytes": 0, "gpu_used_bytes": 0, "frame_error_levels": 0,
+    "expected": 0, "scored": 0, "unreadable_at_scan": 0, "unreadable_when_decoded": 0,
+}  # fmt: skip
+STAGES = (READ, DECODE, RESIZE, LOAD, MODEL, END_TO_END)
+
+
+def from_line(line: str, where: str = "a line of results") -> Record | FailedModel:
+    """Read ``to_line``'s line. Raises DamagedFile, naming ``where`` and the field, for another schema, fields that are
+    missing or unknown, and values of other types or out of their range."""
+    values = parse_json_line(line, where)
     schema, kind = values.pop("schema", None), values.pop("kind", None)
     if schema == SCHEMA and kind == FailedModel.kind:
-        return FailedModel(**checked(FailedModel, values))
-    if schema != SCHEMA or kind not in KINDS:
-        raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
-    values["setting"] = Setting(**checked(Setting, values.get("setting", {})))
-    return KINDS[kind](**checked(KINDS[kind], values))
+        return typed(FailedModel, values, where)
+    if schema != SCHEMA or not isinstance(kind, str) or kind not in KINDS:
+        raise DamagedFile(
+            f"{where}: schema {shown(schema)}, kind {shown(kind)}: this version reads schema {SCHEMA}, "
+            f"{', '.join(KINDS)}"
+        )
+    values["setting"] = typed(Setting, values.get("setting", {}), where, LEAST)
+    record: Record = typed(KINDS[kind], values, where, LEAST)
+    if reason := _contradiction(record):
+        raise DamagedFile(f"{where}: {reason}")
+    return record
 
 
-def checked(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """``values``, when they are the fields of that class. Raises ValueError, naming those that are not, or missing."""
-    names = {f.name for f in fields(cls)}
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if unknown := set(values) - names:
-        raise ValueError(f"unknown fields in a {cls.__name__}: {', '.join(sorted(unknown))}")
-    if missing := required - set(values):
-        raise ValueError(f"missing fields in a {cls.__name__}: {', '.join(sorted(missing))}")
-    return values
+def _contradiction(record: Record) -> str:
+    """Why a record cannot be true, or ""."""
+    if isinstance(record, Accuracy):
+        return next(
+            (
+                f"`{name}` is {value}, of {record.images} `images`"
+                for name in ("top1_correct", "top5_correct", "newly_correct", "newly_wrong")
+                if (value := getattr(record, name)) > record.images
+            ),
+            "",
+        )
+    if isinstance(record, Throughput):
+        if record.stage not in STAGES:
+            return f"`stage` is {shown(record.stage)}, and none of {', '.join(STAGES)}"
+        if not record.counts or len(record.counts) != len(record.durations_s) or max(record.counts) == 0:
+            return f"`counts` has {len(record.counts)} rounds and `durations_s` {len(record.durations_s)}"
+    if isinstance(record, ImageAccounting) and any(len(one) != 3 for one in record.failed):
+        return "`failed` holds something else than [name, stage, reason]"
+    return ""
 
 
 def append(folder: Path, record: Record) -> None:
@@ -309,7 +337,7 @@ def _rewrite(folder: Path, lines: Sequence[str]) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return read_text(path).splitlines() if path.is_file() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,21 +377,55 @@ class Run:
         return [r for r in self.records if isinstance(r, Absent)]
 
 
+# run.json: what is read from it, where it is there.
+RUN_INFO: dict[str, Any] = {
+    "schema": int, "command": list[str], "directory": str, "started": str, "resumed": list[str], "expected_s": float,
+    "networks": list[str], "policies": list[str], "data": str, "images_found": int, "images_unreadable_at_scan": int,
+    "config": dict[str, Any], "load": dict[str, Any], "environment": dict[str, Any], "models": list[dict[str, Any]],
+}  # fmt: skip
+MODEL_INFO: dict[str, Any] = {
+    "model": str, "label": str, "S": int, "K": int, "own_K": int | None, "train_K": int | None, "notes": list[str],
+    "label_rule": str | None, "predictions": str, "setting": dict[str, Any], "asked": dict[str, Any],
+    "num_classes": int, "images": int, "batch_size": int, "crops_per_sec": float | None, "expected_s": float,
+}  # fmt: skip
+ENVIRONMENT: dict[str, Any] = {"packages": dict[str, str | None], "cores_usable": int | None}
+INFO_LEAST: dict[str, float] = {"images_found": 0, "images_unreadable_at_scan": 0, "S": 1, "K": 1, "expected_s": 0}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """run.json. Raises DamagedFile, naming the field, for another schema or values of other types."""
+    path = folder / "run.json"
+    info = read_json_object(path)
+    if info.get("schema", SCHEMA) != SCHEMA:
+        raise DamagedFile(
+            f"{path} has schema {shown(info['schema'])}, and this version reads schema {SCHEMA}: read it with the "
+            "version that wrote it, or run it again"
+        )
+    info = checked_fields(info, RUN_INFO, str(path), INFO_LEAST)
+    if "environment" in info:
+        info["environment"] = checked_fields(info["environment"], ENVIRONMENT, f"{path}: `environment`")
+    if "models" in info:
+        info["models"] = [_model_info(one, f"{path}: model {n}") for n, one in enumerate(info["models"], 1)]
+    return info
+
+
+def _model_info(values: dict[str, Any], where: str) -> dict[str, Any]:
+    model = checked_fields(values, MODEL_INFO, where, INFO_LEAST)
+    if "model" not in model:
+        raise DamagedFile(f"{where} lacks `model`, its name")
+    if (name := model.get("predictions")) and (Path(name).name != name or not name.isprintable()):
+        raise DamagedFile(f"{where}: `predictions` is {shown(name)}, and should be the name of a file in the folder")
+    return model
+
+
 def read_run(folder: Path) -> Run:
     """Read a run's folder. Raises ValueError, naming file and line, where it is not a run or is damaged."""
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is not a run: it has no run.json. Give a folder that multicrop-bench run wrote")
-    try:
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from error
-    run = Run(folder, info, [])
+    run = Run(folder, read_info(folder), [])
     results = folder / "results.jsonl"
     for number, line in enumerate(_lines(results), 1):
-        try:
-            record = from_line(line)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{results}, line {number}: {error}") from error
+        record = from_line(line, f"{results}, line {number}")
         if isinstance(record, FailedModel):
             run.failed.append(record)
         else:

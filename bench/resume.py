@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from bench.config import RunConfig, first_difference, from_plain
 from bench.errors import Different, UserError
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, as_type, typed
 
 if TYPE_CHECKING:
     from bench.distributed import Processes
     from bench.records import Run, Setting
 
+NEEDED = ("config", "models", "environment", "resumed", "directory", "load")  # of run.json, for a continuation
 REMEDIES = {"workers": " (`workers`; by default it follows each machine's cores)"}
 
 
@@ -41,12 +43,15 @@ class NetworkPlan:
 
 
 def read_plans(info: dict[str, Any]) -> dict[str, NetworkPlan]:
-    """Those of a run.json, by label."""
+    """Those of a run.json, by label. Raises DamagedFile for other fields than this version's."""
     names = [f.name for f in fields(NetworkPlan) if f.name != "description"]
     plans = {}
     for stored in info["models"]:
+        if "label" not in stored:
+            raise DamagedFile("run.json: a model lacks `label`")
         rest = {k: v for k, v in stored.items() if k not in names}
-        plans[stored["label"]] = NetworkPlan(**{name: stored.get(name) for name in names}, description=rest)
+        found = {name: stored.get(name) for name in names} | {"description": rest}
+        plans[stored["label"]] = typed(NetworkPlan, found, f"run.json: {stored['label']}", {"batch_size": 1})
     return plans
 
 
@@ -58,12 +63,15 @@ def read_resumable(folder: Path) -> tuple[Run, RunConfig]:
         raise UserError(f"`resume` {folder}: there is no such folder; give the folder of a run, such as runs/nfnet-...")
     try:
         run = records.read_run(folder)
-        if "config" not in run.info:
-            raise ValueError("its run.json holds no configuration: another version of this program wrote it")
+        if missing := [name for name in NEEDED if name not in run.info]:
+            raise ValueError(f"its run.json holds no `{missing[0]}`: another version of this program wrote it")
         config = from_plain(RunConfig, run.info["config"])
         for model in run.info["models"]:
-            records.checked(records.Setting, model["setting"])
-    except (ValueError, KeyError, TypeError) as error:
+            typed(records.Setting, model.get("setting"), f"{folder / 'run.json'}: `setting`", records.LEAST)
+        read_plans(run.info)
+        as_type(run.info["load"].get("backend"), str, f"{folder / 'run.json'}: `load`, `backend`")
+        as_type(run.info["environment"].get("packages"), dict[str, str | None], f"{folder / 'run.json'}: `packages`")
+    except ValueError as error:
         raise UserError(f"`resume` {folder}: {error}; start a new run") from error
     return run, config
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import json
 import pathlib
 import pickle
 import re
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pipelines.schemas import DamagedFile, as_type, parse_json
 
 
 class WeightsError(RuntimeError):
@@ -76,17 +77,21 @@ CLASS_NAMES = "class_names"  # in the metadata of a safetensors file: a JSON lis
 
 def read_class_names(path: Path) -> tuple[str, ...] | None:
     """The class names that a fine-tuning kept with its weights; None where there are none."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not _is_safetensors(path):
         return None
-    with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get(CLASS_NAMES)
     try:
-        names = json.loads(text) if text else None
-    except ValueError as error:
-        raise WeightsError(f"`checkpoint` {path}: its {CLASS_NAMES} are not JSON ({error})") from error
-    return tuple(map(str, names)) if names else None
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(CLASS_NAMES)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {plain(str(error))}") from error
+    where = f"`checkpoint` {path}: its {CLASS_NAMES}"
+    try:
+        names = as_type(parse_json(text, where), list[str], where) if text else None
+    except DamagedFile as error:
+        raise WeightsError(str(error)) from error
+    return tuple(names) if names else None
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -108,7 +113,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {error}") from error
+        raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {plain(str(error))}") from error
 
 
 def _harmless() -> list[Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, checked_fields, read_json, typed
 
 SCHEMA = 1
 # Packages that a prediction may depend on. DALI only where it makes the crops.
@@ -33,6 +34,13 @@ SAME_IN_SETTING = {
     "tf32": "tf32",
     "cudnn_benchmark": "cudnn_benchmark",
 }
+# Types of what is read from ``measured``, and the smallest values of ``use``.
+MEASURED: dict[str, Any] = {
+    "setting": dict[str, Any], "packages": dict[str, str | None], "policy": str, "level": str,
+    "stopping": dict[str, Any] | None,
+}  # fmt: skip
+SETTING: dict[str, Any] = {"S": int, "K": int, "interpolation": str, "crop_mode": str}
+LEAST = {"batch_size": 1, "num_classes": 1, "img_size": 1, "crop_pct": 1e-3}
 SAME_IN_MEASURED = ("policy", "level", "stopping")
 
 
@@ -185,11 +193,13 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read ``Recipe.write``'s file. Raises RecipeError, naming the file and the field, for what is no recipe."""
     path = Path(path)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RecipeError(f"{path} is no recipe: {error}") from error
+        return _recipe_in(path, read_json(path))
+    except DamagedFile as error:
+        raise RecipeError(f"{error}; this is no recipe of multicrop-bench recommend") from error
+
+
+def _recipe_in(path: Path, stored: Any) -> Recipe:
+    """Raises RecipeError and DamagedFile."""
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
         raise RecipeError(f"{path} is no recipe of schema {SCHEMA}: multicrop-bench recommend writes one")
     use, measured = stored.get("use"), stored.get("measured")
@@ -202,4 +212,8 @@ def read_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f'{path}: "use" lacks the field {missing[0]!r}')
     if not isinstance(measured.get("setting"), dict) or not isinstance(measured.get("packages"), dict):
         raise RecipeError(f'{path}: "measured" lacks "setting" or "packages"')
-    return Recipe(Use(**use), measured, path)
+    measured = checked_fields(measured, MEASURED, f'{path}: "measured"')
+    setting = checked_fields(measured["setting"], SETTING, f'{path}: "setting"')
+    if lacking := sorted(SETTING.keys() - setting.keys()):
+        raise RecipeError(f'{path}: "setting" lacks the field {lacking[0]!r}')
+    return Recipe(typed(Use, use, f'{path}: "use"', LEAST), {**measured, "setting": setting}, path)

@@ -10,11 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from models.classifier import Classifier
 from pipelines.crops import Policy
 from pipelines.data.labels import valid
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, as_type, read_json, typed
 
 FILE_NAME = "thresholds.json"
 
@@ -60,9 +62,11 @@ def read(path: Path) -> list[Threshold]:
     """Those of a file, or of a run's folder. Raises ValueError where there are none."""
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        return [Threshold(**one) for one in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(
+        entries = as_type(read_json(file), list[Any], str(file))
+        least = {"S": 1, "K": 1, "images": 0}
+        return [typed(Threshold, one, f"{file}, entry {n}", least) for n, one in enumerate(entries, 1)]
+    except DamagedFile as error:
+        raise DamagedFile(
             f"`thresholds` {path} holds no thresholds that can be read ({error}): name a run's folder, of a run that "
             "scored the policy"
         ) from error

@@ -25,7 +25,7 @@ MAY_IMPORT = {
         "analysis",
         # Record files and how they are compared; none of these imports torch.
         *(f"bench.{name}" for name in ("errors", "files", "predictions", "records")),
-        *(f"pipelines.{name}" for name in ("crops", "files", "inputspec", "text")),
+        *(f"pipelines.{name}" for name in ("crops", "files", "inputspec", "schemas", "text")),
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data
         "models.recipe",  # a file; no torch
@@ -60,6 +60,7 @@ STARTS_PROGRAMS = {
     "bench.logs": "what passes standard error on, without the lines of decoders; it imports nothing of ours",
     "bench.compare.gpu": "each measurement in a process of its own: a crash costs one step",
     "bench.compare.gpu_steps": "the GPU tests, as a step",
+    "pipelines.data.labels.devkit": "SciPy's reader of meta.mat may crash on a damaged file, and not this process",
     "pipelines.data.demo": "image generation without the caller's main module",
 }
 MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_BENCH_FILES = 60, 8, 20

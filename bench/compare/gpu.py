@@ -32,6 +32,7 @@ from bench.compare.gpu_steps import ROOT, GpuConfig, Step, require_gpu, steps
 from bench.errors import exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group
+from pipelines.schemas import DamagedFile, checked_fields, read_json_lines
 from pipelines.workers import safe_start
 
 MIN_SECONDS = 20.0  # with less left, no step is begun
@@ -87,11 +88,19 @@ def restore_tuning(out: Path) -> None:
         tuned.restore(out / "tune")
 
 
+STEP_END: dict[str, Any] = {"step": str, "took_s": float, "end": str}
+
+
 def finished(out: Path) -> Ends:
     """The steps that no further call will do."""
     path = out / "steps.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {one["step"]: one for one in map(json.loads, lines)}
+    ends = {}
+    for number, line in enumerate(read_json_lines(path), 1):
+        end = checked_fields(line, STEP_END, f"{path}, line {number}")
+        if missing := sorted(STEP_END.keys() - end.keys()):
+            raise DamagedFile(f"{path}, line {number}: `{missing[0]}` is missing")
+        ends[end["step"]] = end
+    return ends
 
 
 def overview(todo: Sequence[Step], ends: Ends) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, parse_json_line, read_text, typed
 from pipelines.text import csv_text
 
 SCHEMA = 2
@@ -76,17 +77,21 @@ def to_line(line: Line) -> str:
     return json.dumps({"schema": SCHEMA, "kind": line.kind, **asdict(line)}, allow_nan=False)
 
 
-def from_line(text: str) -> Line:
-    """Raises ValueError for another schema, an unknown kind or other fields than this version's."""
-    values = json.loads(text)
+LEAST = {"round": 0, "crops_done": 0, "duration_s": 1e-12, "batch_images": 0, "peak_mem_bytes": 0}
+
+
+def from_line(text: str, where: str = "a line") -> Line:
+    """Raises DamagedFile for another schema, an unknown kind, or other fields or types than this version's."""
+    values = parse_json_line(text, where)
     schema, kind = values.pop("schema", None), values.pop("kind", None)
-    if schema != SCHEMA or kind not in KINDS:
-        raise ValueError(f"schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}")
-    names = {f.name for f in fields(KINDS[kind])}
-    if set(values) != names:
-        raise ValueError(f"fields {', '.join(sorted(set(values) ^ names))} are missing or unknown")
-    values["workload"] = values["workload"] and Workload(**values["workload"])
-    return KINDS[kind](**values)
+    if schema != SCHEMA or not isinstance(kind, str) or kind not in KINDS:
+        raise DamagedFile(
+            f"{where}: schema {schema!r}, kind {kind!r}: this version reads schema {SCHEMA}, {', '.join(KINDS)}"
+        )
+    line: Line = typed(KINDS[kind], values, where, LEAST)
+    if line.workload and line.workload.crops < 1:
+        raise DamagedFile(f"{where}: `crops` is {line.workload.crops}, and must be at least 1")
+    return line
 
 
 def append(folder: Path, line: Line) -> None:
@@ -99,14 +104,9 @@ def append(folder: Path, line: Line) -> None:
 
 def read(folder: Path) -> list[Line]:
     """Raises ValueError, naming the line, for what is damaged."""
-    lines: list[Line] = []
     path = folder / "loaders.jsonl"
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines.append(from_line(text))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return lines
+    lines = read_text(path).splitlines()
+    return [from_line(text, f"{path}, line {number}") for number, text in enumerate(lines, 1)]
 
 
 @dataclass(frozen=True, slots=True)

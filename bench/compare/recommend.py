@@ -36,6 +36,7 @@ from analysis.text import write_csv
 from bench import run
 from bench.records import Run, read_run
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, checked_fields, read_json
 
 log = logging.getLogger(__name__)
 # Any of these asks for a search; without them the command takes runs that are there.
@@ -275,7 +276,10 @@ def settled_images(asked: Search, alive: Sequence[Case], total: int) -> int:
     """How many images all cases get: settled once, also for a continuation, for they are compared on the same ones."""
     note = asked.out / "images.json"
     if note.is_file():
-        return int(json.loads(note.read_text(encoding="utf-8"))["images"])
+        images = checked_fields(read_json(note), {"images": int}, str(note), {"images": 1}).get("images")
+        if images is None:
+            raise DamagedFile(f"{note} lacks `images`: remove it, and the number of images is settled again")
+        return int(images)
     images = affordable(asked, alive, total)
     write_whole(note, json.dumps({"images": images}))
     return images

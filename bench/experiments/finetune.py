@@ -50,6 +50,7 @@ from bench.errors import UserError, exit_status
 from bench.experiments.seeds import SEEDS, run_each
 from bench.files import locked, new_folder
 from bench.setup import make_job, resolve
+from pipelines.schemas import DamagedFile, checked_fields, read_json_object
 
 if TYPE_CHECKING:
     from bench.job import Job
@@ -217,11 +218,16 @@ def resumed(folder: Path, name: str = NOTE) -> tuple[Command, dict[str, Any]]:
     return Command(own, config, note["argv"]), note
 
 
+NOTE_TYPES: dict[str, Any] = {
+    "status": str, "finetune": dict[str, Any], "config": dict[str, Any], "started_in": str, "argv": list[str],
+}  # fmt: skip
+
+
 def read_note(folder: Path, name: str = NOTE) -> dict[str, Any]:
     """finetune.json. Raises UserError for a folder without one that this version reads."""
     try:
-        note = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        note = read_json_object(folder / name)
+    except DamagedFile as error:
         raise UserError(
             f"{folder} holds no {name} of a fine-tuning ({error}): name the folder given as `out`"
         ) from error
@@ -229,6 +235,12 @@ def read_note(folder: Path, name: str = NOTE) -> dict[str, Any]:
         raise UserError(
             f"{folder / name} has schema {note.get('schema')!r}; this version reads {SCHEMA}: start a new one"
         )
+    try:
+        note = checked_fields(note, NOTE_TYPES, str(folder / name))
+    except DamagedFile as error:
+        raise UserError(f"{error}: start a new one") from error
+    if missing := sorted(NOTE_TYPES.keys() - note.keys()):
+        raise UserError(f"{folder / name} lacks `{missing[0]}`: start a new one")
     return note
 
 

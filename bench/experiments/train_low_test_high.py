@@ -34,6 +34,7 @@ from bench.config import DataConfig, LoadingConfig, OutputConfig, option, to_pla
 from bench.errors import UserError, exit_status
 from bench.files import LOCK, WRITER, locked
 from bench.options import group_flags, parse_group, shared
+from pipelines.schemas import DamagedFile, checked_fields, read_json_lines, read_json_object
 
 
 def count(flag: str, default: int, what: str) -> Any:
@@ -255,7 +256,7 @@ def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
 
     path = out / "settings.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json_object(path)
         if other := [name for name in settings if before.get(name) != settings[name]]:
             raise UserError(
                 f"`out` {out} holds another experiment ({other[0]} is {before.get(other[0])!r} there, "
@@ -272,7 +273,12 @@ def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
 def read_log(out: Path) -> list[dict[str, Any]]:
     """scored.jsonl: a line for each network and test size."""
     path = out / "scored.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = []
+    for number, line in enumerate(read_json_lines(path), 1):
+        lines.append(checked_fields(line, {"network": str, "test_res": int}, f"{path}, line {number}"))
+        if missing := {"network", "test_res"} - line.keys():
+            raise DamagedFile(f"{path}, line {number}: `{min(missing)}` is missing")
+    return lines
 
 
 def weights_path(out: Path, trained: Trained) -> Path:

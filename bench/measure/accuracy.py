@@ -77,6 +77,7 @@ def _score_missing(job: Job, partial: PartialResults) -> None:
     """Score this process's share of what is not yet scored."""
     processes = job.processes
     if processes.is_main:
+        partial.set_aside_damaged()
         log_kept(partial)
     own = processes.own_share(processes.broadcast(partial.missing))
     if not own:

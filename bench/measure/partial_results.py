@@ -21,11 +21,13 @@ import numpy as np
 
 from bench.predictions import Predictions, check_complete, joined
 from pipelines.batch import split
+from pipelines.schemas import DamagedFile
 
 log = logging.getLogger(__name__)
 PIECES = 64  # about so many: eight processes get nearly equal shares, and a crash costs little
 MIN_IMAGES, MAX_IMAGES = 8, 256  # of a piece
 FITTING = "fitting-"  # begins the name of an empty file, which ends with the batch size that fitted into memory
+DAMAGED = ".damaged"  # ends the name of a piece that is set aside
 VISIBLE_S = 60  # how long a network file system may take to show what another machine has written
 
 
@@ -52,6 +54,19 @@ class PartialResults:
     def smallest_batch_size(self, batch_size: int) -> int:
         """``batch_size``, or the smallest that was noted."""
         return min([batch_size, *(int(path.name.removeprefix(FITTING)) for path in self.folder.glob(f"{FITTING}*"))])
+
+    def set_aside_damaged(self) -> None:
+        """Rename the pieces that cannot be read, or are of other images, so that these are scored again; with a
+        warning."""
+        for number, rows in enumerate(self.pieces):
+            path = self.path(number)
+            try:
+                if path.exists():
+                    check_complete(rows, Predictions.load(path))
+            except (DamagedFile, RuntimeError) as error:
+                aside = path.with_name(f"{path.name}{DAMAGED}")
+                path.replace(aside)
+                log.warning("%s; it is set aside as %s, and its images are scored again", error, aside.name)
 
     def missing(self) -> list[int]:
         """Numbers of the pieces that have no file yet."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import sole_writer, write_whole
+from pipelines.schemas import DamagedFile, as_type, checked_fields, read_json, shown
 
+log = logging.getLogger(__name__)
 FILE = "tuned.json"
+FIELDS: dict[str, Any] = {
+    "workers": int, "prefetch": int, "hw_load": float | None, "batch_images": int, "crop_operator": str | None,
+    "hybrid_huffman_threshold": int | None, "data_backend": str,
+}  # fmt: skip
+LEAST = {"workers": 1, "prefetch": 1, "hw_load": 0, "batch_images": 1, "hybrid_huffman_threshold": 0}
 AUTO = "auto"  # in the place of a backend's name: which one that choice takes
 
 
@@ -53,7 +61,7 @@ def store(backend_name: str, kept: dict[str, Any]) -> None:
 
 def restore(folder: Path) -> None:
     """Take over the settings that `out` wrote, unless the cache has newer ones."""
-    _merge(json.loads((folder / FILE).read_text(encoding="utf-8")), newer=False)
+    _merge(read(folder / FILE), newer=False)
 
 
 def add(found: dict[str, dict[str, Any]]) -> None:
@@ -70,10 +78,17 @@ def _merge(found: dict[str, dict[str, Any]], *, newer: bool) -> None:
 
 def _all() -> dict[str, dict[str, Any]]:
     try:
-        found = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: what it held is measured again
+        return read(path())
+    except DamagedFile as error:  # what it held is measured again
+        if path().exists():
+            log.warning("%s: tuned settings are not used; multicrop-bench tune writes them anew", error)
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def read(file: Path) -> dict[str, dict[str, Any]]:
+    """The settings of each machine and backend. Raises DamagedFile, naming the field."""
+    entries = as_type(read_json(file), dict[str, dict[str, Any]], str(file))
+    return {key: checked_fields(one, FIELDS, f"{file}: {shown(key)}", LEAST) for key, one in entries.items()}
 
 
 def _is_between(value: object, low: float, high: float) -> bool:

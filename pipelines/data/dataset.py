@@ -51,6 +51,7 @@ OTHER_PROGRAMS = frozenset(
 )
 DEMO_TABLE = "demo.csv"
 DEMO_COLUMNS = ("name", "label", "class", "width", "height")  # how the table of pipelines.data.demo begins
+DEMO_TEXTS = ("name", "class", "subsampling")  # the other columns hold numbers
 CHUNK_FILES = 512
 BACKWARD_BYTES = 1 << 20  # of a file that ends in zeros, looked at at a time
 START_BYTES = 16  # of a file that is not an image, for the message
@@ -568,10 +569,21 @@ def read_demo_table(source: Path | io.BytesIO, shown: Path) -> pd.DataFrame | No
     Raises DatasetError, which names it ``shown``, when it is not a table.
     """
     try:
-        demo = pd.read_csv(source, dtype={"name": TEXT, "class": TEXT, "subsampling": TEXT})
+        demo = pd.read_csv(source, dtype=dict.fromkeys(DEMO_TEXTS, TEXT))
     except (ValueError, OSError) as error:
         raise DatasetError(f"{shown} cannot be read ({error}): remove it, or write the demo data anew") from error
-    return demo if tuple(demo.columns[: len(DEMO_COLUMNS)]) == DEMO_COLUMNS else None
+    if tuple(demo.columns[: len(DEMO_COLUMNS)]) != DEMO_COLUMNS:
+        return None
+    for name in DEMO_COLUMNS:
+        if len(demo) and name not in DEMO_TEXTS and not pd.api.types.is_numeric_dtype(demo[name]):
+            raise DatasetError(f"{shown}: the column {name} holds {_no_number(demo[name])!r:.40}, which is no number")
+    return demo
+
+
+def _no_number(column: pd.Series) -> object:
+    """The first value of a column that is none."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    return column[numbers.isna()].iloc[0] if numbers.isna().any() else column.iloc[0]
 
 
 def with_demo_columns(table: pd.DataFrame, demo: pd.DataFrame, root: Path) -> pd.DataFrame:

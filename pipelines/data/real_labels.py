@@ -10,7 +10,6 @@ left out of this score, as in timm and in "Are we done with ImageNet?" (arXiv 20
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.labels.classes import SYNSET_LISTS
 from pipelines.data.labels.devkit import DEVKIT_CLASSES, DEVKIT_NAME
 from pipelines.data.labels.text import refuse_absurd
+from pipelines.schemas import DamagedFile, parse_json
 
 FORMS = "a list of lists of classes, as ImageNet's real.json, or an object {image name: [classes]}"
 
@@ -44,11 +44,12 @@ def read(path: Path, data: Dataset, num_classes: int) -> RealLabels:
     refuse_absurd(path, "`real_labels`")
     try:
         stored = path.read_bytes()
-        entries = json.loads(stored, object_pairs_hook=_without_repeats)
+        entries = parse_json(stored, str(path))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check `real_labels`") from error
-    except ValueError as error:
-        raise DatasetError(f"{path} is not what `real_labels` takes ({error}): give JSON, {FORMS}") from error
+    except DamagedFile as error:
+        reason = str(error.__cause__)
+        raise DatasetError(f"{path} is not what `real_labels` takes ({reason}): give JSON, {FORMS}") from error
     names = data.table["name"].tolist()
     if isinstance(entries, list):
         chosen, spare = _by_number(path, entries, names, num_classes)
@@ -64,14 +65,6 @@ def read(path: Path, data: Dataset, num_classes: int) -> RealLabels:
     each = sum(map(len, sets)) / known
     rule = f"{path.name}: {known} of {len(names)} images have labels, {each:.2f} each on average{unused}"
     return RealLabels(_padded(sets), rule, hashlib.sha256(stored).hexdigest()[:16])
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} comes twice")
-    return found
 
 
 def _by_number(path: Path, entries: list, names: Sequence[str], num_classes: int) -> tuple[list[Any], int]:

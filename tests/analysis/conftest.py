@@ -99,7 +99,7 @@ class Maker:
         """``models``: what run.json says of the networks."""
         folder = self.root / name
         folder.mkdir()
-        info = {"schema": 1, "data": str(data or self.root / "no images"), "environment": ENVIRONMENT}
+        info = {"schema": 2, "data": str(data or self.root / "no images"), "environment": ENVIRONMENT}
         info |= {"models": list(models)} if models else {}
         (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
         for record in records:

@@ -61,7 +61,7 @@ def rates(stage: str, crops: int | None, rate: float) -> Throughput:
 def test_end_to_end_is_held_against_the_smaller_ceiling_more_strictly_where_they_lie_apart(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "resnet-50"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"schema": 1}')
+    (folder / "run.json").write_text('{"schema": 2}')
     lines = [rates("model", None, 8000)]
     for crops, pipeline, reached in ((1, 4000, 3800), (2, 5000, 3400), (5, 4000, 1519), (20, 4000, 396)):
         lines += [rates("load", crops, pipeline), rates("end_to_end", crops, reached)]
@@ -146,9 +146,9 @@ def test_what_is_damaged_hides_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "loaders" / "1" / "loaders.jsonl").write_text('{"schema": 2, "ki')
     (target,) = found(tmp_path, "over pil")
     assert (target.wanted, target.verdict) == (None, "absent")
-    assert target.note.startswith("ValueError: ") and "loaders.jsonl, line 1" in target.note
+    assert target.note.startswith("DamagedFile: ") and "loaders.jsonl, line 1" in target.note
     assert len(found(tmp_path, "network alone")) == len(NETWORKS)
-    assert gpu_targets.text([target])[1].startswith("over pil       -         -  absent  ValueError")
+    assert gpu_targets.text([target])[1].startswith("over pil       -         -  absent  DamagedFile")
 
 
 def test_the_table_is_written_and_printed(tmp_path: Path) -> None:

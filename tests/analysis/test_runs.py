@@ -24,7 +24,7 @@ def test_a_run_without_results_is_refused(maker):
 def test_a_damaged_line_is_named(maker):
     run = maker.run("damaged", maker.curve(maker.setting()))
     with (run.folder / "results.jsonl").open("a") as file:
-        file.write('{"schema": 1, "kind"')
+        file.write('{"schema": 2, "kind"')
     with pytest.raises(ValueError, match=r"results\.jsonl, line 8"):
         runs.read([run.folder])
 

@@ -135,7 +135,7 @@ def test_what_is_no_number_is_never_written(record: Any, value: float, tmp_path:
 
 def a_run(folder: Path, *lines: str) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text('{"schema": 1}', encoding="utf-8")
+    (folder / "run.json").write_text('{"schema": 2}', encoding="utf-8")
     (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
 

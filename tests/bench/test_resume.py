@@ -765,7 +765,7 @@ def test_a_list_without_names_is_refused(text: str | None, finish: Small, tmp_pa
 def made(rows: list[int], failed: list[int] = []) -> Predictions:  # noqa: B006 - not changed
     n = len(rows)
     return Predictions(
-        rows=np.array(rows), labels=np.array(rows) % 3, policies=["CC"], levels=["softmax"],
+        rows=np.array(rows, np.int64), labels=np.array(rows, np.int64) % 3, policies=["CC"], levels=["softmax"],
         top1=np.array(rows, np.int32).reshape(1, 1, n), in_top5=np.ones((1, 1, n), bool),
         nll=np.array(rows, np.float32).reshape(1, 1, n), view_top1=np.array(rows, np.int32).reshape(n, 1),
         failed=[Failure(row, f"reason {row}") for row in failed],

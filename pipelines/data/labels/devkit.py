@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 from pipelines.data.dataset import DatasetError
 from pipelines.data.labels.classes import kind_of, some, synset_index
 from pipelines.data.labels.text import read_lines
+from pipelines.schemas import as_type, parse_json
 
 DEVKIT_CLASSES = 1000  # ILSVRC2012_ID 1 to 1000; higher IDs in meta.mat are inner nodes of the hierarchy
 DEVKIT_LISTS = ("meta.mat", "meta.txt", "synsets.txt", "synset_words.txt")  # looked for beside the ground truth
@@ -113,17 +115,35 @@ def _checked(by_id: dict[int, str], path: Path) -> list[str]:
     return wnids
 
 
+# SciPy's reader may crash on a damaged file (2.0 does), so that it has a process of its own. The current folder is no
+# place for modules.
+READ_MAT = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import io, json
+from scipy.io import loadmat
+synsets = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"]
+ids, wnids = (synsets[field] for field in synsets.dtype.names[:2])
+print(json.dumps([(int(number), str(wnid)) for number, wnid in zip(ids, wnids, strict=True)]))
+"""
+MAT_S = 120
+
+
 def _mat(source: Path | bytes, shown: Path) -> dict[int, str]:
     """ILSVRC2012_ID and WNID are the first two fields of the devkit's ``synsets`` (its readme.txt)."""
-    from scipy.io import loadmat  # here because only this layout needs it
-
     try:
-        file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
-        synsets = loadmat(file, squeeze_me=True)["synsets"]
-        ids, wnids = (synsets[field] for field in synsets.dtype.names[:2])
-        return {int(number): str(wnid) for number, wnid in zip(ids, wnids, strict=True)}
-    except Exception as error:  # on files of another kind loadmat raises nearly anything
-        raise DatasetError(f"{shown} is not the devkit's meta.mat ({error!r}): give that as `synsets_file`") from error
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        answer = subprocess.run(
+            [sys.executable, "-c", READ_MAT], input=content, capture_output=True, timeout=MAT_S, check=True
+        )
+        pairs = as_type(parse_json(answer.stdout.decode(), str(shown)), list[list[Any]], str(shown))
+        return {int(number): str(wnid) for number, wnid in pairs}
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = lines[-1] if lines else f"SciPy ended with status {error.returncode}"
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    raise DatasetError(f"{shown} is not the devkit's meta.mat ({reason[:300]}): give that as `synsets_file`")
 
 
 def _read_id_lines(path: Path) -> dict[int, str]:
