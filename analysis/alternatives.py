@@ -26,6 +26,7 @@ from analysis.drawing import make_figures
 from analysis.runs import MissingData, read
 from analysis.stats import CONFIDENCE, mcnemar, paired_difference, wilson
 from analysis.text import visible, write_csv
+from bench import values
 from bench.records import Run
 from pipelines.crops import TERMS, parted
 
@@ -205,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("alternatives", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on the same images")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first run's folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the halves (default: 0)")
+    parser.add_argument(
+        "--seed", type=values.for_argparse(values.seed_from_zero), default=0, help="of the halves (default: 0)"
+    )
     args = parser.parse_args(argv)
     out = args.out or args.runs[0]
     try:

@@ -6,11 +6,12 @@ import argparse
 import sys
 
 from analysis.text import visible
+from bench import values
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of ``multicrop-bench NAME``, with a module's docstring as its help."""
-    return argparse.ArgumentParser(
+    return values.Parser(
         prog=f"multicrop-bench {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

@@ -16,6 +16,7 @@ from analysis.commands import command_parser, failed
 from analysis.figures import object_size as figure
 from analysis.runs import Inputs
 from analysis.text import aligned
+from bench import values
 
 HEADINGS = (
     "images", "Eq. 5", "Eq. 5, area 0.08", "drawn again", "by integration", "sampled", "short side to S", "test area",
@@ -41,9 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("object-size", __doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images, whose sizes are read")
-    parser.add_argument("--img-size", type=int, metavar="K", help="side of the test crop, pixels; default: 224")
-    parser.add_argument("--short-side", type=int, metavar="S", help="short side after resizing; default: K x 256 / 224")
-    parser.add_argument("--train-size", type=int, metavar="K", help="side of the training crop; default: --img-size")
+    parser.add_argument(
+        "--img-size",
+        type=values.for_argparse(values.pixels),
+        metavar="K",
+        help="side of the test crop, pixels; default: 224",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=values.for_argparse(values.pixels),
+        metavar="S",
+        help="short side after resizing; default: K x 256 / 224",
+    )
+    parser.add_argument(
+        "--train-size",
+        type=values.for_argparse(values.pixels),
+        metavar="K",
+        help="side of the training crop; default: --img-size",
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     return parser.parse_args(argv)
 

@@ -35,6 +35,7 @@ from analysis.recipes import recipe_of
 from analysis.runs import read
 from analysis.stats import wilson
 from analysis.text import aligned, visible
+from bench import values
 from bench.records import Run
 from models.recipe import read_recipe
 
@@ -323,7 +324,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--levels", type=lambda text: text.split(","), metavar="LIST", help="feature, logit, softmax (default: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the halves (default: 0)")
+    parser.add_argument(
+        "--seed", type=values.for_argparse(values.seed_from_zero), default=0, help="of the halves (default: 0)"
+    )
     parser.add_argument("--check", type=Path, metavar="RECIPE", help="compare a run of this recipe with what it says")
     return parser.parse_args(argv)
 

@@ -32,6 +32,7 @@ from analysis.commands import command_parser, failed
 from analysis.runs import is_shown
 from analysis.stats import wilson
 from analysis.text import aligned, write_csv
+from bench import values
 from bench.predictions import read_named
 from bench.records import (
     LABELS,
@@ -215,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("spread", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--folds", type=int, default=FOLDS, metavar="K", help=f"default: {FOLDS}")
+    parser.add_argument(
+        "--folds", type=values.for_argparse(values.folds), default=FOLDS, metavar="K", help=f"default: {FOLDS}"
+    )
     parser.add_argument("--level", default="softmax", metavar="NAME", help="that the table shows (default: softmax)")
     args = parser.parse_args(argv)
     if args.folds < 2:

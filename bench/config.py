@@ -109,7 +109,7 @@ class NetworkConfig:
     img_size: list[int] | None = option(
         "--img-size",
         metavar="K,...",
-        parse=values.int_list,
+        parse=values.sizes,
         help="side of the square crop, pixels; several: each is measured apart; a..b: each from a to b, a:b:step: in "
         "steps, both ends included",
     )
@@ -126,10 +126,14 @@ class NetworkConfig:
         "--interpolation", metavar="NAME", help=f"of the resize: {' or '.join(INTERPOLATIONS)}"
     )
     mean: list[float] | None = option(
-        "--mean", nargs=3, metavar="X", parse=float, help="of the normalisation, red green blue, as in timm"
+        "--mean",
+        nargs=3,
+        metavar="X",
+        parse=values.channel_mean,
+        help="of the normalisation, red green blue, as in timm",
     )
     std: list[float] | None = option(
-        "--std", nargs=3, metavar="X", parse=float, help="of the normalisation, red green blue, as in timm"
+        "--std", nargs=3, metavar="X", parse=values.channel_std, help="of the normalisation, red green blue, as in timm"
     )
     adapt: str | None = option(
         "--adapt",
@@ -140,7 +144,7 @@ class NetworkConfig:
     train_size: int | None = option(
         "--train-size",
         metavar="K",
-        parse=values.positive,
+        parse=values.pixels,
         help="for --adapt: the training size, where the weights do not say it",
     )
     batch_size: int | str | None = option(
@@ -244,10 +248,10 @@ class DataConfig:
         help="leave out larger image files, millions of bytes (default: 256)",
     )
     limit: int | None = option(
-        "--limit", metavar="N", parse=int, help="only N images, chosen by --seed and their names"
+        "--limit", metavar="N", parse=values.positive, help="only N images, chosen by --seed and their names"
     )
     seed: int = option(
-        "--seed", default=0, parse=int, help="of the random windows, of --limit, of random weights (default: 0)"
+        "--seed", default=0, parse=values.seed, help="of the random windows, of --limit, of random weights (default: 0)"
     )
 
 
@@ -263,11 +267,11 @@ class LoadingConfig:
         "--workers",
         "-j",
         metavar="N",
-        parse=values.positive,
+        parse=values.workers,
         help="decoding threads (default: what multicrop-bench tune found, or all cores)",
     )
     batch_images: int | None = option(
-        "--batch-images", metavar="N", parse=values.positive, help="images per pipeline batch (default: by memory)"
+        "--batch-images", metavar="N", parse=values.batch, help="images per pipeline batch (default: by memory)"
     )
     mmap: bool = switch(
         "--no-mmap",
@@ -320,7 +324,7 @@ class MeasureConfig:
     accuracy: bool = switch("--no-accuracy", default=True, help="measure speed only; needs no labels")
     throughput: bool = switch("--no-throughput", default=True, help="measure accuracy only")
     rounds: int = option(
-        "--rounds", default=5, metavar="N", parse=values.positive, help="repetitions of every timing (default: 5)"
+        "--rounds", default=5, metavar="N", parse=values.rounds, help="repetitions of every timing (default: 5)"
     )
     round_seconds: float = option(
         "--round-seconds",
@@ -333,7 +337,7 @@ class MeasureConfig:
         "--num-warm-iter",
         default=2,
         metavar="N",
-        parse=values.positive,
+        parse=values.rounds,
         help="batches before each timed segment (default: 2)",
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench import values
 from bench.config import DEFAULT_CROPS, Option, RunConfig, option_of
 from bench.errors import with_flags
 from models.recipe import read_recipe
@@ -61,7 +62,7 @@ def build_parser(
     leave_out: Iterable[str] = (),
 ) -> argparse.ArgumentParser:
     """A parser with an option for each field of RunConfig but those in ``leave_out``, in its groups."""
-    parser = argparse.ArgumentParser(
+    parser = values.Parser(
         prog=prog,
         usage=f"{prog} [options]     (--help lists them)",  # the full list would hide an error behind 25 lines
         description=description,
@@ -93,7 +94,7 @@ def group_flags(group_class: type) -> dict[str, str]:
 
 def parse_group(argv: Sequence[str] | None, prog: str, description: str | None, group_class: type[T]) -> T:
     """Read the command line of a program that has this group's options only. Exits with status 2 on a bad one."""
-    parser = argparse.ArgumentParser(
+    parser = values.Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_options(parser, group_class)
@@ -121,22 +122,11 @@ def add_option(group: Any, name: str, how: Option) -> None:
     if arguments.get("action") == "boolean":
         arguments["action"] = argparse.BooleanOptionalAction
     if how.parse is not None:
-        arguments["type"] = _for_argparse(how.parse)
+        arguments["type"] = values.for_argparse(how.parse)
     if not how.flags:  # a positional argument
         group.add_argument(name, help=how.help.replace("%", "%%"), **arguments)
         return
     group.add_argument(*how.flags, dest=name, default=argparse.SUPPRESS, help=how.help.replace("%", "%%"), **arguments)
-
-
-def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def checked(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            message = str(error) if parse is not int else f"{text!r} is not a whole number"
-            raise argparse.ArgumentTypeError(message) from None
-
-    return checked
 
 
 def parse(

@@ -78,21 +78,21 @@ class PredictConfig:
     weights: str | None = shared(NetworkConfig, "weights", help="default: demo for FAMILY:demo, else pretrained")
     checkpoint: Path | None = shared(NetworkConfig, "checkpoint")
     num_classes: int | None = shared(NetworkConfig, "num_classes")
-    img_size: int | None = option("--img-size", metavar="K", parse=values.positive, help="side of a crop, pixels")
+    img_size: int | None = option("--img-size", metavar="K", parse=values.pixels, help="side of a crop, pixels")
     crop_pct: float | None = option(
-        "--crop-pct", metavar="K/S", parse=values.share, help="crop side over the resized short side"
+        "--crop-pct", metavar="K/S", parse=values.ratio, help="crop side over the resized short side"
     )
     interpolation: str | None = shared(NetworkConfig, "interpolation")
     valid_labels: Path | None = shared(DataConfig, "valid_labels")
     device: str | None = shared(NetworkConfig, "device")
     batch_size: int | None = option(
-        "--batch-size", "-b", metavar="N", parse=values.positive, help="crops per forward pass (default: by crop size)"
+        "--batch-size", "-b", metavar="N", parse=values.batch, help="crops per forward pass (default: by crop size)"
     )
     data_backend: str = shared(LoadingConfig, "data_backend")
     max_megapixels: float = shared(DataConfig, "max_megapixels")
     max_megabytes: float = shared(DataConfig, "max_megabytes")
     max_resized_megapixels: float = shared(LoadingConfig, "max_resized_megapixels")
-    seed: int = option("--seed", default=0, parse=int, help="of the random crops (default: 0)")
+    seed: int = option("--seed", default=0, parse=values.seed, help="of the random crops (default: 0)")
     verbose: int = shared(OutputConfig, "verbose")
     quiet: bool = shared(OutputConfig, "quiet")
 

@@ -2,35 +2,76 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from pipelines.text import visible_lines
 
 
-def int_list(text: str) -> list[int]:
+class Parser(argparse.ArgumentParser):
+    """Its errors show what was typed so that no terminal obeys it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible_lines(message))
+
+
+def for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The parser, whose ValueError argparse then shows in its own words."""
+
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except (ValueError, OverflowError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+MOST_PIXELS = 16_384  # of a crop's side
+MOST_CROPS = 100_000  # of an image
+MOST = 1_000_000_000  # of anything that is counted
+
+
+def int_list(text: str, most: int = MOST_CROPS) -> list[int]:
     """``1,2,5``, ``90..110`` (each of them), ``128:448:32`` (in steps) -> sorted, each once; both ends included."""
     try:
-        numbers = sorted({number for part in text.split(",") for number in _range(part)})
+        ranges = [_range(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
             f"{text!r} is not a list of whole numbers such as 1,2,5,10,20 or 90..110 or 128:448:32 (from:to:step)"
         ) from None
-    if numbers[0] < 1:
+    if any(one[0] < 1 for one in ranges):
         raise ValueError(f"{text!r}: a number of crops or pixels is at least 1")
-    return numbers
+    if any(one[-1] > most for one in ranges):
+        raise ValueError(f"{text!r}: the numbers are at most {most:,}")
+    return sorted({number for one in ranges for number in one})
+
+
+def sizes(text: str) -> list[int]:
+    """``int_list`` for sides of crops, pixels."""
+    return int_list(text, MOST_PIXELS)
 
 
 def _range(part: str) -> range:
     """``7``, ``90..110``, ``128:448:32``. Raises ValueError for anything else, and for an empty range."""
     if ":" in part:
-        first, last, step = map(int, part.split(":"))
+        first, last, step = map(_digits, part.split(":"))
     else:
-        ends = [int(end) for end in part.split("..")]
+        ends = [_digits(end) for end in part.split("..")]
         (first, last), step = (ends * 2 if len(ends) == 1 else ends), 1
     if last < first or step < 1:
         raise ValueError(part)
     return range(first, last + 1, step)
+
+
+def _digits(text: str) -> int:
+    if not re.fullmatch(r"\s*[+-]?\d{1,30}\s*", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
 
 
 def ratios(text: str) -> list[float]:
@@ -49,34 +90,58 @@ def number_between(low: float, high: float, what: str) -> Callable[[str], float]
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text) if "_" not in text and text.isascii() else float("nan")
         except ValueError:
             value = float("nan")
         if not low <= value <= high:  # not true of nan either
-            raise ValueError(f"{text!r} is not {what}")
+            raise ValueError(f"{text[:40]!r} is not {what}")
         return value
 
     return parse
 
 
+def whole(low: int, high: int, what: str = "") -> Callable[[str], int]:
+    """A parser for whole numbers from ``low`` to ``high``; ``what`` describes them in the error."""
+    wanted = what or f"a whole number from {low:,} to {high:,}"
+
+    def parse(text: str) -> int:
+        digits = text.strip()
+        if not re.fullmatch(r"[+-]?\d{1,30}", digits, re.ASCII):
+            raise ValueError(f"{text[:40]!r} is not {wanted}")
+        if int(digits) > high:
+            raise ValueError(f"{text!r} is too large: at most {high:,}")
+        if int(digits) < low:
+            raise ValueError(f"{text!r} is not {wanted}")
+        return int(digits)
+
+    return parse
+
+
+# The range of every numeric option, for all commands.
 seconds = number_between(1e-3, 3600.0, "a number of seconds, at most an hour")
 minutes = number_between(0.01, 1e5, "a number of minutes")
 long_seconds = number_between(1e-3, 1e7, "a number of seconds")
 ratio = number_between(1e-3, 1.0, "a ratio above 0 and at most 1")
 above_zero = number_between(1e-6, 1e9, "a number above 0")
 share = number_between(0.0, 1.0, "a share from 0 to 1")
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a positive integer")
-    return int(text)
+from_zero = number_between(0.0, 1e9, "a number of at least 0")
+below_one = number_between(0.0, 0.999, "a number from 0 to below 1")
+channel_mean = number_between(-1e3, 1e3, "a channel's mean, of pixels from 0 to 1")
+channel_std = number_between(1e-6, 1e3, "a channel's standard deviation, above 0")
+positive = whole(1, MOST, "a positive integer")
+pixels = whole(1, MOST_PIXELS, "a positive integer")
+crops = whole(1, MOST_CROPS, "a positive integer")
+workers = whole(1, 4096, "a positive integer")
+batch = whole(1, 1_000_000, "a positive integer")
+rounds = whole(1, 10_000, "a positive integer")
+folds = whole(2, 10_000)
+seed = whole(-(1 << 63), (1 << 63) - 1, "a whole number")
+seed_from_zero = whole(0, (1 << 63) - 1, "a whole number of at least 0")
 
 
 def positive_or_auto(text: str) -> int | str:
     """A whole number of at least 1, or the word ``auto``."""
-    return text if text == "auto" else positive(text)
+    return text if text == "auto" else batch(text)
 
 
 def names(text: str) -> list[str]:
@@ -94,7 +159,7 @@ def key_value(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not KEY=VALUE")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # of literals that lie deep within each other
         return key, value
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "analysis": (
         "analysis",
         # Record files and how they are compared; none of these imports torch.
-        *(f"bench.{name}" for name in ("errors", "files", "predictions", "records")),
+        *(f"bench.{name}" for name in ("errors", "files", "predictions", "records", "values")),
         *(f"pipelines.{name}" for name in ("crops", "files", "inputspec", "schemas", "text")),
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data

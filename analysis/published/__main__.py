@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from analysis.published import FOLDER, contradictions, markdown
+from bench import values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints how many there are. Returns the exit status."""
-    argparse.ArgumentParser(
+    values.Parser(
         prog="multicrop-bench published", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(argv)
     path = FOLDER / "contradictions.md"

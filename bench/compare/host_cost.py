@@ -35,7 +35,7 @@ class HostCostConfig:
 
     title: ClassVar[str] = "host cost"
     data: Path | None = shared(DataConfig, "data")
-    crops: int = option("--crops", default=1, metavar="N", parse=values.positive, help="of each image (default: 1)")
+    crops: int = option("--crops", default=1, metavar="N", parse=values.crops, help="of each image (default: 1)")
     rounds: int = shared(MeasureConfig, "rounds", default=50, help="batches timed for each row (default: 50)")
 
 

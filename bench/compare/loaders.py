@@ -55,7 +55,7 @@ class LoaderComparison:
     data: Path | None = shared(DataConfig, "data", help="a folder of images (default: the demo set)")
     crops: list[int] = shared(MeasureConfig, "crops", default=[1, 20], help="of each image (default: 1,20)")
     img_size: int = option(
-        "--img-size", default=224, metavar="K", parse=values.positive, help="side of the crop, pixels (default: 224)"
+        "--img-size", default=224, metavar="K", parse=values.pixels, help="side of the crop, pixels (default: 224)"
     )
     crop_pct: float = option(
         "--crop-pct",

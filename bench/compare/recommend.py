@@ -33,7 +33,7 @@ from analysis.commands import failed
 from analysis.recommend import TOP1, Target, parse_target
 from analysis.stats import wilson
 from analysis.text import write_csv
-from bench import run
+from bench import run, values
 from bench.records import Run, read_run
 from pipelines.files import write_whole
 from pipelines.schemas import DamagedFile, checked_fields, read_json
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The search's own options, and those of a run."""
-    parser = argparse.ArgumentParser(
+    parser = values.Parser(
         prog="multicrop-bench recommend",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,8 +115,19 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     names = ", ".join((TOP1, *METRICS))
     parser.add_argument("--target", action="append", default=[], metavar="NAME>=X", help=f"of {names}; repeatable")
-    parser.add_argument("--minutes", type=float, metavar="M", help="take about so long: fewer images where needed")
-    parser.add_argument("--screen-images", type=int, default=SCREEN_IMAGES, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--minutes",
+        type=values.for_argparse(values.minutes),
+        metavar="M",
+        help="take about so long: fewer images where needed",
+    )
+    parser.add_argument(
+        "--screen-images",
+        type=values.for_argparse(values.positive),
+        default=SCREEN_IMAGES,
+        metavar="N",
+        help="default: %(default)s",
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("recipe.json"), metavar="FILE", help="default: recipe.json")
     return parser.parse_known_args(list(arguments))

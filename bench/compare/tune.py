@@ -51,12 +51,12 @@ class TuneConfig:
     data_backend: str = shared(LoadingConfig, "data_backend")
     device: str | None = shared(NetworkConfig, "device")
     img_size: int = option(
-        "--img-size", default=224, metavar="K", parse=values.positive, help="side of a crop, pixels (default: 224)"
+        "--img-size", default=224, metavar="K", parse=values.pixels, help="side of a crop, pixels (default: 224)"
     )
     crop_pct: float = option(
         "--crop-pct", default=0.875, metavar="K/S", parse=values.ratio, help="crop over short side (default: 0.875)"
     )
-    crops: int = option("--crops", default=20, metavar="N", parse=values.positive, help="of each image (default: 20)")
+    crops: int = option("--crops", default=20, metavar="N", parse=values.crops, help="of each image (default: 20)")
     rounds: int = shared(MeasureConfig, "rounds", default=3, help="repetitions of every timing (default: 3)")
     round_seconds: float = shared(MeasureConfig, "round_seconds")
     out: Path | None = option(

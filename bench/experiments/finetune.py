@@ -83,7 +83,7 @@ class FineTuneConfig:
         "--resume", metavar="DIR", parse=values.path, help="continue in this folder; takes no other option"
     )
     img_size: int | None = option(
-        "--img-size", metavar="K", parse=values.positive, help="side of the crops at which to tune, pixels"
+        "--img-size", metavar="K", parse=values.pixels, help="side of the crops at which to tune, pixels"
     )
     tune: str | None = option(
         "--tune",
@@ -97,7 +97,7 @@ class FineTuneConfig:
     val_split: float | None = option(
         "--val-split",
         metavar="X",
-        parse=float,
+        parse=values.below_one,
         help="share of each class that is held out: scored after each epoch, never trained on; the weights of the best "
         "epoch are the result (default: 0.2 with --new-head, else 0: all are trained on)",
     )
@@ -115,13 +115,13 @@ class FineTuneConfig:
         "train: RandomResizedCrop, flip, colour jitter",
     )
     epochs: int = option(
-        "--epochs", default=60, metavar="N", parse=int, help="default: 60; the learning rate falls half way"
+        "--epochs", default=60, metavar="N", parse=values.rounds, help="default: 60; the learning rate falls half way"
     )
     seeds: int = option(
         "--seeds",
         default=1,
         metavar="N",
-        parse=values.positive,
+        parse=values.rounds,
         help="do it N times, from --seed on: other orders, other held-out images, other first weights of a new head; "
         "seeds.json says how far the scores spread (default: 1)",
     )
@@ -129,34 +129,50 @@ class FineTuneConfig:
         "--batch-size",
         "-b",
         metavar="N",
-        parse=values.positive,
+        parse=values.batch,
         help="images per step (default: 512; 32 with --new-head)",
     )
     lr: float | None = option(
         "--lr",
         metavar="X",
-        parse=float,
+        parse=values.above_zero,
         help="default: 0.008 for 512 images, with --new-head 0.1 for 256; in proportion for others",
     )
-    momentum: float = option("--momentum", default=0.9, metavar="X", parse=float, help="of SGD (default: 0.9)")
-    weight_decay: float = option("--weight-decay", default=1e-4, metavar="X", parse=float, help="default: 0.0001")
+    momentum: float = option(
+        "--momentum", default=0.9, metavar="X", parse=values.below_one, help="of SGD (default: 0.9)"
+    )
+    weight_decay: float = option(
+        "--weight-decay", default=1e-4, metavar="X", parse=values.from_zero, help="default: 0.0001"
+    )
     label_smoothing: float = option(
-        "--label-smoothing", default=0.0, metavar="X", parse=float, help="0.1 is usual with EfficientNet (default: 0)"
+        "--label-smoothing",
+        default=0.0,
+        metavar="X",
+        parse=values.below_one,
+        help="0.1 is usual with EfficientNet (default: 0)",
     )
     jitter: float = option(
-        "--jitter", default=0.4, metavar="X", parse=float, help="of colours; not in test (default: 0.4)"
+        "--jitter", default=0.4, metavar="X", parse=values.share, help="of colours; not in test (default: 0.4)"
     )
     min_area: float = option(
-        "--min-area", default=0.08, metavar="X", parse=float, help="of RandomResizedCrop; the demo's networks: 0.25"
+        "--min-area",
+        default=0.08,
+        metavar="X",
+        parse=values.ratio,
+        help="of RandomResizedCrop; the demo's networks: 0.25",
     )
     trunk_batch: int | None = option(
         "--trunk-batch-size",
         metavar="N",
-        parse=values.positive,
+        parse=values.batch,
         help="crops per forward pass of the frozen trunk (default: by size)",
     )
     keep_gib: float = option(
-        "--keep-gib", default=4.0, metavar="X", parse=float, help="memory for the trunk's outputs; 0: none (default: 4)"
+        "--keep-gib",
+        default=4.0,
+        metavar="X",
+        parse=values.from_zero,
+        help="memory for the trunk's outputs; 0: none (default: 4)",
     )
 
 

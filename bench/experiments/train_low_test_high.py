@@ -70,13 +70,13 @@ class TrainLowTestHigh:
     )
     family: str = option("--family", default="resnet", help="whose demo network (default: resnet)")
     train_sizes: list[int] = option(
-        "--train-sizes", default=[48, 64, 96], metavar="K,...", parse=values.int_list, help="default: 48,64,96"
+        "--train-sizes", default=[48, 64, 96], metavar="K,...", parse=values.sizes, help="default: 48,64,96"
     )
     test_sizes: list[int] = option(
         "--test-sizes",
         default=[32, 48, 64, 80, 96, 112, 128],
         metavar="K,...",
-        parse=values.int_list,
+        parse=values.sizes,
         help="default: 32,48,64,80,96,112,128",
     )
     images: int = count("--images", 8000, "trained on")
