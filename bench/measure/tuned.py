@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,41 @@ def _merge(found: dict[str, dict[str, Any]], *, newer: bool) -> None:
 
 
 def _all() -> dict[str, dict[str, Any]]:
-    try:
-        return read(path())
-    except DamagedFile as error:  # what it held is measured again
-        if path().exists():
-            log.warning("%s: tuned settings are not used; multicrop-bench tune writes them anew", error)
+    """What can be used of the file: a damaged field is left out, with a warning, and measured again."""
+    if not path().exists():
         return {}
+    try:
+        entries = read_json(path())
+    except DamagedFile as error:
+        log.warning("%s: multicrop-bench tune writes it anew", error)
+        return {}
+    try:
+        return checked(entries)
+    except DamagedFile as error:
+        log.warning("%s: it is left out; multicrop-bench tune measures it again", error)
+    held = entries if isinstance(entries, dict) else {}
+    return {key: _sound(key, one) for key, one in held.items() if isinstance(one, dict)}
+
+
+def _sound(key: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an entry that are as they should be."""
+    kept: dict[str, Any] = {}
+    for name, value in entry.items():
+        with suppress(DamagedFile):
+            kept |= checked({key: {name: value}})[key]
+    return kept
+
+
+def checked(entries: Any, file: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The settings of each machine and backend. Raises DamagedFile, naming the field."""
+    where = str(file or path())
+    found = as_type(entries, dict[str, dict[str, Any]], where)
+    return {key: checked_fields(one, FIELDS, f"{where}: {shown(key)}", LEAST) for key, one in found.items()}
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """The settings of each machine and backend. Raises DamagedFile, naming the field."""
-    entries = as_type(read_json(file), dict[str, dict[str, Any]], str(file))
-    return {key: checked_fields(one, FIELDS, f"{file}: {shown(key)}", LEAST) for key, one in entries.items()}
+    """The settings of a file. Raises DamagedFile, naming the field."""
+    return checked(read_json(file), file)
 
 
 def _is_between(value: object, low: float, high: float) -> bool:
