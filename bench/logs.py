@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from bench.distributed import is_main
@@ -102,18 +101,22 @@ def without_decoder_messages() -> None:
     """From now on, what image decoders write to standard error themselves is not shown (pipelines.decoder_messages).
 
     File descriptor 2 leads to a process that passes all else on; our own messages go past it. Worker processes inherit
-    it. Called once, by a command, after ``prepare_streams``.
+    it. Where no process can be started, all is shown. Called once, by a command, after ``prepare_streams``.
     """
     terminal = os.dup(2)
     reader, writer = os.pipe()
-    script = Path(decoder_messages.__file__)
-    passing = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(script)],
-        stdin=reader,
-        stdout=terminal,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is not for it: it ends when nobody can write any more
-    )
+    try:
+        passing = subprocess.Popen(
+            [sys.executable, "-I", "-S", decoder_messages.__file__],
+            stdin=reader,
+            stdout=terminal,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not for it: it ends when nobody can write any more
+        )
+    except (OSError, ValueError):
+        for number in (terminal, reader, writer):
+            os.close(number)
+        return
     own = os.fdopen(terminal, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     sys.stderr.flush()
     sys.stderr = Tolerant(own)  # type: ignore[assignment]

@@ -188,6 +188,21 @@ def test_damaged_images_are_named_with_reasons_and_decoders_are_silent(
     assert all(line.startswith("  ") and ".jpg: " in line for line in said[1:]), said
 
 
+def test_where_no_process_can_be_started_all_is_shown(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+from bench import logs
+sys.executable = {str(tmp_path / "nowhere")!r}
+logs.prepare_streams(); logs.without_decoder_messages()
+os.write(2, b"a library\\n")
+print("ours", file=sys.stderr)
+""")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "a library\nours\n")
+
+
 def test_packages_of_a_user_are_not_taken_for_ours(tmp_path: Path) -> None:
     for name in ("bench", "models", "pipelines", "analysis"):
         (tmp_path / name).mkdir()

@@ -13,7 +13,7 @@ from pipelines.data.dataset import DatasetError, Scan
 from pipelines.data.formats import IMAGE_SUFFIXES
 from pipelines.data.labels.classes import Classes, kind_of, match, some
 from pipelines.data.labels.devkit import DEVKIT_NAME, GROUND_TRUTH, devkit_wnids, read_devkit
-from pipelines.data.labels.text import read_lines
+from pipelines.data.labels.text import read_lines, read_text
 
 # Taken without being named, from a folder whose images all lie directly in it. In CSVs, columns in order of preference:
 # a wnid says more than a number. ImageId and PredictionString are Kaggle's LOC_val_solution.csv.
@@ -108,8 +108,8 @@ def _read_table_file(path: Path) -> dict[str, str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number of its last line, fields) of each row. Raises DatasetError for what is no CSV."""
-    text = "\n".join(read_lines(path, "`labels_file`"))  # a name in quotes may hold line ends
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    text = io.StringIO(read_text(path, "`labels_file`").rstrip(), newline="")  # a name in quotes may hold line ends
+    rows = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         for row in rows:
             yield rows.line_num, row

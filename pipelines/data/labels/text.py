@@ -19,8 +19,8 @@ def refuse_absurd(path: Path, flag: str) -> None:
         )
 
 
-def read_lines(path: Path, flag: str) -> list[str]:
-    """Lines without the blank ones at the end. A byte-order mark, as of Windows editors, does not count."""
+def read_text(path: Path, flag: str) -> str:
+    """The whole text. A byte-order mark, as of Windows editors, does not count. Raises DatasetError."""
     refuse_absurd(path, flag)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -28,10 +28,15 @@ def read_lines(path: Path, flag: str) -> list[str]:
         raise DatasetError(f"{path} is no UTF-8 text ({error.reason}): give a text file as {flag}") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the path given as {flag}") from error
-    # Not splitlines: names may hold the other signs that it splits at, such as U+2028.
-    lines = re.split(r"\r\n|\n|\r", text)
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    if not text.strip():
         raise DatasetError(f"{path} is empty: give a file with lines as {flag}")
+    return text
+
+
+def read_lines(path: Path, flag: str) -> list[str]:
+    """``read_text`` line by line, without the blank ones at the end."""
+    # Not splitlines: names may hold the other signs that it splits at, such as U+2028.
+    lines = re.split(r"\r\n|\n|\r", read_text(path, flag))
+    while not lines[-1].strip():
+        lines.pop()
     return lines

@@ -728,16 +728,19 @@ def test_a_file_that_is_far_too_large_for_labels_is_refused_unread(flag: str, fi
 
 
 def test_names_with_line_ends_of_any_kind_are_found_in_a_table(fill: Fill, tmp_path: Path) -> None:
-    names = ["new\nline.jpg", "line\u2028sep.jpg", "nel\u0085.jpg", "a,b.jpg", 'say "x".jpg']
+    names = ["new\nline.jpg", "carriage\rreturn.jpg", "line\u2028sep.jpg", "nel\u0085.jpg", "a,b.jpg", 'say "x".jpg']
     table = tmp_path / "table.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["name", "label"], *([name, i] for i, name in enumerate(names))])
-    data = label(fill(*names), num_classes=5, labels_file=table)
+    data = label(fill(*names), num_classes=6, labels_file=table)
     assert by_name(data) == {name: i for i, name in enumerate(names)}
-    lines = text(tmp_path / "labels.txt", *(f"{name} {i}" for i, name in enumerate(names) if "\n" not in name))
+    lines = text(
+        tmp_path / "labels.txt",
+        *(f"{name} {i}" for i, name in enumerate(names) if "\n" not in name and "\r" not in name),
+    )
     table.write_text("name,label\n" + "x" * 200_000 + ",1\n")
     with pytest.raises(DatasetError, match=r"line 2, is no CSV \(field larger"):
         label(fill(), num_classes=5, labels_file=table)
     without = fill()
-    with pytest.raises(DatasetError, match="1 have no label"):
-        label(without, num_classes=5, labels_file=lines)
+    with pytest.raises(DatasetError, match="2 have no label"):
+        label(without, num_classes=6, labels_file=lines)
