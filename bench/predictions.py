@@ -222,6 +222,36 @@ def counts(predictions: Predictions, level: str, policy: str, labels: str = ORIG
     }
 
 
+FEWEST_FOR_CONSTANT = 10  # images: fewer may well be of one class
+
+
+def nan_note(predictions: Predictions, level: str, policy: str) -> str | None:
+    """Of a network that gives NaN: on how many images."""
+    i, p = predictions.levels.index(level), predictions.policies.index(policy)
+    if broken := int((predictions.top1[i, p] == -1).sum()):
+        return f"the network gave NaN on {broken} of {len(predictions.rows)} images, which count as wrong"
+    return None
+
+
+def odd_answers(predictions: Predictions) -> list[str]:
+    """A line each for a network that gives NaN, and for one that gives the same class for every image."""
+    if BASELINE not in predictions.policies or not len(predictions.rows):
+        return []
+    level = predictions.levels[-1]
+    lines = []
+    if note := nan_note(predictions, level, BASELINE):
+        lines.append(f"{note}: half precision may overflow, or the weights hold NaN")
+    answers = predictions.top1[-1, predictions.policies.index(BASELINE)]
+    labels = predictions.labels[predictions.labels >= 0]
+    is_constant = len(answers) >= FEWEST_FOR_CONSTANT and answers[0] >= 0 and (answers == answers[0]).all()
+    if is_constant and len(np.unique(labels)) != 1:
+        lines.append(
+            f"the network answers class {answers[0]} for all {len(answers)} images: check weights, mean and std "
+            "(of equal scores, the class with the lowest number is the answer)"
+        )
+    return lines
+
+
 def mean_forwards(predictions: Predictions, level: str, policy: str) -> float:
     """Forward passes per image."""
     assert predictions.forwards is not None

@@ -267,6 +267,16 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], path: Path, model: st
         for name, tensor in state.items()
         if name in own and tensor.shape != own[name].shape
     ]
+    casts = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')} for {str(own[name].dtype).removeprefix('torch.')})"
+        for name, tensor in state.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if casts:
+        raise WeightsError(
+            f"`checkpoint` {path} holds numbers of another kind than {model} computes with: {_some(casts)}; save "
+            "floating-point weights (quantized and complex ones are not cast)"
+        )
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     text = "; ".join(f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in problems.items() if names)
     if text:

@@ -6,6 +6,7 @@ so that an interrupted pass continues and several processes can share one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -21,12 +22,13 @@ from bench.measure.partial_results import PartialResults, fill, log_kept
 from bench.measure.same_images import require_one_data_set
 from bench.measure.scoring import no_predictions, scored
 from bench.measure.stopped import Outcome, stop_all, write_thresholds
-from bench.predictions import Predictions, counts, mean_forwards
+from bench.predictions import Predictions, counts, mean_forwards, nan_note, odd_answers
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
 from pipelines.data.decode import READS, decode_error
 from pipelines.data.identity import FACTS, Identifier
 
+log = logging.getLogger(__name__)
 CHECKED_IMAGES = 4  # compared with the reference before anything is scored or timed
 LOST_IMAGES = 10  # that the scan found and whose files are gone: more of them stop the run
 LOOKED_AT = 2000  # images among which readable ones are looked for
@@ -112,6 +114,8 @@ def _whole(job: Job, partial: PartialResults, out: Path) -> tuple[Predictions, l
     empty = replace(no_predictions(job.network, job.scoring()), facts=np.zeros(0, FACTS))
     predictions = partial.whole(empty)
     require_one_data_set(out, predictions, job)
+    for line in odd_answers(predictions):
+        log.warning("%s: %s", job.case.label, line)
     predictions, outcomes = stop_all(predictions, job)
     predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
     write_thresholds(out, job, outcomes, len(predictions.rows))
@@ -188,6 +192,9 @@ def _accuracies(
             yield records.Absent(setting, f"accuracy with {labels} labels", "no image that was read has one")
             return
         outcome = stopped.get((policy.name, level))
+        fields = outcome.fields() if outcome else {}
+        if note := nan_note(predictions, level, policy.name):
+            fields["note"] = note
         yield records.Accuracy(
             setting,
             policy=policy.name,
@@ -198,6 +205,6 @@ def _accuracies(
             labels=labels,
             fitting_batch_size=fitting if fitting < job.batch_size else None,
             forwards=mean_forwards(predictions, level, policy.name),
-            **(outcome.fields() if outcome else {}),
+            **fields,
             **counted,
         )

@@ -58,7 +58,7 @@ START_BYTES = 16  # of a file that is not an image, for the message
 # Rows that exist as Python objects at once, and what an interrupted scan may lose. Below the 700 new objects that wake
 # the garbage collector: thousands of them cost a fifth of the walk over a million files, beside torch's many objects.
 BATCH_ROWS = 512
-CACHE_VERSION = "5"  # raised when what is found in the same files changes, for the cache holds what was found
+CACHE_VERSION = "6"  # raised when what is found in the same files changes, for the cache holds what was found
 
 NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is no readable file
 UNREADABLE_COLUMNS = ("name", "path", "stage", "reason")
@@ -438,6 +438,8 @@ def header_facts(
                 return 0, 0, "", "", f"a size of {width}x{height} pixels"
             if reason := refusal(opened):
                 return 0, 0, "", "", reason
+            if opened.info.get("progressive") and (reason := _many_scans(opened, is_whole)):
+                return 0, 0, "", "", reason
             if is_whole and _is_cut_and_filled(opened):
                 return 0, 0, "", "", CUT_AND_FILLED
             return width, height, opened.format or "", opened.mode, ""
@@ -462,6 +464,27 @@ REASONS: dict[type[Exception], Callable[[Callable[[], bytes], Exception], str]] 
     FileNotFoundError: lambda start, error: "vanished during the scan",
     PermissionError: lambda start, error: "no permission to read it",
 }
+
+
+MOST_SCANS = 100  # of a progressive JPEG: encoders write about 10, and each is decoded over the whole picture
+
+
+def _many_scans(image: ImageFile, is_whole: bool) -> str:
+    """Why a progressive JPEG is refused, or ""; a small file of thousands of scans would be decoded for minutes.
+
+    Its scans are counted by their markers, which cannot stand in coded pixels (ITU T.81, F.1.2.3). Of the first bytes
+    of a file nothing can be said: the answer is then a reason to read all of it.
+    """
+    if image.fp is None:
+        return ""
+    if not is_whole:
+        return "a progressive JPEG of which only the first bytes were read"
+    image.fp.seek(0)
+    scans, before = 0, b""
+    while data := image.fp.read(BACKWARD_BYTES):
+        scans += (before + data).count(b"\xff\xda")
+        before = data[-1:]
+    return f"a progressive JPEG of {scans} scans, over the limit of {MOST_SCANS}" if scans > MOST_SCANS else ""
 
 
 def _is_cut_and_filled(image: ImageFile) -> bool:

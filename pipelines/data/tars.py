@@ -316,7 +316,8 @@ class _Reader:
     is_sure: bool = True  # no trouble with reading, which may pass: only then the index is kept
 
     def read(self) -> tuple[_Shard, bool]:
-        images, beside, demo = [], {}, []
+        images, demo = [], []
+        beside: dict[tuple[str, str], _Member] = {}
         for member in self._members(Span(self.path, 0, os.fstat(self.file.fileno()).st_size)):
             suffix = suffix_of(posixpath.basename(member.name))
             if suffix in IMAGE_SUFFIXES or other_picture(suffix) or member.is_tar:
@@ -324,6 +325,7 @@ class _Reader:
                 continue
             self.other_files[suffix] += 1
             if suffix in LABEL_READERS:
+                self._mark_if_twice(member, beside)
                 beside[posixpath.splitext(member.name)[0], suffix] = member  # of a name with dots of its own
                 if sample := sample_of(member.name):
                     beside[sample] = member
@@ -403,9 +405,18 @@ class _Reader:
         length = span.length or 0
         return length > 2 and os.pread(self.file.fileno(), 2, span.offset + length - 2) == b"\0\0"
 
+    @staticmethod
+    def _mark_if_twice(member: _Member, beside: dict[tuple[str, str], _Member]) -> None:
+        """Keep under (name, "") what comes a second time."""
+        first = beside.get((posixpath.splitext(member.name)[0], suffix_of(posixpath.basename(member.name))))
+        if first is not None and first.name == member.name:
+            beside[member.name, ""] = member
+
     def _label(self, image: str, beside: dict[tuple[str, str], _Member]) -> tuple[int, str]:
-        """(the label beside the image, -1 for none; why it cannot be used). ``.cls`` goes before ``.json``."""
+        """(the label beside the image, -1 for none; why it cannot be used): of a ``.cls`` or a ``.json``, which must
+        agree where there are both."""
         sample = sample_of(image)
+        found: dict[str, int] = {}
         for suffix, read in LABEL_READERS.items():
             exact = beside.get((posixpath.splitext(image)[0], suffix))
             member = exact or (beside.get((sample[0], suffix)) if sample else None)
@@ -414,10 +425,19 @@ class _Reader:
             try:
                 label = self._read_label(member, read)
             except ValueError as error:
+                if found:  # a .json beside a .cls may describe the image, and its "label" be a word
+                    continue
                 return -1, f"its label {member.name} {error}"
             if label is not None:
-                return label, ""
-        return -1, ""
+                found[member.name] = label
+                if (member.name, "") in beside:
+                    return -1, f"its label {member.name} is in the tar twice: leave one"
+        if len(set(found.values())) > 1:
+            return (
+                -1,
+                f"its labels {' and '.join(f'{name} ({label})' for name, label in found.items())} differ: leave one",
+            )
+        return next(iter(found.values()), -1), ""
 
     def _read_label(self, member: _Member, read: Callable[[bytes], int | None]) -> int | None:
         if member.problem:

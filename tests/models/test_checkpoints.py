@@ -9,6 +9,7 @@ import argparse
 import datetime
 import pathlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import timm
 import torch
 import torchvision
 
-from models.checkpoints import WeightsError, read_checkpoint
+from models.checkpoints import WeightsError, load_weights, read_checkpoint
 from models.loading import load
 
 X = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
@@ -162,3 +163,19 @@ def test_a_network_that_timm_would_load_in_part_is_refused(tmp_path):
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match=r"1 missing: level3\.tree1\.tree1\.conv1\.weight"):
         load("dla34", checkpoint=tmp_path / "part.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_not_cast(dtype: torch.dtype) -> None:
+    net = torch.nn.Linear(3, 2)
+    state = {"weight": torch.ones(2, 3).to(dtype), "bias": torch.zeros(2)}
+    with pytest.raises(WeightsError, match=rf"weight \({str(dtype).removeprefix('torch.')} for float32\)"):
+        load_weights(net, state, Path("w.pt"), "net")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_of_another_width_is_taken(dtype: torch.dtype) -> None:
+    net = torch.nn.Linear(3, 2)
+    load_weights(net, {"weight": torch.ones(2, 3, dtype=dtype), "bias": torch.zeros(2)}, Path("w.pt"), "net")
+    assert net.weight.dtype == torch.float32
+    assert bool((net.weight == 1).all())

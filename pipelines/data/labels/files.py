@@ -23,6 +23,7 @@ KAGGLE_VAL = ("ILSVRC", "Data", "CLS-LOC", "val")  # the validation images' fold
 NAME_COLUMNS = ("name", "filename", "file_name", "path", "file", "image", "imageid", "image_id")
 LABEL_COLUMNS = ("wnid", "synset", "label", "class", "class_index", "target", "predictionstring")
 
+TABLES = (".csv", ".tsv")
 Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
 
 
@@ -55,13 +56,15 @@ def _beside_imagenet(scan: Scan) -> Path | None:
 
 def labels_from_file(scan: Scan, path: Path, classes: Classes, synsets_file: Path | None) -> Labels:
     devkit = read_devkit(path, synsets_file)
-    entries = devkit or (_read_table_file if path.suffix.lower() in (".csv", ".tsv") else _read_text_file)(path)
+    entries = devkit or (_read_table_file if path.suffix.lower() in TABLES else _read_text_file)(path)
     if isinstance(entries, list):
         tokens, unused, order = _tokens_by_line(scan, path, entries, synsets_file)
     else:
         tokens, unused, order = _tokens_by_name(scan, path, entries)
     distinct = sorted(set(tokens))
     labels, rule = match(distinct, classes, f"labels in {path}")
+    if not devkit and isinstance(entries, dict):
+        order += _column_chosen(path)
     of_token = dict(zip(distinct, labels, strict=True))
     spare = f"; {unused} of its lines name no readable image here" if unused else ""
     return np.array([of_token[token] for token in tokens], dtype=np.int64), f"{path.name} {order} -> {rule}{spare}"
@@ -86,7 +89,7 @@ def _read_text_file(path: Path) -> dict[str, str] | list[str]:
 def _read_table_file(path: Path) -> dict[str, str]:
     """name -> label from CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
     rows = _rows(path)
-    header = [column.strip().lower() for column in next(rows)[1]]
+    header = _header(rows)
     name_column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
     label_column = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
     if name_column is None or label_column is None:
@@ -104,6 +107,19 @@ def _read_table_file(path: Path) -> dict[str, str]:
         words = row[label_column].split() if header[label_column] == "predictionstring" else [row[label_column].strip()]
         pairs.append((row[name_column].strip(), words[0] if words else ""))
     return _without_repeats(path, pairs)
+
+
+def _column_chosen(path: Path) -> str:
+    """For the rule: which column the labels are, where a table has several that may be."""
+    if path.suffix.lower() not in TABLES:
+        return ""
+    header = _header(_rows(path))
+    there = [name for name in LABEL_COLUMNS if name in header]
+    return f", column {there[0]} (not {', '.join(there[1:])})" if len(there) > 1 else ""
+
+
+def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
+    return [column.strip().lower() for column in next(rows, (0, [""]))[1]]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

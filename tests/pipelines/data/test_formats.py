@@ -5,7 +5,9 @@ pytest tests/pipelines/data/test_formats.py
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 from pipelines.data.dataset import read_header, scan_folder
 from pipelines.data.decode import decode
 from pipelines.data.formats import FORMATS, IMAGE_SUFFIXES, NOT_READ_ALIKE, OTHER_PICTURES
+from pipelines.data.scanning import scan
 
 H, W = 12, 16
 PIXELS = np.random.default_rng(0).integers(0, 256, (H, W, 4), dtype=np.uint8)
@@ -154,3 +157,26 @@ def test_every_picture_is_scored_or_listed(files: dict[str, Path], tmp_path: Pat
     assert sorted(found.unreadable["name"]) == sorted(listed)
     assert found.folders == ("cat",)
     assert found.other_files == {".db": 1, ".txt": 1, "": 1}
+
+
+def progressive_of(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are so many."""
+    stored = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 60)).save(stored, "JPEG", progressive=True)
+    data = stored.getvalue()
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_progressive_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    for scans, reason in ((20, ""), (5000, "a progressive JPEG of 5000 scans, over the limit of 100")):
+        path = tmp_path / f"{scans}.jpg"
+        path.write_bytes(progressive_of(scans))
+        assert read_header(str(path))[-1] == reason
+    shard = tmp_path / "val.tar"
+    with tarfile.open(shard, "w") as archive:
+        archive.add(tmp_path / "20.jpg", "a.jpg")
+        archive.add(tmp_path / "5000.jpg", "b.jpg")
+    found = scan(shard, workers=1, progress=False)
+    assert found.table["name"].tolist() == ["a.jpg"]
+    assert found.unreadable["reason"].tolist() == ["a progressive JPEG of 5000 scans, over the limit of 100"]

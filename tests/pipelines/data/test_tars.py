@@ -273,6 +273,24 @@ def test_the_label_lies_beside_the_image(
         assert data.label_rule == "the .cls or .json beside each image -> their numbers"
 
 
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ([("x.cls", b"5"), ("x.json", b'{"label": 3}')], "its labels x.cls (5) and x.json (3) differ: leave one"),
+        ([("x.cls", b"5"), ("x.cls", b"6")], "its label x.cls is in the tar twice: leave one"),
+    ],
+)
+def test_of_two_labels_none_is_taken(beside: list[Member], reason: str, shard: Callable[..., Path], look: Look) -> None:
+    found = look(shard(*beside, ("x.jpg", JPEG), ("y.cls", b"1"), ("y.jpg", JPEG)))
+    assert found.table["name"].tolist() == ["y.jpg"]
+    assert found.unreadable["reason"].tolist() == [reason]
+
+
+def test_two_equal_labels_are_one(shard: Callable[..., Path], look: Look) -> None:
+    found = look(shard(("x.cls", b"5"), ("x.json", b'{"label": 5}'), ("x.jpg", JPEG)))
+    assert found.table["tar_label"].tolist() == [5]
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "d/a.b.jpg", "d.e/a.jpg", ".a.jpg", "a", "d.e/a", "./a.JPG"])
 def test_samples_are_webdatasets(name: str) -> None:
     match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)  # webdataset.tariterators.base_plus_ext
