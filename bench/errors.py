@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 
+from pipelines.data.faults import is_of_machine, told
 from pipelines.text import visible_lines
 
 
@@ -34,7 +35,8 @@ def one_line(error: BaseException) -> str:
 
 
 def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: str = "interrupted") -> int:
-    """Run a command and return its exit status: its own, 2 for an error that the user can mend, 130 after Ctrl-C."""
+    """Run a command and return its exit status: its own, 2 for an error that the user can mend, 1 where the machine
+    ran out of memory or files, 130 after Ctrl-C."""
     try:
         return work()
     except (UserError, ValueError, OSError) as error:
@@ -43,3 +45,8 @@ def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: 
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not is_of_machine(error):
+            raise
+        print(f"error: {visible_lines(with_flags(told(error), flags))}", file=sys.stderr)
+        return 1

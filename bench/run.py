@@ -45,6 +45,7 @@ from bench.options import CommandLine, flag_names, parse
 from bench.resume import NetworkPlan
 from bench.setup import default_weights, find_images, make_job, resolve
 from pipelines.crops import union
+from pipelines.data.faults import is_of_machine, told
 from pipelines.files import write_whole
 from pipelines.text import csv_text
 
@@ -106,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"error: {error}")
         return USERS
     except Exception as error:
-        if not limits.is_fatal(error):
+        if not limits.is_fatal(error) and not is_of_machine(error):
             raise
-        tell(f"error: {one_line(error)}{hint(session)}")
+        tell(f"error: {reason_of(error)}{hint(session)}")
         return 1
     except KeyboardInterrupt:
         tell(f"\ninterrupted{hint(session)}")
@@ -273,7 +274,7 @@ def make_plans(session: Session) -> tuple[dict[str, NetworkPlan], list[FailedMod
                 plans[case.label] = plan_of(job)
         except Exception as error:
             raise_if_fatal(error, only)
-            failed.append(FailedModel(case.label, "load", with_flags(one_line(error), flag_names())))
+            failed.append(FailedModel(case.label, "load", with_flags(reason_of(error), flag_names())))
             log.warning("%s is left out: %s", case.label, failed[-1].reason)
             continue
         if only:
@@ -391,12 +392,18 @@ def run_case(session: Session, case: ModelCase) -> None:
     except Exception as error:
         if limits.is_fatal(error) or isinstance(error, Different):
             raise
-        if not isinstance(error, EXPECTED_FAILURES):
+        if not isinstance(error, EXPECTED_FAILURES) and not is_of_machine(error):
             traceback.print_exc()
-        failed = records.FailedModel(case.label, stage, with_flags(one_line(error), flag_names()))
+        failed = records.FailedModel(case.label, stage, with_flags(reason_of(error), flag_names()))
         log.warning("%s failed: %s", case.label, failed.reason)
         if processes.is_main:
             records.extend(session.out, [failed])
+
+
+def reason_of(error: Exception) -> str:
+    """One line about what stopped a network, or the run."""
+    of_network = type(error).__name__ == "OutOfMemory"  # models.predict's, which says what to do
+    return told(error) if is_of_machine(error) and not of_network else one_line(error)
 
 
 def unreadable_text(failed: Sequence[Sequence[str]]) -> str:

@@ -13,8 +13,10 @@ MACHINE_WORDS = (
     "memoryerror",
     "bad_alloc",
     "out of memory",
+    "resource temporarily unavailable",
     "too many open files",
     "unable to allocate",
+    "failed to map segment",
     "unable to open shared memory",
     "cudaerrormemoryallocation",
 )
@@ -31,6 +33,17 @@ def is_of_machine(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
         return True
     return any(words in str(error).lower() for words in MACHINE_WORDS)
+
+
+def told(error: BaseException) -> str:
+    """An error of the machine's, in a sentence with the remedy."""
+    if isinstance(error, MachineFault):
+        return str(error)
+    text = " ".join(str(error).split())[-200:]
+    return (
+        f"memory or file descriptors ran out ({type(error).__name__}{f': {text}' if text else ''}): free memory, or "
+        "raise the limits of this process (ulimit)"
+    )
 
 
 def fault(name: str, error: BaseException) -> MachineFault:
