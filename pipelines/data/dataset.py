@@ -265,7 +265,10 @@ def _walk(root: str, folders: list[str], other_files: Counter[str]) -> Iterator[
                     else:
                         other_files[suffix] += 1
         except OSError as error:
-            yield listed(prefix.rstrip("/") or ".", NO_FACTS, f"a folder that cannot be listed: {error.strerror}")
+            yield listed(prefix.rstrip("/") or ".", NO_FACTS, f"{UNLISTED}: {error.strerror}")
+
+
+UNLISTED = "a folder that cannot be listed, and nobody knows how many images in it"
 
 
 def is_of_another_program(name: str) -> bool:

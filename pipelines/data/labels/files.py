@@ -182,6 +182,8 @@ def _without_common_folders(names: list[str], tokens: dict[str, str]) -> dict[st
 
 def _tokens_by_name(scan: Scan, path: Path, tokens: dict[str, str]) -> tuple[list[str], int, str]:
     """(label word of each image, how many lines were left over, which of NAME_KEYS was used: the first that fits)."""
+    if not tokens:
+        raise DatasetError(f"{path} has a header and no line of an image: give the file that holds the labels")
     names = scan.table["name"].tolist()
     tokens = _with_slashes(names, tokens, path)
     if tokens.keys().isdisjoint(names):

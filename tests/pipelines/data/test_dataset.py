@@ -281,7 +281,9 @@ def test_a_folder_that_cannot_be_listed(root: Path, look: Look, monkeypatch: pyt
     found = look()
     assert found.table["name"].tolist() == ["a/1.jpg"]
     assert found.unreadable["name"].tolist() == ["locked"]
-    assert "cannot be listed: Permission denied" in found.unreadable["reason"][0]
+    assert (
+        "cannot be listed, and nobody knows how many images in it: Permission denied" in found.unreadable["reason"][0]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ nothing to scan

@@ -439,6 +439,19 @@ def test_labels_files_of_all_forms_agree(file: str, content: str, fill: Fill, tm
     assert data.has_labels and file in data.label_rule
 
 
+def test_a_table_without_lines_is_refused(fill: Fill, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("name,label\n")
+    with pytest.raises(DatasetError, match="has a header and no line of an image"):
+        label(fill("a.jpg"), num_classes=1000, labels_file=tmp_path / "l.csv")
+
+
+def test_of_two_columns_of_labels_the_rule_names_the_one_taken(fill: Fill, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("name,label,wnid\na.jpg,7,n01440764\n")
+    data = label(fill("a.jpg"), num_classes=1000, labels_file=tmp_path / "l.csv")
+    assert by_name(data) == {"a.jpg": 0}
+    assert ", column wnid (not label) ->" in data.label_rule
+
+
 @pytest.mark.parametrize("name", ["labels.txt", "labels.csv", "LOC_val_solution.csv"])
 def test_a_labels_file_in_a_flat_folder_is_found(name: str, fill: Fill, root: Path) -> None:
     text(root / name, *(["name,label", "a.jpg,5"] if name.endswith("csv") else ["a.jpg 5"]))
