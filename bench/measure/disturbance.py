@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipelines.surroundings import throttled_seconds, usable_cores
+from pipelines.surroundings import throttled_seconds
 
 PROC_STAT = Path("/proc/stat")
 # Below these a counter's steps (10 ms) and what any system does now and then would show as disturbances.
@@ -119,9 +119,10 @@ def disturbances(
 ) -> list[str]:
     """For each round of one measurement what disturbed it, in words, or "".
 
-    ``rounds``: what passed in each; ``intervals_ms``: between its successive items; ``cores``: usable ones.
+    ``rounds``: what passed in each; ``intervals_ms``: between its successive items; ``cores``: number of
+    those that this process may run on.
     """
-    cores = cores or usable_cores()
+    cores = cores or len(_own_cores())  # not those of a CPU quota: others may use the rest of them
     found = [_of_counters(one, cores) for one in rounds]
     every = [ms for one in intervals_ms for ms in one]
     usual_s = float(np.median(every)) / 1e3 if every else 0.0

