@@ -502,3 +502,33 @@ def _rate_kept(network: Timed) -> Finding:
     verdict = HOLDS if low >= FREE_MARGIN else DENIED if high < FREE_MARGIN else UNDECIDED
     test = f"margin {FREE_MARGIN}, by the interval (t over {rounds} rounds)"
     return Finding(subject, verdict, ratio, low, high, unit, test=test, note=note)
+
+
+def essentially_free_latency(evidence: Evidence) -> Findings:
+    """One image at a time: its latency at many crops, all of them in one batch, over that at one."""
+    if not evidence.timed:
+        return Findings(absent("; ".join(evidence.why_untimed)))
+    return tallied([_latency_kept(network) for network in evidence.timed])
+
+
+def _latency_kept(network: Timed) -> Finding:
+    subject = f"{network.name} on {network.setting.device}"
+    by_crops = {r.crops: dict(zip(r.rows, r.latency_ms, strict=True)) for r in network.latencies if r.crops}
+    counts = [n for n in by_crops if 1 < n <= MOST_CROPS]
+    if 1 not in by_crops or not counts:
+        return absent("needs latencies at one crop and at several; add --crops 1,20", subject)
+    one, many = by_crops[1], by_crops[max(counts)]
+    same = [row for row in many if row in one]
+    logs = np.log([many[row] / one[row] for row in same])
+    medians = [float(np.median(list(each.values()))) for each in (many, one)]
+    note = f"medians {medians[0]:.3g} ms at {max(counts)} crops, {medians[1]:.3g} at one"
+    if network.setting.device == "cpu":
+        note += "; the sentence is about GPUs"
+    unit, ratio = "times the latency at one crop", float(np.exp(logs.mean()))
+    if len(same) < 2:
+        return Finding(subject, UNDECIDED, ratio, unit=unit, note=f"{note}; one image has no interval")
+    low, high = (float(np.exp(end)) for end in mean_interval(logs))
+    most = 1 / FREE_MARGIN
+    verdict = HOLDS if high <= most else DENIED if low > most else UNDECIDED
+    test = f"margin {most:.2f}, by the interval (t over {len(same)} images)"
+    return Finding(subject, verdict, ratio, low, high, unit, test=test, images=len(same), note=note)

@@ -34,6 +34,7 @@ from analysis.claim_tests import (
     between_levels,
     corrected,
     essentially_free,
+    essentially_free_latency,
     gain_with_slack_across,
     gain_with_slack_of_one_network,
     rank_correlation,
@@ -248,6 +249,14 @@ CLAIMS_MID: dict[str, Claim] = {
         "On modern GPUs with batch processing, the paper’s approach to inference of pre-trained networks, is "
         "essentially free as all images in a batch can all be processed at once",
         essentially_free,
+        partial(not_printed, "the paper has no speed"),
+    ),
+    "essentially_free_latency": Claim(
+        "more crops are essentially free, for the latency of one image",
+        "Abstract",
+        "On modern GPUs with batch processing, the paper’s approach to inference of pre-trained networks, is "
+        "essentially free as all images in a batch can all be processed at once",
+        essentially_free_latency,
         partial(not_printed, "the paper has no speed"),
     ),
     "smaller_with_crops_equals_larger": Claim(

@@ -24,6 +24,7 @@ from bench.records import (
     Accuracy,
     FailedModel,
     ImageAccounting,
+    Latency,
     Record,
     Throughput,
 )
@@ -70,6 +71,21 @@ POLICY_RATES: Columns = {  # rows: of analysis.ceilings.policy_rows
 }
 
 
+LATENCIES: Columns = {  # rows: Latency
+    "policy": lambda r: r.policy,
+    "p50 ms": lambda r: _percentile(r, 50),
+    "p90 ms": lambda r: _percentile(r, 90),
+    "p99 ms": lambda r: _percentile(r, 99),
+    "forwards": lambda r: f"{r.forwards:.2f}",
+    "images": lambda r: str(len(r.latency_ms)),
+}
+
+
+def _percentile(record: Latency, percent: int) -> str:
+    value = record.percentile(percent)
+    return "" if value is None else f"{value:.1f}"
+
+
 def _milliseconds(row: dict[str, Any], name: str) -> str:
     value = derived(row["record"])[name]
     return "" if value is None else f"{value:.0f}"
@@ -104,6 +120,9 @@ def _section(records: list[Record], known: Sequence[Comparison]) -> str:
             lines += ["", *_accuracy_lines(accuracies, [one for one in known if one.record in accuracies])]
     if throughputs := [r for r in records if isinstance(r, Throughput)]:
         lines += ["", *_throughput_lines(throughputs)]
+    if latencies := [r for r in records if isinstance(r, Latency)]:
+        heading = "latency, one image at a time, all crops in one batch (~: in batches of at most 4)"
+        lines += ["", heading, *_table(LATENCIES, latencies)]
     fitting = {r.fitting_batch_size for r in measured} - {None}
     lines += [f"out of memory at batch size {setting.batch_size}; used {n}" for n in fitting]
     lines += [f"not measured: {r.what}: {visible(r.reason)}" for r in records if isinstance(r, Absent)]

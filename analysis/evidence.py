@@ -10,7 +10,7 @@ import numpy as np
 from analysis.experiments import Experiments
 from analysis.names import distinct_names
 from analysis.runs import ImagePredictions, MissingData, predictions
-from bench.records import Run, Setting, Throughput, without_speed
+from bench.records import Latency, Run, Setting, Throughput, without_speed
 
 NO_EXPERIMENTS = Experiments()
 
@@ -56,11 +56,12 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One network as it was run, with its rates."""
+    """One network as it was run, with its rates, and the latencies of single images."""
 
     name: str
     setting: Setting
     throughputs: tuple[Throughput, ...]
+    latencies: tuple[Latency, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class _Measured:
     throughputs: tuple[Throughput, ...]
     mean_views: dict[str, float]
     train_res: int | None
+    latencies: tuple[Latency, ...] = ()
 
 
 def _measured(run: Run) -> list[_Measured]:
@@ -125,7 +127,8 @@ def _measured(run: Run) -> list[_Measured]:
         throughputs = tuple(r for r in run.throughputs if r.setting == setting)
         views = {r.policy: r.mean_views for r in run.accuracies if r.setting == setting and r.mean_views is not None}
         train_res = train_size(run, setting)
-        out.append(_Measured(run.folder.name, setting, answers, absent, throughputs, views, train_res))
+        latencies = tuple(r for r in run.latencies if r.setting == setting)
+        out.append(_Measured(run.folder.name, setting, answers, absent, throughputs, views, train_res, latencies))
     return out
 
 
@@ -179,7 +182,10 @@ def _level_reasons(network: _Measured) -> dict[str, str]:
 def _timed(networks: Sequence[_Measured]) -> tuple[Timed, ...]:
     found = [network for network in networks if network.throughputs]
     names = distinct_names([(network.run, network.setting) for network in found])
-    return tuple(Timed(name, network.setting, network.throughputs) for name, network in zip(names, found, strict=True))
+    return tuple(
+        Timed(name, network.setting, network.throughputs, network.latencies)
+        for name, network in zip(names, found, strict=True)
+    )
 
 
 def _why_not(networks: Sequence[_Measured], what: str, is_there: Callable[[_Measured], bool]) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats import mcnemar, paired_difference, wilson
-from bench.records import Absent, Accuracy, FailedModel, ImageAccounting, Record, Throughput
+from bench.records import Absent, Accuracy, FailedModel, ImageAccounting, Latency, Record, Throughput
 from pipelines.files import write_whole
 from pipelines.text import csv_text
+
+LATENCY_PERCENTILES = (50, 90, 99)
 
 
 def top1_interval(record: Accuracy) -> tuple[float, float]:
@@ -64,6 +66,10 @@ def _of_throughput(record: Throughput) -> dict[str, Any]:
     }
 
 
+def _of_latency(record: Latency) -> dict[str, Any]:
+    return {f"latency_p{percent}_ms": record.percentile(percent) for percent in LATENCY_PERCENTILES}
+
+
 def _nothing(record: Absent | ImageAccounting) -> dict[str, Any]:
     return {}
 
@@ -71,6 +77,7 @@ def _nothing(record: Absent | ImageAccounting) -> dict[str, Any]:
 DERIVED: dict[type, Callable[[Any], dict[str, Any]]] = {
     Accuracy: _of_accuracy,
     Throughput: _of_throughput,
+    Latency: _of_latency,
     Absent: _nothing,
     ImageAccounting: _nothing,
 }

@@ -333,6 +333,14 @@ class MeasureConfig:
         parse=values.seconds,
         help="length of a timed segment (default: 1.0)",
     )
+    latency_queries: int = option(
+        "--latency-queries",
+        default=100,
+        metavar="N",
+        parse=values.not_negative,
+        help="images that are classified one at a time, with each crop count and policy, for the latency; 0: none "
+        "(default: 100)",
+    )
     num_warm_iter: int = option(
         "--num-warm-iter",
         default=2,

@@ -39,7 +39,7 @@ from pipelines.data.labels.valid import words as valid_words
 
 log = logging.getLogger(__name__)
 COST_IMAGES = 2000  # of which the mean cost of a view is taken
-BATCH_SECONDS = 0.5  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
+BATCH_SECONDS = 0.25  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
 
 class Job:

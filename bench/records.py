@@ -1,9 +1,9 @@
 """A run's folder: what is written, how it is read back, and when two results may be compared.
 
     run.json             schema, command, configuration, environment, data set, models; written first
-    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Absent`, `ImageAccounting`, `FailedModel`); those of a
-    network's
-                         accuracy appear together when it is scored, those of its throughput when it is timed
+    results.jsonl        JSON lines (`Accuracy`, `Throughput`, `Latency`, `Absent`, `ImageAccounting`, `FailedModel`);
+                         those of a network's accuracy appear together when it is scored, those of its throughput and
+                         of its latency when it is timed
     partial/             while a network is scored: the predictions so far; `--resume` begins there
     summary.csv          one row for each line above with derived columns (analysis/summary.py): intervals, tests, rates
     predictions-*.npz    for each model: every image's answers (see bench.predictions)
@@ -205,6 +205,28 @@ def kept_rounds(disturbed: Sequence[str]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """One policy, one image at a time: from asking for it to its class on the host (bench.measure.latency)."""
+
+    kind: ClassVar[str] = "latency"
+    setting: Setting
+    policy: str
+    crops: int | None  # per image, of nRC; None for dense and stopped policies
+    crops_per_forward: int  # all crops, but for stopped policies
+    latency_ms: list[float]  # of each query, in order
+    rows: list[int]  # the image of each query: the same for all policies, as far as each of them came
+    forwards: float  # passes per image, discarded ones among them
+    agreement: float | None = None  # share of answers that are the scored ones; None where none was scored
+
+    def percentile(self, percent: float) -> float | None:
+        """The latency that so many percent of the queries do not exceed, ms: one that was measured. None where the
+        queries are too few for one of them to lie above it."""
+        if len(self.latency_ms) * (100 - percent) < 100:
+            return None
+        return float(np.percentile(self.latency_ms, percent, method="inverted_cdf"))
+
+
+@dataclass(frozen=True, slots=True)
 class Absent:
     """A number that was not measured, and why."""
 
@@ -237,8 +259,8 @@ class FailedModel:
     reason: str
 
 
-Record = Accuracy | Throughput | Absent | ImageAccounting
-KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Absent, ImageAccounting)}
+Record = Accuracy | Throughput | Latency | Absent | ImageAccounting
+KINDS: dict[str, Any] = {c.kind: c for c in (Accuracy, Throughput, Latency, Absent, ImageAccounting)}
 
 
 class Incomparable(ValueError):
@@ -367,6 +389,10 @@ class Run:
     @property
     def throughputs(self) -> list[Throughput]:
         return [r for r in self.records if isinstance(r, Throughput)]
+
+    @property
+    def latencies(self) -> list[Latency]:
+        return [r for r in self.records if isinstance(r, Latency)]
 
     @property
     def image_accounts(self) -> list[ImageAccounting]:

@@ -137,14 +137,14 @@ def require_same_packages(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def finished_phases(run: Run, setting: Setting) -> set[str]:
-    """Which of a network's phases (``accuracy``, ``throughput``) have their lines in results.jsonl."""
-    from bench.records import Absent, Accuracy, Throughput
+    """Which of a network's phases (``accuracy``, ``throughput``, ``latency``) have their lines in results.jsonl."""
+    from bench.records import Absent, Accuracy, Latency, Throughput
 
     found = set()
     for record in run.records:
         if record.setting != setting:
             continue
-        if isinstance(record, (Accuracy, Throughput)):
+        if isinstance(record, (Accuracy, Throughput, Latency)):
             found.add(record.kind)
         elif isinstance(record, Absent):
             found.add(record.what.split()[0])

@@ -8,6 +8,7 @@ The same as ``python bench/run.py``, which torchrun takes.
 
 Accuracy: every readable image once, the views of all policies evaluated in one pass, every policy averaged at the
 feature, logit and softmax level. Throughput: the pipeline alone, the network alone, both together, at each crop count.
+Latency: one image at a time.
 
 An interrupted run is continued with ``--resume``; several processes share one under ``torchrun``; a network of a sweep
 that fails is recorded, and the others go on.
@@ -364,12 +365,13 @@ def run_case(session: Session, case: ModelCase) -> None:
     """Score and time one network; phases that the folder already holds are skipped. A failure is recorded."""
     from bench import records
     from bench.measure.accuracy import accuracy_phase, partial_results
+    from bench.measure.latency import latency_phase
     from bench.measure.same_images import require_same_images
     from bench.measure.throughput import throughput_phase
 
     plan, processes = session.plans[case.label], session.processes
     done = resume.finished_phases(session.earlier, records.Setting(**plan.setting)) if session.earlier else set()
-    phases = {"accuracy": accuracy_phase, "throughput": throughput_phase}
+    phases = {"accuracy": accuracy_phase, "throughput": throughput_phase, "latency": latency_phase}
     if done.issuperset(phases):
         return
     stage = "load"

@@ -139,6 +139,13 @@ seed = whole(-(1 << 63), (1 << 63) - 1, "a whole number")
 seed_from_zero = whole(0, (1 << 63) - 1, "a whole number of at least 0")
 
 
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def positive_or_auto(text: str) -> int | str:
     """A whole number of at least 1, or the word ``auto``."""
     return text if text == "auto" else batch(text)

@@ -106,6 +106,7 @@ class LoadConfig:
     )
     # Of one image's frame. The windows of a larger one are cut one by one; with dense views it is not read.
     max_resized_megapixels: float = DEFAULT_MAX_RESIZED
+    read_ahead: bool = True  # plan and read later batches while the consumer works; latency is measured without it
     mmap: bool = True  # DALI may map image files into memory: of no use on most network file systems, it says itself
     crop_operator: str | None = None  # one of CROP_OPERATOR_NAMES; None: the first that is right here
     # For dali-gpu. nvJPEG decodes images of more pixels with its hybrid Huffman decoder, the others on the CPU; None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from bench.job import Job
+from bench.measure.latency import LONGEST_ROUND, WARM_UP
 from bench.resume import NetworkPlan
 
 
@@ -48,6 +49,9 @@ def expected_s(job: Job) -> float:
         loads_s = (job.load_config(n).batch_images / pipeline for n in job.crops)
         for batch_s in [forward_s, *batches_s, *loads_s]:
             total += measure.rounds * max(seconds, 2 * batch_s) + (measure.rounds + 1) * warm * batch_s
+        queries = measure.latency_queries + WARM_UP * measure.rounds if measure.latency_queries else 0
+        single_s = (queries * (1 / pipeline + n / job.crops_per_sec) for n in job.crops)
+        total += sum(min(one, LONGEST_ROUND * measure.rounds * seconds) for one in single_s)
     return total
 
 

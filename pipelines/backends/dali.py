@@ -126,6 +126,9 @@ class _Dali:
         if not len(rows):
             return
         batches = pieces(self.source, self.planner, rows, self.config, gpu=self.mixed)
+        if not self.config.read_ahead:
+            yield from self._pipe(what, rows).run(map(self._request, batches))
+            return
         with Prefetcher(map(self._request, batches), depth=self.config.prefetch + 1) as requests:
             yield from self._pipe(what, rows).run(requests)
 

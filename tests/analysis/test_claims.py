@@ -15,7 +15,7 @@ import pytest
 from analysis import claim_tests, claims
 from analysis.claim_tests import ABSENT, DENIED, HOLDS, UNDECIDED, Finding
 from analysis.evidence import common, evidence
-from bench.records import Absent
+from bench.records import Absent, Latency
 from tests.analysis.conftest import save_predictions
 
 LEVELS = ("feature", "logit", "softmax")
@@ -357,6 +357,26 @@ def test_free_means_nine_tenths_of_the_rate(maker, many, verdict):
     assert one.effect == pytest.approx(math.exp(sum(math.log(rate / 100) for rate in many) / len(many)))
     if len(many) > 1:
         assert one.low <= one.effect <= one.high
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict"),
+    [([1.0, 1.05, 1.02, 1.01], HOLDS), ([5.0, 6.0, 5.5, 5.2], DENIED), ([0.8, 1.6, 1.0, 1.4], UNDECIDED)],
+)
+def test_free_for_the_latency_means_nine_tenths_of_the_speed(maker, factors, verdict):
+    setting = maker.setting(device="cuda:0")
+    one = [10.0, 20.0, 12.0, 11.0]
+    records = [
+        maker.rates(setting, "end_to_end", 1, [100.0, 101.0]),
+        Latency(setting, "1RC", 1, 1, one, [3, 1, 2, 9], 1.0),
+        # In another order, with an image that only this one saw.
+        Latency(
+            setting, "20RC", 20, 20, [7.0, *(f * ms for f, ms in zip(factors, one, strict=True))], [5, 3, 1, 2, 9], 20.0
+        ),
+    ]
+    found = judged(maker.run("a", records))["essentially_free_latency"].together
+    assert found.verdict == verdict and found.images == 4
+    assert found.effect == pytest.approx(math.exp(sum(map(math.log, factors)) / 4))
 
 
 def test_a_cpu_says_that_the_sentence_is_about_gpus(maker):

@@ -119,7 +119,7 @@ def make_job(fast_backend: object, demo_root: Path, weights_file: Path) -> Calla
 
 
 def run_job(job: Job, out: Path) -> Iterator[records.Record]:
-    """Both phases of one network; each record as soon as it is there."""
+    """Accuracy and throughput of one network; each record as soon as it is there."""
     setting = job.setting()
     yield from accuracy.accuracy_phase(job, setting, out)
     yield from throughput.throughput_phase(job, setting, out)
@@ -132,7 +132,10 @@ def change(job: Job, group: str, **values: Any) -> None:
 
 
 # Each round is as short as it can be: what the numbers are worth is not asked here.
-FAST = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--batch-images", "4", "-b", "8", "-j", "1"]
+FAST = [
+    "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "2",
+    "--batch-images", "4", "-b", "8", "-j", "1",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from models.stopping import Running, calibrate, second_half, stages_of
 from pipelines.crops import parse_policy
 
 SMALL: dict[str, Any] = {"img_size": 64, "batch_size": 8, "backend": "torchvision"}
-SPEED = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
+SPEED = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "6"]
 POLICIES = "CC+3DC,WI+CC,4RC~exact,CC+2DC+2RC~sqrt,4RC~30%"
 
 
