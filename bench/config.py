@@ -337,7 +337,7 @@ class MeasureConfig:
         "--latency-queries",
         default=100,
         metavar="N",
-        parse=values.not_negative,
+        parse=values.queries,
         help="images that are classified one at a time, with each crop count and policy, for the latency; 0: none "
         "(default: 100)",
     )

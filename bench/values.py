@@ -134,16 +134,10 @@ crops = whole(1, MOST_CROPS, "a positive integer")
 workers = whole(1, 4096, "a positive integer")
 batch = whole(1, 1_000_000, "a positive integer")
 rounds = whole(1, 10_000, "a positive integer")
+queries = whole(0, 1_000_000, "a whole number of at least 0")
 folds = whole(2, 10_000)
 seed = whole(-(1 << 63), (1 << 63) - 1, "a whole number")
 seed_from_zero = whole(0, (1 << 63) - 1, "a whole number of at least 0")
-
-
-def not_negative(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 def positive_or_auto(text: str) -> int | str:

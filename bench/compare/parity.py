@@ -36,7 +36,18 @@ if TYPE_CHECKING:
     from pipelines.crops import Planner
 
 log = logging.getLogger(__name__)
-NOT_HERE = ("accuracy", "throughput", "dry_run", "resume", "rounds", "round_seconds", "num_warm_iter", "yes", "figures")
+NOT_HERE = (
+    "accuracy",
+    "throughput",
+    "dry_run",
+    "resume",
+    "rounds",
+    "round_seconds",
+    "num_warm_iter",
+    "latency_queries",
+    "yes",
+    "figures",
+)
 MIN_AGREEMENT = 0.99
 FRAME_BATCH = 64  # images whose frames are held at a time
 

@@ -476,7 +476,9 @@ def test_no_claim_is_left_out_of_a_full_set_of_answers_and_rates(scored, maker):
     runs = [scored(f"n{S}", said, S=S, model=f"n{S}", param_count=10 * S) for S in (224, 256, 288, 320)]
     runs += [scored(f"s{S}", said, S=S, model="swept", file=f"predictions-{S}.npz") for S in (230, 250, 270)]
     setting = maker.setting()
-    runs.append(maker.run("speed", [maker.rates(setting, "end_to_end", n, [100 / n, 90 / n]) for n in (1, 20)]))
+    rates = [maker.rates(setting, "end_to_end", n, [100 / n, 90 / n]) for n in (1, 20)]
+    latencies = [Latency(setting, f"{n}RC", n, n, [1.0 * n, 1.1 * n], [0, 1], float(n)) for n in (1, 20)]
+    runs.append(maker.run("speed", [*rates, *latencies]))
     found = judged(*runs)
     assert [name for name in claims.CLAIMS_MID if found[name].together.verdict == ABSENT] == []
 

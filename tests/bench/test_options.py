@@ -31,7 +31,8 @@ TIMM = """--batch-size -b --workers -j --amp --amp-dtype --channels-last --torch
 --model-kwargs --img-size --crop-pct --crop-mode --interpolation --checkpoint --class-map --data-dir --model -m
 --num-warm-iter"""
 OWN = """--family --variants --models --crops --policies --weights --data --data-backend --limit --labels-file
---no-accuracy --no-throughput --dry-run --out --yes --rounds --round-seconds --batch-images --no-figures"""
+--no-accuracy --no-throughput --dry-run --out --yes --rounds --round-seconds --latency-queries
+--batch-images --no-figures"""
 
 
 def option(config: RunConfig, name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import records
-from bench.records import Absent, Accuracy, ImageAccounting, Incomparable, Record, Setting, Throughput
+from bench.records import Absent, Accuracy, ImageAccounting, Incomparable, Latency, Record, Setting, Throughput
 
 SETTING = Setting(
     model="resnet18.tv_in1k", family="resnet", variant="18", weights="pretrained", weight_hash="aa", param_count=11,
@@ -25,7 +25,8 @@ THROUGHPUT = Throughput(
 )  # fmt: skip
 ABSENT = Absent(SETTING, "accuracy at level feature", 'it has no „pooled\u2028feature“, says "SqueezeNet",\nand so on')
 LEDGER = ImageAccounting(SETTING, 7, 4, 1, 2, [["a/1.jpg", "decode", "truncated"], ["a/2.jpg", "decode", "zero bytes"]])
-EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THROUGHPUT, ABSENT, LEDGER)}
+LATENCY = Latency(SETTING, "5RC", 5, 5, [4.0, 4.5, 9.25], [0, 7, 3], 5.0)
+EXAMPLES: dict[str, Record] = {record.kind: record for record in (ACCURACY, THROUGHPUT, LATENCY, ABSENT, LEDGER)}
 
 
 # -------------------------------------------------------------------------------------------------------- the records
@@ -75,7 +76,7 @@ def changed_line(example: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"schema": 3}, "schema 3"), ({"schema": None}, "schema None"), ({"kind": "latency"}, "'latency'")],
+    [({"schema": 3}, "schema 3"), ({"schema": None}, "schema None"), ({"kind": "colour"}, "'colour'")],
 )
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_other_schemas_and_kinds_are_refused_by_name(kind: str, changes: dict[str, Any], says: str) -> None:

@@ -93,7 +93,7 @@ def started(tmp_path: Path, demo_root: Path, weights_file: Path) -> Iterator[Cal
 def test_a_run_writes_its_folder_and_says_where(
     started: Callable[..., subprocess.Popen[str]], data: Dataset, tmp_path: Path
 ) -> None:
-    speed = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
+    speed = ["--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "2"]
     process = started("--no-cheap", "--crops", "1,2,3", "--policies", "5FC+5MFC", *speed)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
@@ -234,9 +234,12 @@ def test_accuracy_alone_says_that_nothing_was_timed(small_run: Small) -> None:
     finished = small_run("--crops", "1", "--no-throughput", "--limit", "4")
     assert finished.status == 0
     assert finished.run.throughputs == []
-    assert [(a.what, a.reason) for a in finished.run.absents] == [("throughput", "not asked for (`throughput`)")]
+    why = "not asked for (`throughput`)"
+    assert [(a.what, a.reason) for a in finished.run.absents] == [("throughput", why), ("latency", why)]
     (said,) = finished.last["models"]
-    assert said["images_per_sec"] is None and said["not_measured"] == {"throughput": "not asked for (--no-throughput)"}
+    assert said["images_per_sec"] is None and said["not_measured"] == dict.fromkeys(
+        ("throughput", "latency"), "not asked for (--no-throughput)"
+    )
 
 
 def test_a_dry_run_prints_the_cases_and_writes_nothing(
@@ -369,7 +372,7 @@ def test_images_that_all_fail_to_decode_leave_everything_absent(
     monkeypatch.setattr(throughput, "MAX_IMAGES", 40)  # else it reads a million images in vain
     finished = small_run(*damaged("broken", [0, 1, 2], images=3), *argv)
     assert finished.status == 3
-    assert {a.what for a in finished.run.absents} == {"accuracy", "throughput"}
+    assert {a.what for a in finished.run.absents} == {"accuracy", "throughput", "latency"}
     assert finished.run.throughputs == []
     assert len(unreadable(finished.out)) == 3
 

@@ -35,7 +35,19 @@ RUN = Path(__file__).resolve().parents[2] / "bench" / "run.py"
 # Batches and workers of a settled number: else they follow the moment's speed, or tuning in between, and stand in
 # the records.
 SETTLED = ["--batch-images", "8", "-j", "2"]
-COMMAND = ["--crops", "1,3", *SETTLED, "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1"]
+COMMAND = [
+    "--crops",
+    "1,3",
+    *SETTLED,
+    "--rounds",
+    "1",
+    "--round-seconds",
+    "0.05",
+    "--num-warm-iter",
+    "1",
+    "--latency-queries",
+    "2",
+]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 # A signal that comes before the handlers are there, or when the work is done, ends a process as it ends any other.
@@ -208,6 +220,8 @@ def contents(out: Path) -> dict[str, Any]:
                 f"{key} {record.stage} {record.crops}",
                 {"rounds": len(record.counts) > 0},
             )  # disturbed ones are repeated
+        if isinstance(record, records.Latency):
+            key, line = f"{key} {record.policy}", {"queries": len(record.latency_ms) > 0}
         stored.setdefault(key, []).append(line)
     stored["unreadable.csv"] = (out / "unreadable.csv").read_text(encoding="utf-8")
     stored["files"] = sorted(path.name for path in out.iterdir())

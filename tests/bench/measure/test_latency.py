@@ -15,7 +15,6 @@ from bench.job import Job
 from bench.measure import latency
 from bench.measure.accuracy import accuracy_phase
 from bench.records import Absent, Latency, from_line, to_line
-from bench.values import not_negative
 from pipelines.crops import Planner
 
 CURVE = ["--crops", "1,5", "--latency-queries", "8", "--round-seconds", "30"]
@@ -132,10 +131,3 @@ def test_percentiles_are_measured_values_with_queries_above_them(make_job: Calla
 def test_images_are_spread_over_all_of_them() -> None:
     assert latency.spread_out(np.arange(10, 20), 4).tolist() == [10, 13, 16, 19]
     assert latency.spread_out(np.array([7]), 3).tolist() == [7, 7, 7]
-
-
-def test_counts_of_queries_are_whole_numbers() -> None:
-    assert not_negative("0") == 0
-    for wrong in ("-1", "1.5", "many", ""):
-        with pytest.raises(ValueError, match="whole number"):
-            not_negative(wrong)
