@@ -71,7 +71,8 @@ class MultiCrop:
     ``policy``: a sum of view terms, such as ``CC+9RC`` (see ``pipelines.crops``). ``level``: where the views are
     averaged, ``feature``, ``logit`` or ``softmax``. ``weights``: ``pretrained`` (downloaded once), ``pip`` (from an
     installed package), ``random`` or ``demo``; ``checkpoint``: a file instead. ``device``: ``cpu`` or ``cuda``;
-    ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per forward pass.
+    ``backend``: one of ``pipelines.backends.BACKENDS`` or ``auto``. ``batch_size``: crops per
+    forward pass, always padded to so many: for single images the policy's number of crops answers soonest.
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
     ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.

@@ -37,17 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NOT_HERE = (
-    "accuracy",
-    "throughput",
-    "dry_run",
-    "resume",
-    "rounds",
-    "round_seconds",
-    "num_warm_iter",
-    "latency_queries",
-    "yes",
+    "accuracy", "throughput", "dry_run", "resume", "rounds", "round_seconds", "num_warm_iter", "latency_queries", "yes",
     "figures",
-)
+)  # fmt: skip
 MIN_AGREEMENT = 0.99
 FRAME_BATCH = 64  # images whose frames are held at a time
 

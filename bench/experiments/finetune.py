@@ -64,8 +64,9 @@ NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
 CHECKED_IMAGES = 4  # their crops are compared with the reference before any is trained on
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (
-    "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter", "latency_queries", "yes",
-    "figures", "real_labels", "valid_labels", "fold", "strict", "amp", "amp_dtype", "channels_last",
+    "crops", "policies", "accuracy", "throughput", "dry_run", "rounds", "round_seconds", "num_warm_iter",
+    "latency_queries", "yes", "figures", "real_labels", "valid_labels", "fold", "strict", "amp", "amp_dtype",
+    "channels_last",
     "torchcompile", "tf32", "cudnn_benchmark", "preset", "timeout", "model_list", "out", "resume", "img_size",
     "batch_size",
 )  # fmt: skip
