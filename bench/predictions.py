@@ -134,14 +134,16 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
             raise DamagedFile(f"{path} is no file of predictions: it holds no array `{name}`")
     if sides["n"] not in (0, sides["b"]):  # a run's partial results are kept without names
         raise DamagedFile(f"{path} has {sides['n']} `names` for {sides['b']} images")
-    if "facts" in stored and stored["facts"].dtype != FACTS:
-        raise DamagedFile(f"{path}: `facts` is of type {stored['facts'].dtype}, and should be of {FACTS}")
+    for name in ("facts", "failed_facts"):
+        if name in stored and stored[name].dtype != FACTS:
+            raise DamagedFile(f"{path}: `{name}` is of type {stored[name].dtype}, and should be of {FACTS}")
     failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
+    failed_facts = stored["failed_facts"].tolist() if "failed_facts" in stored else [()] * sides["f"]
     return stored["names"].tolist(), Predictions(
         **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
         policies=stored["policies"].tolist(),
         levels=stored["levels"].tolist(),
-        failed=[Failure(*one) for one in failed],
+        failed=[Failure(*one, facts) for one, facts in zip(failed, failed_facts, strict=True)],
     )
 
 

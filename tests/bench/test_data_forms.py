@@ -96,7 +96,7 @@ def test_every_form_gives_the_folders_answers(
         found = run.predictions()
         for key, values in expected.items():
             if key == "facts":  # a container's times are not the files'
-                np.testing.assert_array_equal(found[key]["content_hash"], values["content_hash"], err_msg=form)
+                np.testing.assert_array_equal(found[key]["content_crc32"], values["content_crc32"], err_msg=form)
             else:
                 np.testing.assert_array_equal(found[key], values, err_msg=f"{form}: {key}")
         settings = [record.setting for record in run.run.accuracies]

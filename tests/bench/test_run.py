@@ -451,7 +451,7 @@ def bad_folders(tmp_path: Path) -> Path:
         (["--models", "test_vit"], ["does not fit test_vit"]),
         (["--num-classes", "7"], ["has 16 classes, not 7"]),
         (["--num-classes", "0"], ["argument --num-classes: '0' is not a positive integer"]),
-        (["--limit", "0"], ["--limit", "at least 1"]),
+        (["--limit", "0"], ["--limit", "positive integer"]),
         (["--crop-mode", "border"], ["--crop-mode border is not supported", "center"]),
         (["--interpolation", "lanczos"], ["'lanczos'", "bilinear or bicubic"]),
         (["--model-kwargs", "colour=red"], ["--model-kwargs", "colour"]),

@@ -478,5 +478,16 @@ def test_predictions_are_saved_with_their_names_and_read_back(tmp_path: Path) ->
     assert again.failed == hand_made().failed
 
 
+def test_images_that_could_not_be_decoded_keep_their_identity_when_pieces_are_joined(tmp_path: Path) -> None:
+    """Else a file that was mended before a run went on would not be noticed."""
+    facts = (1234, 5, 6, 789)
+    one = replace(hand_made(), failed=[Failure(7, "cut short", facts=facts)])
+    one.save(tmp_path / "piece.npz", [])
+    joined = predictions_module.joined([Predictions.load(tmp_path / "piece.npz")])
+    joined.save(tmp_path / "whole.npz", [])
+    with np.load(tmp_path / "whole.npz", allow_pickle=False) as file:
+        assert file["failed_facts"].tolist() == [facts]
+
+
 def test_the_baseline_is_the_centre_crop() -> None:
     assert predictions_module.BASELINE == "CC"
