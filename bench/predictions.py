@@ -143,7 +143,9 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
         **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
         policies=stored["policies"].tolist(),
         levels=stored["levels"].tolist(),
-        failed=[Failure(*one, facts) for one, facts in zip(failed, failed_facts, strict=True)],
+        failed=[
+            Failure(row, reason, stage, facts) for (row, reason, stage), facts in zip(failed, failed_facts, strict=True)
+        ],
     )
 
 
