@@ -160,13 +160,13 @@ def _accuracy_headline(accuracies: Sequence[Accuracy]) -> tuple[str, ...]:
 
 def accuracy_grid(network: Network) -> Grid:
     """Policies by level; of a curve's crop counts a few."""
-    headings = ("Policy", "Crops", "Level", "Top-1 %", "95 % interval", "Gain", "95 % interval, paired", "Repaired",
-                "Spoilt", "p", "Top-5 %", "NLL")  # fmt: skip
+    headings = ("Policy", "Crops", "Level", "Top-1 %", "95 % interval", "Gain", "95 % interval, paired",
+                "Newly correct", "Newly wrong", "p", "Top-5 %", "NLL")  # fmt: skip
     shown = [r for r in network.accuracies if is_shown(r.policy, r.n_views)]
     first = network.accuracies[0]
     notes = (
-        f"{first.images:,} images, {first.unreadable} unreadable. Repaired, spoilt: images that the centre crop got "
-        "wrong and the policy right, and the other way round; p: exact McNemar test of these two.",
+        f"{first.images:,} images, {first.unreadable} unreadable. Newly correct, newly wrong: images that the "
+        "centre crop got wrong and the policy right, and the other way round; p: exact McNemar test of these two.",
         f"{len(shown)} of {len(network.accuracies)} lines; summary.csv in the run's folder has all.",
     )
     return Grid(network.heading, headings, tuple(map(_accuracy_row, shown)), notes)

@@ -1,7 +1,8 @@
 """Which images gain: by aspect ratio, and on the demo set by the object's distance from the centre and its size.
 
 Each panel is one question to the same answers: in bins, the difference in top-1 between averaged random crops and the
-centre crop; and over images, Spearman's correlation of the variable with (repaired, same, spoiled) = (+1, 0, -1).
+centre crop; and over images, Spearman's correlation of the variable with the change: newly correct +1, same 0, newly
+wrong -1.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
         raise MissingData(f"needs more images: no bin holds {FEWEST_IMAGES}")
     notes = [
         f"Gain of {policy}, softmax averaged; bars: 95 % interval of the paired difference (Newcombe); small numbers: "
-        "images. ρ: Spearman's over single images (repaired +1, spoiled −1).",
+        "images. ρ: Spearman's over single images (newly correct +1, newly wrong −1).",
         *provenance([network], int(known.sum())),
     ]
     return Data(display_name(network[1]), panels, notes)

@@ -64,12 +64,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Repaired and spoiled images of one network."""
+    """Newly correct and newly wrong images of one network."""
 
     name: str
     policy: str
-    repaired: list[Picture]
-    spoiled: list[Picture]
+    newly_correct: list[Picture]
+    newly_wrong: list[Picture]
     notes: list[str]
 
 
@@ -90,8 +90,8 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
     answers = predictions(network)
     scan = images(inputs, network[0])
     table = rows_of(answers.names, scan)
-    repaired, spoiled = choose(answers, policy)
-    if not repaired and not spoiled:
+    newly_correct, newly_wrong = choose(answers, policy)
+    if not newly_correct and not newly_wrong:
         raise MissingData(f"{policy} and the centre crop are right on the same images: there is nothing to show")
     names = class_names(table, answers.labels)
 
@@ -100,27 +100,28 @@ def _data(inputs: Inputs, network: NetworkRun, frame: pd.DataFrame) -> Data:
         return [picture(answers, row, policy, network, names, span) for row, span in zip(rows, spans, strict=True)]
 
     notes = [
-        f"Of {(answers.labels >= 0).sum():,} images {policy} (softmax) repairs {repaired_count(answers, policy)} and "
-        f"spoils {repaired_count(answers, policy, spoiled=True)}; shown are those on which the views agree most. "
-        "Below each: the prediction of the centre crop, of the average, and of the single random crops.",
+        f"Of {(answers.labels >= 0).sum():,} images {changed_count(answers, policy)} are newly correct with {policy} "
+        f"(softmax) and {changed_count(answers, policy, newly_wrong=True)} newly wrong; shown are those on which the "
+        "views agree most. Below each: the prediction of the centre crop, of the average, and of the single random "
+        "crops.",
         *provenance([network]),
     ]
-    return Data(display_name(network[1]), policy, shown(repaired), shown(spoiled), notes)
+    return Data(display_name(network[1]), policy, shown(newly_correct), shown(newly_wrong), notes)
 
 
-def repaired_count(answers: ImagePredictions, policy: str, *, spoiled: bool = False) -> int:
-    """Images right with the policy and wrong at the centre crop; ``spoiled``: the opposite."""
-    return int((_changes(answers, policy) == (-1 if spoiled else 1)).sum())
+def changed_count(answers: ImagePredictions, policy: str, *, newly_wrong: bool = False) -> int:
+    """Images right with the policy and wrong at the centre crop; ``newly_wrong``: the opposite."""
+    return int((_changes(answers, policy) == (-1 if newly_wrong else 1)).sum())
 
 
 def _changes(answers: ImagePredictions, policy: str) -> np.ndarray:
-    """int [b]: +1 repaired, -1 spoiled, 0 neither (or no label)."""
+    """int [b]: +1 newly correct, -1 newly wrong, 0 neither (or no label)."""
     change = answers.of(policy).astype(int) - answers.of("CC")
     return np.where(answers.labels >= 0, change, 0)
 
 
 def choose(answers: ImagePredictions, policy: str, each: int = EACH) -> tuple[list[int], list[int]]:
-    """Rows of repaired and of spoiled images: first those where most (of the spoiled, fewest) views are right."""
+    """Rows of newly correct and of newly wrong images: first those where most (or fewest) views are right."""
     columns = union([parse_policy(p) for p in answers.policies]).take(parse_policy(policy))
     share = (answers.view_top1[:, columns] == answers.labels[:, None]).mean(axis=1)
     change = _changes(answers, policy)
@@ -174,7 +175,8 @@ def picture(
 
 @style.styled
 def draw(data: Data) -> Figure:
-    rows = [(words, shown) for words, shown in (("repaired", data.repaired), ("spoiled", data.spoiled)) if shown]
+    kinds = (("newly correct", data.newly_correct), ("newly wrong", data.newly_wrong))
+    rows = [(words, shown) for words, shown in kinds if shown]
     figure, axes = style.canvas(len(rows), EACH, height=3.0 * len(rows) + 0.9, gridspec_kw={"wspace": 0.02})
     for i, (words, shown) in enumerate(rows):
         for j in range(EACH):
@@ -187,7 +189,7 @@ def draw(data: Data) -> Figure:
         Line2D([], [], color=WRONG, label="random crop, wrong"),
         Line2D([], [], color="black", linestyle="--", linewidth=2, label="centre crop"),
     ]
-    title = f"{data.name}: what averaging {data.policy} repairs and spoils"
+    title = f"{data.name}: newly correct and newly wrong by averaging {data.policy}"
     return style.finish(figure, title=title, notes=data.notes, handles=handles)
 
 

@@ -471,25 +471,25 @@ def test_the_gallery_shows_what_changed_and_the_runs_own_windows(maker, labelled
     setting = maker.setting(S=40, K=32, seed=3)
     run = scored_images(maker, labelled_images, setting)
     data = gallery.pictures(Inputs((run,)))[""]
-    assert data.policy == "5RC" and data.repaired and data.spoiled
-    for picture in data.repaired:
+    assert data.policy == "5RC" and data.newly_correct and data.newly_wrong
+    for picture in data.newly_correct:
         assert picture.averaged_predicted == picture.label != picture.centre_predicted
         assert picture.label in ("cats", "dogs") and picture.right.mean() > 0.5
-    for picture in data.spoiled:
+    for picture in data.newly_wrong:
         assert picture.centre_predicted == picture.label != picture.averaged_predicted
-    shares = [picture.right.mean() for picture in data.repaired]
+    shares = [picture.right.mean() for picture in data.newly_correct]
     assert shares == sorted(shares, reverse=True)
     # The windows are those of the whole run, whose plan held every policy's views.
     every = union([parse_policy("5RC"), parse_policy("CC"), parse_policy("CC+4RC")])
     planner = Planner(InputSpec(40, 32), every, seed=3)
-    first = data.repaired[0]
+    first = data.newly_correct[0]
     names = sorted(path.relative_to(labelled_images).as_posix() for path in labelled_images.rglob("*.jpg"))
     sizes = [(40, 40) if int(name[-6:-4]) % 2 else (40, 60) for name in names]
     plans = [planner.windows([name], np.array([size]))[0] for name, size in zip(names, sizes, strict=True)]
     columns = list(every.columns["RC"])
     with np.load(run.folder / "predictions-net.npz") as stored:
         view_right = stored["view_top1"] == stored["labels"][:, None]
-    for picture in data.repaired + data.spoiled:
+    for picture in data.newly_correct + data.newly_wrong:
         rows = [i for i, plan in enumerate(plans) if np.array_equal(picture.windows, plan[columns, :2])]
         assert [view_right[row, columns].tolist() for row in rows] == [picture.right.tolist()]
     boxes = [patch.get_xy() for patch in gallery.draw(data).axes[0].patches]
@@ -501,7 +501,9 @@ def test_the_gallery_reads_tars_too(maker, labelled_images, monkeypatch, tmp_pat
     run = scored_images(maker, labelled_images, maker.setting(S=40, K=32, seed=3))
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         tar.add(labelled_images, ".")
-    folder, packed = (gallery.pictures(Inputs((run,), data))[""].repaired for data in (None, tmp_path / "images.tar"))
+    folder, packed = (
+        gallery.pictures(Inputs((run,), data))[""].newly_correct for data in (None, tmp_path / "images.tar")
+    )
     assert len(folder) == len(packed) > 0
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(folder, packed, strict=True))
 
@@ -521,7 +523,7 @@ def test_the_gallery_chooses_by_agreement():
     )
     answers = ImagePredictions(["a", "b", "c", "d"], stored)
     assert gallery.choose(answers, "2RC") == ([1, 0], [2])  # the image without a label is not among them
-    assert gallery.repaired_count(answers, "2RC") == 2 and gallery.repaired_count(answers, "2RC", spoiled=True) == 1
+    assert gallery.changed_count(answers, "2RC") == 2 and gallery.changed_count(answers, "2RC", newly_wrong=True) == 1
 
 
 def test_class_names_come_from_folders_that_hold_one_class():
