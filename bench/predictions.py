@@ -123,6 +123,9 @@ ARRAYS = {
 OPTIONAL = ("failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards")
 
 
+OLD_FACT = "content_hash"  # a field of FACTS before it was a CRC-32
+
+
 def _read(path: Path) -> tuple[list[str], Predictions]:
     """Names and predictions. Raises DamagedFile, naming the file and the array, and FileNotFoundError."""
     stored = read_npz(path)
@@ -135,7 +138,9 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
     if sides["n"] not in (0, sides["b"]):  # a run's partial results are kept without names
         raise DamagedFile(f"{path} has {sides['n']} `names` for {sides['b']} images")
     for name in ("facts", "failed_facts"):
-        if name in stored and stored[name].dtype != FACTS:
+        if name in stored and OLD_FACT in (stored[name].dtype.names or ()):
+            del stored[name]  # by which a resumed run of that version would have known its images; no result needs them
+        elif name in stored and stored[name].dtype != FACTS:
             raise DamagedFile(f"{path}: `{name}` is of type {stored[name].dtype}, and should be of {FACTS}")
     failed = zip(*(stored[f"failed_{what}"].tolist() for what in ("rows", "reasons", "stages")), strict=True)
     failed_facts = stored["failed_facts"].tolist() if "failed_facts" in stored else [()] * sides["f"]

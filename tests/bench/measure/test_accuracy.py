@@ -491,3 +491,16 @@ def test_images_that_could_not_be_decoded_keep_their_identity_when_pieces_are_jo
 
 def test_the_baseline_is_the_centre_crop() -> None:
     assert predictions_module.BASELINE == "CC"
+
+
+def test_predictions_of_runs_that_identified_images_by_another_hash_are_read_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "old.npz"
+    hand_made().save(path, [])
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    old = np.dtype([("bytes", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8"), ("content_hash", "<u8")])
+    arrays |= {"facts": np.zeros(len(arrays["rows"]), old), "failed_facts": np.zeros(1, old)}
+    np.savez(path, **arrays)
+    again = Predictions.load(path)
+    assert again.facts is None and again.failed == hand_made().failed
+    assert predictions_module.read_facts(path) is None
