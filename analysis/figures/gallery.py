@@ -183,7 +183,7 @@ def draw(data: Data) -> Figure:
             panel = axes[i * EACH + j]
             panel.set_axis_off()
             if j < len(shown):
-                _picture(panel, shown[j], f"{words}: {shown[j].label}", data.policy)
+                _picture(panel, shown[j], f"{words}:\n{shown[j].label}", data.policy)
     handles = [
         Line2D([], [], color=RIGHT, label=f"random crop of {data.policy}, right"),
         Line2D([], [], color=WRONG, label="random crop, wrong"),
