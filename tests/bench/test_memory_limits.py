@@ -21,6 +21,9 @@ from bench.errors import exit_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What the C library writes where a new thread finds no memory for its variables; it then ends the process, and nothing
+# can be said after it.
+GLIBC_ENDS = "cannot allocate memory for thread-local data: ABORT"
 UNDER_A_LIMIT = """
 import resource, sys
 import timm, torch, scipy.stats
@@ -55,7 +58,7 @@ def test_under_a_memory_limit_no_image_is_blamed(backend: str, free_mib: int, tm
     assert "Traceback" not in done.stderr, done.stderr
     lost = tmp_path / "out" / "unreadable.csv"
     assert not lost.exists() or len(lost.read_text().splitlines()) == 1
-    if done.returncode:
+    if done.returncode and GLIBC_ENDS not in done.stderr:
         assert "ulimit" in done.stderr, done.stderr
 
 
