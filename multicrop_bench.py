@@ -1,7 +1,7 @@
-"""The command ``multicrop-bench``, in a module that nobody else's is called like.
+"""The command ``multicrop-bench``. This module has a name that no other package uses, so Python always finds it.
 
-Packages of a user's own that are called bench, models, pipelines or analysis are not taken for ours, wherever they lie:
-in the current folder, or in one that PYTHONPATH names.
+It then makes sure that ``import bench`` finds our package, and not a user's own package called bench, models, pipelines
+or analysis in the current folder or in a folder of PYTHONPATH.
 """
 
 from __future__ import annotations

@@ -481,6 +481,10 @@ def essentially_free(evidence: Evidence) -> Findings:
     return tallied([_rate_kept(network) for network in evidence.timed])
 
 
+def _about_gpus(network: Timed) -> str:
+    return "; the sentence is about GPUs" if network.setting.device == "cpu" else ""
+
+
 def _rate_kept(network: Timed) -> Finding:
     subject = f"{network.name} on {network.setting.device}"
     by_crops = {r.crops: r for r in network.throughputs if r.stage == END_TO_END and r.crops is not None}
@@ -493,8 +497,7 @@ def _rate_kept(network: Timed) -> Finding:
     logs = np.log(np.array(many.rates[:rounds]) / np.array(one.rates[:rounds]))
     unit = "of the rate at one crop"
     note = f"{many.rate:.3g} images/s at {max(counts)} crops, {one.rate:.3g} at one"
-    if network.setting.device == "cpu":
-        note += "; the sentence is about GPUs"
+    note += _about_gpus(network)
     ratio = float(np.exp(logs.mean()))
     if rounds < 2:
         return Finding(subject, UNDECIDED, ratio, unit=unit, note=f"{note}; one round has no interval")
@@ -522,8 +525,7 @@ def _latency_kept(network: Timed) -> Finding:
     logs = np.log([many[row] / one[row] for row in same])
     medians = [float(np.median(list(each.values()))) for each in (many, one)]
     note = f"medians {medians[0]:.3g} ms at {max(counts)} crops, {medians[1]:.3g} at one"
-    if network.setting.device == "cpu":
-        note += "; the sentence is about GPUs"
+    note += _about_gpus(network)
     unit, ratio = "times the latency at one crop", float(np.exp(logs.mean()))
     if len(same) < 2:
         return Finding(subject, UNDECIDED, ratio, unit=unit, note=f"{note}; one image has no interval")

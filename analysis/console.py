@@ -76,6 +76,7 @@ LATENCIES: Columns = {  # rows: Latency
     "p50 ms": lambda r: _percentile(r, 50),
     "p90 ms": lambda r: _percentile(r, 90),
     "p99 ms": lambda r: _percentile(r, 99),
+    "batch": lambda r: str(r.crops_per_forward),
     "forwards": lambda r: f"{r.forwards:.2f}",
     "images": lambda r: str(len(r.latency_ms)),
 }
@@ -121,7 +122,7 @@ def _section(records: list[Record], known: Sequence[Comparison]) -> str:
     if throughputs := [r for r in records if isinstance(r, Throughput)]:
         lines += ["", *_throughput_lines(throughputs)]
     if latencies := [r for r in records if isinstance(r, Latency)]:
-        heading = "latency, one image at a time, all crops in one batch (~: in batches of at most 4)"
+        heading = "latency, one image at a time; batch: crops in one forward pass"
         lines += ["", heading, *_table(LATENCIES, latencies)]
     fitting = {r.fitting_batch_size for r in measured} - {None}
     lines += [f"out of memory at batch size {setting.batch_size}; used {n}" for n in fitting]

@@ -291,6 +291,7 @@ LEAST: dict[str, float] = {
     "top1_correct": 0, "top5_correct": 0, "nll_mean": 0, "newly_correct": 0, "newly_wrong": 0, "mean_views": 0,
     "fitting_batch_size": 1, "forwards": 0, "agreement": 0, "images_needed": 0, "crops": 0, "counts": 0,
     "durations_s": 1e-12, "interval_ms": 0, "peak_mem_bytes": 0, "gpu_used_bytes": 0, "frame_error_levels": 0,
+    "crops_per_forward": 1, "latency_ms": 0, "rows": 0,
     "expected": 0, "scored": 0, "unreadable_at_scan": 0, "unreadable_when_decoded": 0,
 }  # fmt: skip
 STAGES = (READ, DECODE, RESIZE, LOAD, MODEL, END_TO_END)
@@ -331,6 +332,8 @@ def _contradiction(record: Record) -> str:
             return f"`stage` is {shown(record.stage)}, and none of {', '.join(STAGES)}"
         if not record.counts or len(record.counts) != len(record.durations_s) or max(record.counts) == 0:
             return f"`counts` has {len(record.counts)} rounds and `durations_s` {len(record.durations_s)}"
+    if isinstance(record, Latency) and not 0 < len(record.latency_ms) == len(record.rows):
+        return f"`latency_ms` has {len(record.latency_ms)} queries and `rows` {len(record.rows)}"
     if isinstance(record, ImageAccounting) and any(len(one) != 3 for one in record.failed):
         return "`failed` holds something else than [name, stage, reason]"
     return ""

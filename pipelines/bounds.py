@@ -67,8 +67,9 @@ def bounded(
         refused = too_large(source, planner, np.unique(rows[large]), config)
         yield from with_refused(rows, refused, load(rows[~large]))
     else:
-        for piece in np.split(rows, np.flatnonzero(np.diff(large)) + 1):
-            if oversized(source, planner, piece[:1], config)[0]:
+        starts = np.flatnonzero(np.diff(large)) + 1  # of stretches of rows that are all oversized, or none of them
+        for piece, is_large in zip(np.split(rows, starts), large[[0, *starts]], strict=True):
+            if is_large:
                 yield from (read_by_windows(source, planner, row, device) for row in piece.tolist())
             else:
                 yield from load(piece)

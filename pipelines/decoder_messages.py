@@ -1,11 +1,13 @@
-"""What image decoders in C write to standard error of damaged files: lines without a name, in colours, twice.
+"""Drops the messages that image decoders (C libraries) write to standard error about damaged files: they name no
+file, and some come twice.
 
-Unreadable files are listed by their names and with reasons, whatever decoders say. So a command hands its standard
-error to this script, which passes everything on but for those lines:
+Our commands list unreadable files with names and reasons themselves. They send their standard error through this
+script, which passes on every other line:
 
     python -I -S decoder_messages.py < the messages > the terminal
 
-A process of its own: what a library says before it ends the program is not lost with it. Standard library only.
+It runs as a separate process, so that the last message of a library that aborts the program is still shown. It imports
+the standard library only.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ from tqdm import tqdm
 from bench import records
 from bench.job import Job
 from bench.measure.cheap import LEVEL, ScoredAnswers, Timing, cheap_timings, scored_answers
-from bench.measure.throughput import MAX_UNSCORED
-from bench.predictions import Predictions
+from bench.measure.throughput import readable_rows
 from models.early_stopping import answers
 from models.predict import Network
 from pipelines.backends import BACKENDS
@@ -129,7 +128,7 @@ def latency_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[rec
     if why_not:
         yield records.Absent(setting, "latency", why_not)
         return
-    rows = _readable(job, out)
+    rows = readable_rows(job, out)
     if not len(rows):
         yield records.Absent(setting, "latency", "no image could be read; see unreadable.csv")
         return
@@ -143,14 +142,6 @@ def latency_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[rec
     yield from (one.record(setting, n, scored) for one, n in zip(streams, crops, strict=True))
 
 
-def _readable(job: Job, out: Path) -> np.ndarray:
-    """The rows of readable images; where none were scored, of those that the throughput pass reads."""
-    if job.why_no_accuracy is not None:
-        return np.setdiff1d(job.rows[:MAX_UNSCORED], [failure.row for failure in job.failed])
-    failed = job.failed or Predictions.load(out / job.predictions_name).failed
-    return np.setdiff1d(job.rows, [failure.row for failure in failed])
-
-
 def spread_out(rows: np.ndarray, n: int) -> np.ndarray:
     """``n`` of the rows, evenly over all of them; some twice where there are fewer."""
     return rows[np.linspace(0, len(rows) - 1, n).round().astype(np.int64)]
@@ -158,7 +149,7 @@ def spread_out(rows: np.ndarray, n: int) -> np.ndarray:
 
 def _timed(job: Job, timings: list[Timing], rows: np.ndarray) -> list[SingleStream]:
     measure = job.config.measure
-    # The later rounds see other images: each image is asked for once, or fits into no round.
+    # Each round has images of its own, so that no file is still in a cache from the round before.
     rounds = [rows[start :: measure.rounds] for start in range(min(measure.rounds, len(rows)))]
     streams: list[SingleStream] = []
     try:

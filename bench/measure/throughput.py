@@ -232,12 +232,7 @@ def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[
     if job.why_no_accuracy is not None:
         _find_unreadable(job, job.rows[:MAX_UNSCORED])
         yield image_accounting(job, setting, 0)
-        readable = np.setdiff1d(job.rows[:MAX_UNSCORED], [failure.row for failure in job.failed])
-    else:
-        stored = out / job.predictions_name  # of the process that scored, before an interruption
-        # Read by the main process: on another machine the file may not be visible yet.
-        job.failed = job.processes.broadcast(lambda: job.failed or Predictions.load(stored).failed)
-        readable = np.setdiff1d(job.rows, [failure.row for failure in job.failed])
+    readable = readable_rows(job, out)
     if len(readable) == 0:
         yield records.Absent(setting, "throughput", "no image could be read; see unreadable.csv")
         return
@@ -249,6 +244,16 @@ def throughput_phase(job: Job, setting: records.Setting, out: Path) -> Iterator[
     if sized := [policy.name for policy in job.policies if policy.sizes]:
         why = "only random crops of the network's own size are timed"
         yield records.Absent(setting, f"throughput of {', '.join(sized)}", why)
+
+
+def readable_rows(job: Job, out: Path) -> np.ndarray:
+    """The rows of readable images; where none were scored, of the first MAX_UNSCORED. All processes call it."""
+    rows = job.rows[:MAX_UNSCORED]
+    if job.why_no_accuracy is None:
+        rows, stored = job.rows, out / job.predictions_name  # of the process that scored, before an interruption
+        # Read by the main process: on another machine the file may not be visible yet.
+        job.failed = job.processes.broadcast(lambda: job.failed or Predictions.load(stored).failed)
+    return np.setdiff1d(rows, [failure.row for failure in job.failed])
 
 
 def _find_unreadable(job: Job, rows: np.ndarray) -> None:

@@ -27,20 +27,9 @@ from pipelines.data.scanning import scan
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 20
 FAST = [
-    "--rounds",
-    "1",
-    "--round-seconds",
-    "0.02",
-    "--num-warm-iter",
-    "1",
-    "--latency-queries",
-    "2",
-    "--no-figures",
-    "-j",
-    "2",
-    "-b",
-    "8",
-]
+    "--rounds", "1", "--round-seconds", "0.02", "--num-warm-iter", "1", "--latency-queries", "2",
+    "--no-figures", "-j", "2", "-b", "8",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -20,21 +20,9 @@ from tests.stress import kills
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = [
-    "--rounds",
-    "2",
-    "--round-seconds",
-    "0.05",
-    "--num-warm-iter",
-    "1",
-    "--latency-queries",
-    "2",
-    "--batch-images",
-    "4",
-    "-b",
-    "8",
-    "-j",
-    "1",
-]
+    "--rounds", "2", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "2",
+    "--batch-images", "4", "-b", "8", "-j", "1",
+]  # fmt: skip
 ARGV = [*FAST, "--crops", "1,3", "--no-figures", "--data-backend", "torchvision"]
 
 pytestmark = pytest.mark.slow

@@ -36,18 +36,9 @@ RUN = Path(__file__).resolve().parents[2] / "bench" / "run.py"
 # the records.
 SETTLED = ["--batch-images", "8", "-j", "2"]
 COMMAND = [
-    "--crops",
-    "1,3",
-    *SETTLED,
-    "--rounds",
-    "1",
-    "--round-seconds",
-    "0.05",
-    "--num-warm-iter",
-    "1",
-    "--latency-queries",
-    "2",
-]
+    "--crops", "1,3", *SETTLED, "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1",
+    "--latency-queries", "2",
+]  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 # A signal that comes before the handlers are there, or when the work is done, ends a process as it ends any other.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def test_every_crop_count_and_cheap_policy_is_asked_for_the_same_images(
     assert all(one.agreement == 1 for name, one in found.items() if name not in ("1RC", "5RC"))
     line = to_line(found["5RC"])
     assert from_line(line) == found["5RC"]
+    with pytest.raises(ValueError, match="7 queries and `rows` 8"):
+        from_line(to_line(replace(found["5RC"], latency_ms=found["5RC"].latency_ms[1:])))
+    with pytest.raises(ValueError, match="latency_ms"):
+        from_line(to_line(replace(found["5RC"], latency_ms=[-1.0, *found["5RC"].latency_ms[1:]])))
     text = console.text(list(found.values()))
     assert "latency, one image at a time" in text and "5RC~exact" in text
 
