@@ -16,11 +16,13 @@ a spawned worker imports torch anew for every pass.
 from __future__ import annotations
 
 import io
+import logging
 import multiprocessing
 import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -47,6 +49,8 @@ from pipelines.data.faults import MachineFault, fault, is_of_machine
 from pipelines.data.limits import without_pillow_limit
 from pipelines.data.spans import Span
 from pipelines.workers import safe_start
+
+log = logging.getLogger(__name__)
 
 
 class Torchvision:
@@ -105,8 +109,27 @@ class Torchvision:
     def _load(
         self, rows: np.ndarray, *, ship_frames: bool | None, until: str = "crops"
     ) -> Iterator[tuple[Plan, _Loaded]]:
-        self._upcoming.pieces = list(pieces(self.source, self.planner, rows, self.config, gpu=False))
+        left = deque(pieces(self.source, self.planner, rows, self.config, gpu=False))
         self._upcoming.ship_frames, self._upcoming.until = ship_frames, until
+        lost = 0  # times that a worker was lost since the last batch that came
+        while left:
+            self._upcoming.pieces = list(left)
+            try:
+                for batch in self._from_workers():
+                    left.popleft()
+                    lost = 0
+                    yield batch
+            except RuntimeError as error:
+                if not is_lost_worker(error):
+                    raise
+                self._loader = None  # its other workers may wait for what the lost one held
+                lost += 1
+                if lost == MOST_LOST:
+                    raise worker_lost(self.source.names(left[0][:1])[0]) from None
+                log.warning("a worker process ended (out of memory?): its batch is read again by new workers")
+
+    def _from_workers(self) -> Iterator[tuple[Plan, _Loaded]]:
+        """The upcoming pieces, loaded, in order. The workers are started where there are none."""
         if self._loader is None:
             workers = self.config.workers
             self._loader = DataLoader(
@@ -139,6 +162,22 @@ class Torchvision:
         frames = dict(zip(loaded.good.tolist(), loaded.frames(plan, g), strict=True))
         crops = cut_all(plan, g, frames, self._memory.take)
         return crops.pin_memory() if torch.cuda.is_available() else crops
+
+
+MOST_LOST = 2  # workers lost in a row, without a batch in between, that end the reading
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Whether the loader says that one of its processes is gone."""
+    return str(error).startswith("DataLoader worker")
+
+
+def worker_lost(name: str) -> MachineFault:
+    """The error to raise after MOST_LOST tries; ``name``: the first image of the batch that was read."""
+    return MachineFault(
+        f"a worker process ended {MOST_LOST} times while the batch from {name} on was read: the system may have killed "
+        "it for want of memory (its log says so); free memory, or use fewer `workers` or a smaller `batch_images`"
+    )
 
 
 class BufferPool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import pipelines
 from pipelines.backends import reference
 from pipelines.batch import STAGES, CropBatch, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import GroupPlan, Plan, Planner, crop_windows, parse_policy, union
+from pipelines.data.faults import MachineFault
 from pipelines.data.labels import unlabelled
 from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
@@ -993,3 +995,41 @@ def test_closing_frees_the_pipeline_at_once(random_images: Any) -> None:
         assert [one() for one in freed] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.slow  # PyTorch looks for lost workers every five seconds
+def test_the_batch_of_a_killed_worker_is_read_again(
+    make: Callable[..., Any], random_images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every image once, in order, with the pixels of an undisturbed pass; and no image is called unreadable."""
+    few = planner("CC+2RC")
+    undisturbed = list(make("torchvision", random_images, few, batch_images=2).batches(random_images.rows))
+    backend = make("torchvision", random_images, few, batch_images=2, workers=2, prefetch=1)
+    batches = []
+    for batch in backend.batches(random_images.rows):
+        if not batches:
+            (first, _) = backend._loader._iterator._workers
+            first.kill()
+        batches.append(batch)
+    assert "a worker process ended" in caplog.text
+    assert [batch.rows.tolist() for batch in batches] == [batch.rows.tolist() for batch in undisturbed]
+    assert not any(batch.failed for batch in batches)
+    for mine, theirs in zip(batches, undisturbed, strict=True):
+        assert torch.equal(mine.groups[0].crops, theirs.groups[0].crops)
+
+
+def test_workers_that_end_twice_end_the_reading_and_no_image_is_blamed(
+    make: Callable[..., Any], random_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make("torchvision", random_images, planner("CC"), batch_images=2, workers=2)
+    tries = []
+
+    def lost() -> Iterator[Any]:
+        tries.append(len(backend._upcoming.pieces))
+        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+
+    monkeypatch.setattr(backend, "_from_workers", lost)
+    name = re.escape(random_images.names(random_images.rows[:1])[0])
+    with pytest.raises(MachineFault, match=rf"ended 2 times while the batch from {name} on .*fewer `workers`"):
+        list(backend.batches(random_images.rows))
+    assert len(tries) == 2 and tries[0] == tries[1]
