@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, scored_networks
-from bench.records import END_TO_END, Accuracy, Incomparable, Run, Setting, Throughput
+from bench.records import END_TO_END, Accuracy, Incomparable, Latency, Run, Setting, Throughput
 from pipelines.crops import parse_policy
 
+T = TypeVar("T", Throughput, Latency)
 # Settings of runs that may be chosen between: all but the images, their seed of crops, and the machine.
 LEVELS = ("softmax", "logit", "feature")  # the one that stands for all where there is one view first
 SAME_IMAGES = ("data_hash",)
@@ -27,6 +29,7 @@ class Candidate:
     record: Accuracy
     right: np.ndarray
     timed: Throughput | None  # end to end at this number of crops; None where it was not timed
+    alone: Latency | None = None  # one image at a time with this number of crops; None where it was not timed
 
     @property
     def setting(self) -> Setting:
@@ -55,6 +58,10 @@ class Candidate:
     def peak_mem_gb(self) -> float | None:
         return None if self.timed is None else self.timed.peak_mem_bytes / 1e9
 
+    def latency_ms(self, percent: float) -> float | None:
+        """That so many percent of the images do not exceed; None where it was not measured, or on too few images."""
+        return None if self.alone is None else self.alone.percentile(percent)
+
     def top1(self, part: np.ndarray) -> float:
         """Percent of the images of a part, bool [b]."""
         return 100 * float(self.right[part].mean())
@@ -81,7 +88,7 @@ def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None) -> Cand
     """
     networks = scored_networks(runs)
     require_same([setting for _, setting in networks], SAME_IMAGES)
-    require_same([setting for run, setting in networks if run.throughputs], SAME_MACHINE)
+    require_same([setting for run, setting in networks if run.throughputs or run.latencies], SAME_MACHINE)
     columns: list[tuple[np.ndarray, np.ndarray]] = []
     made = []
     seen = set()
@@ -101,7 +108,7 @@ def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None) -> Cand
     shared_names = set.intersection(*_name_sets(columns))
     kept = [name for name in columns[0][0].tolist() if name in shared_names]
     found = [
-        Candidate(run, record, right, timed_end_to_end(run, record))
+        Candidate(run, record, right, timed_end_to_end(run, record), timed_alone(run, record))
         for (run, record), right in zip(made, shared, strict=True)
     ]
     return Candidates(kept, found)
@@ -124,13 +131,21 @@ def _records_of(network: NetworkRun, levels: Iterable[str] | None) -> list[Accur
 def timed_end_to_end(run: Run, record: Accuracy) -> Throughput | None:
     """End to end at the policy's number of crops, or of a dense or stopped policy itself; crops of other sizes are not
     timed."""
+    return _of_policy([t for t in run.throughputs if t.stage == END_TO_END], record, lambda t: t.policy is None)
+
+
+def timed_alone(run: Run, record: Accuracy) -> Latency | None:
+    """One image at a time, as ``timed_end_to_end``."""
+    return _of_policy(run.latencies, record, lambda one: one.crops is not None)
+
+
+def _of_policy(timings: Sequence[T], record: Accuracy, of_crops: Callable[[T], bool]) -> T | None:
+    """The one of this policy; ``of_crops``: whether a timing stands for all policies of its number of crops."""
     policy = parse_policy(record.policy)
-    if policy.sizes:
-        return None
-    found = [t for t in run.throughputs if t.setting == record.setting and t.stage == END_TO_END]
+    own = [] if policy.sizes else [one for one in timings if one.setting == record.setting]
     if policy.dense or policy.suffix:
-        return next((t for t in found if t.policy == record.policy), None)
-    return next((t for t in found if t.policy is None and t.crops == record.n_views), None)
+        return next((one for one in own if one.policy == record.policy), None)
+    return next((one for one in own if of_crops(one) and one.crops == record.n_views), None)
 
 
 def require_same(settings: Sequence[Setting], fields: Iterable[str]) -> None:
@@ -145,9 +160,20 @@ def require_same(settings: Sequence[Setting], fields: Iterable[str]) -> None:
             )
 
 
-# What a target may speak of: name -> its value, None where it was not measured.
-METRICS: dict[str, Callable[[Candidate], float | None]] = {
-    "images_per_sec": lambda one: one.images_per_sec,
-    "forwards": lambda one: one.forwards,
-    "peak_mem_gb": lambda one: one.peak_mem_gb,
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a target may speak of. ``of``: its value, None where it was not measured; ``needs``: the options of a run
+    that measure it."""
+
+    of: Callable[[Candidate], float | None]
+    high: bool  # whether more of it is wanted
+    needs: str
+
+
+METRICS: dict[str, Metric] = {
+    "images_per_sec": Metric(lambda one: one.images_per_sec, True, "--crops"),
+    "latency_p50_ms": Metric(lambda one: one.latency_ms(50), False, "--crops, --latency-queries 2 or more"),
+    "latency_p99_ms": Metric(lambda one: one.latency_ms(99), False, "--crops, --latency-queries 100 or more"),
+    "forwards": Metric(lambda one: one.forwards, False, "--policies"),
+    "peak_mem_gb": Metric(lambda one: one.peak_mem_gb, False, "--crops"),
 }

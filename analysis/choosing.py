@@ -98,11 +98,11 @@ def _critical_value(right: np.ndarray, chosen: int | None) -> float:
 
 
 def _errors(values: np.ndarray, draws: int) -> np.ndarray:
-    """Errors of the rows' means [draws, k], normal with the covariance of the means of ``values`` [k, b]."""
-    covariance = np.atleast_2d(np.cov(values, bias=True)) / values.shape[1]
-    scale, vectors = np.linalg.eigh(covariance)
-    normal = np.random.default_rng(0).standard_normal((draws, len(scale)))
-    return (normal * np.sqrt(np.maximum(scale, 0))) @ vectors.T
+    """Errors of the rows' means [draws, k], normal with the covariance of the means of ``values`` [k, b]: the images'
+    deviations, each times a normal number (the multiplier bootstrap; no k x k matrix is decomposed)."""
+    centred = values - values.mean(1, keepdims=True)
+    multipliers = np.random.default_rng(0).standard_normal((draws, values.shape[1]))
+    return multipliers @ centred.T / values.shape[1]
 
 
 def _difference(chosen: np.ndarray, other: np.ndarray, critical: float) -> Difference:

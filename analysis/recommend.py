@@ -61,16 +61,17 @@ class Target:
 
 def parse_target(text: str) -> Target:
     """Raises ValueError, listing what there is, for a target that is none."""
-    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([0-9.]+)\s*", text)
-    known = {TOP1, *METRICS}
-    if not match or match[1] not in known:
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(\d+\.?\d*|\.\d+)\s*", text)
+    wanted_high = {TOP1: True} | {name: metric.high for name, metric in METRICS.items()}
+    if not match or match[1] not in wanted_high:
         raise ValueError(
             f"`target` {text!r} is not one: write NAME>=NUMBER or NAME<=NUMBER with a NAME of "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(wanted_high))}"
         )
     target = Target(match[1], match[2] == ">=", float(match[3]))
-    if target.metric == TOP1 and not target.at_least:
-        raise ValueError(f"`target` {text!r}: top1 is wanted high; write top1>=NUMBER")
+    if target.at_least != wanted_high[target.metric]:
+        level, sign = ("high", ">=") if wanted_high[target.metric] else ("low", "<=")
+        raise ValueError(f"`target` {text!r}: {target.metric} is wanted {level}; write {target.metric}{sign}NUMBER")
     return target
 
 
@@ -152,9 +153,10 @@ def meeting(found: Candidates, targets: Sequence[Target]) -> tuple[list[int], di
         for target in targets:
             if target.metric == TOP1 or reason:
                 continue
-            value = METRICS[target.metric](one)
+            metric = METRICS[target.metric]
+            value = metric.of(one)
             if value is None:
-                reason = f"{target.metric} was not measured at this number of crops (--crops)"
+                reason = f"{target.metric} was not measured of this policy ({metric.needs})"
             elif not target.is_met(value):
                 reason = f"not {target}"
                 keep = max if target.at_least else min

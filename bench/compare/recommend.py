@@ -269,7 +269,7 @@ def key_of(one: Candidate) -> tuple[str, int, int]:
 
 def is_near(one: Candidate, target: Target) -> bool:
     """Whether a setting may meet a target for cost, given how rough a short timing is; also where it was not timed."""
-    value = None if target.metric == TOP1 else METRICS[target.metric](one)
+    value = None if target.metric == TOP1 else METRICS[target.metric].of(one)
     if value is None:
         return True
     if target.metric == "forwards":  # counted, not timed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from analysis import recommend
-from analysis.candidates import candidates
+from analysis.candidates import METRICS, candidates
 from analysis.choice_figure import CHOSEN, DROPPED, MISSED, TIE, data_of, draw
 from analysis.choosing import parts
 from analysis.recommend import choose, parse_target
-from bench.records import Incomparable
+from bench.records import Incomparable, Latency
 from models.recipe import read_recipe
 
 IMAGES = 600  # of the made runs (conftest)
@@ -51,6 +52,37 @@ def test_a_target_leaves_out_what_does_not_meet_it(made_run) -> None:
     assert "1 others cannot be told apart" in text and "150.0 images/s" in text
 
 
+TWO_CROPS = {"2RC", "CC+1RC"}
+OF_EACH = {  # a target of each kind -> what may be chosen
+    "images_per_sec>=150": TWO_CROPS, "images_per_sec>=151": {"CC"}, "forwards<=2": TWO_CROPS, "forwards<=1.5": {"CC"},
+    "peak_mem_gb<=2": TWO_CROPS, "latency_p50_ms<=6.7": TWO_CROPS, "latency_p50_ms<=6.6": {"CC"},
+    "latency_p99_ms<=20": TWO_CROPS, "latency_p99_ms<=19.9": {"CC"}, "latency_p99_ms<=50": {"5RC"},
+    "top1>=88": {"5RC"},
+}  # fmt: skip
+
+
+def test_every_kind_of_target_is_tried() -> None:
+    assert {parse_target(text).metric for text in OF_EACH} == {recommend.TOP1, *METRICS}
+
+
+@pytest.mark.parametrize("text", OF_EACH)
+def test_a_target_of_each_kind_is_met(made_run, text: str) -> None:
+    choice = choose(candidates([made_run()]), targets(text))
+    assert choice.chosen.record.policy in OF_EACH[text]
+
+
+def test_a_tail_is_not_named_from_fewer_images_than_it_needs(made_run) -> None:
+    run = made_run()
+    short = [
+        replace(one, latency_ms=one.latency_ms[:99], rows=one.rows[:99]) if isinstance(one, Latency) else one
+        for one in run.records
+    ]
+    found = candidates([replace(run, records=short)])
+    with pytest.raises(ValueError, match=r"latency_p99_ms was not measured of this policy .*100 or more"):
+        choose(found, targets("latency_p99_ms<=20"))
+    assert choose(found, targets("latency_p50_ms<=20")).chosen.record.policy == "5RC"
+
+
 def test_a_target_for_accuracy_asks_for_the_fastest(made_run) -> None:
     found = candidates([made_run()])
     assert choose(found, targets("top1>=50")).chosen.record.policy == "CC"
@@ -64,7 +96,7 @@ def test_what_was_not_timed_is_left_out_with_the_reason(made_run) -> None:
     found = candidates([made_run(rates={1: 300.0})])
     choice = choose(found, targets("images_per_sec>=100"))
     assert choice.chosen.record.policy == "CC"
-    assert choice.left_out == {"images_per_sec was not measured at this number of crops (--crops)": 3}
+    assert choice.left_out == {"images_per_sec was not measured of this policy (--crops)": 3}
 
 
 def test_targets_that_nothing_meets_name_the_nearest(made_run) -> None:
@@ -72,7 +104,22 @@ def test_targets_that_nothing_meets_name_the_nearest(made_run) -> None:
         choose(candidates([made_run()]), targets("images_per_sec>=1000"))
 
 
-@pytest.mark.parametrize("text", ["latency_ms<=3", "images_per_sec>500", "top1<=80", "forwards", "top1>=high"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "latency_ms<=3",
+        "images_per_sec>500",
+        "top1<=80",
+        "forwards",
+        "top1>=high",
+        "images_per_sec<=3",
+        "forwards>=2",
+        "latency_p99_ms>=20",
+        "peak_mem_gb>=1",
+        "top1>=1.2.3",
+        "top1>=-1",
+    ],
+)
 def test_what_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="`target`"):
         parse_target(text)
