@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,15 @@ def test_the_total_is_the_sum_of_what_a_batch_costs(demo_root: Path, capsys: pyt
 
 def test_microseconds_are_the_median_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.256, 1.0, 1.512, 2.0, 9.0])  # batches of 0.256, 0.512 and 7 seconds
-    monkeypatch.setattr(host_cost.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(host_cost.time, "process_time", lambda: next(clock))
     calls: list[int] = []
     assert host_cost.microseconds(lambda: calls.append(1), rounds=3) == pytest.approx(2000.0)
     assert len(calls) == 4
+
+
+def test_waiting_is_no_cost() -> None:
+    """A step that sleeps, as one does that waits for a core, costs (nearly) no CPU time."""
+    assert host_cost.microseconds(lambda: time.sleep(0.02), rounds=2) < 0.02 / host_cost.BATCH_IMAGES * 1e6 / 4
 
 
 def test_without_dali_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
