@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.transfer import to_device
 from pipelines.crops import Policy, Views, is_dense, stream_of
 
 
@@ -34,7 +35,7 @@ class ViewOutputs:
 
 def softmax(x: Tensor) -> Tensor:
     """Over the last axis; float64."""
-    if x.is_cuda:
+    if not x.is_cpu:
         return x.softmax(-1)
     e = np.exp(_shifted(x))
     return torch.from_numpy(e / e.sum(-1, keepdims=True))
@@ -42,7 +43,7 @@ def softmax(x: Tensor) -> Tensor:
 
 def log_softmax(x: Tensor) -> Tensor:
     """Over the last axis; float64."""
-    if x.is_cuda:
+    if not x.is_cpu:
         return x.log_softmax(-1)
     shifted = _shifted(x)
     return torch.from_numpy(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
@@ -50,7 +51,7 @@ def log_softmax(x: Tensor) -> Tensor:
 
 def log(x: Tensor) -> Tensor:
     """float64; -inf for 0."""
-    if x.is_cuda:
+    if not x.is_cpu:
         return x.log()
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(x.numpy()))
@@ -121,7 +122,7 @@ def policy_means(
             if is_dense(term):
                 total, taken = total + weighted(sums[stream], term, weight), taken + weight
                 continue
-            n = torch.from_numpy(count).to(values.device)
+            n = to_device(count, values.device)
             total = total + torch.stack(sums[stream])[n, images]
             taken = taken + n[:, None]
         yield total / taken

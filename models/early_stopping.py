@@ -20,6 +20,7 @@ from torch import Tensor
 from models.averaging import LEVELS, ViewOutputs, log_probabilities, margins
 from models.predict import FRAME_AGE, Network, predict
 from models.stopping import may_stop, rule_of, stage_columns, stage_weights, stages_of
+from models.transfer import to_device
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Planner, Policy, stream_of
 
@@ -223,7 +224,8 @@ class EarlyStopping:
                 else:
                     once[name] = (at, entry)
             now = list(once.values())
-            rounds.append(self._added([entry for _, entry in now], values[[at for at, _ in now]]))
+            chosen = to_device([at for at, _ in now], values.device)
+            rounds.append(self._added([entry for _, entry in now], values[chosen]))
             rest = later
         self.in_flight.append(rounds)
 
@@ -237,7 +239,9 @@ class EarlyStopping:
             buffer = self.network.buffer_of(key[0])
         for (images, group), at in _by_group(entries).items():
             places = [int(entries[a].images.place[entries[a].i, entries[a].stage, 1]) for a in at]
-            buffer[at] = _groups(images.batch)[group].crops[places].to(buffer.device, non_blocking=True)
+            crops = _groups(images.batch)[group].crops
+            chosen = crops[to_device(places, crops.device)].to(buffer.device, non_blocking=True)
+            buffer[to_device(at, buffer.device)] = chosen
         if dense:
             features, logits, scores = self.network.forward_frames(buffer, whole=bool(key[2]))
             outputs = ViewOutputs(_view(features, m), logits[:m, None], {0: scores[:m]})
@@ -265,11 +269,12 @@ class EarlyStopping:
             images.used[i] += images.cost[i, stage]
             self.work += float(images.cost[i, stage].sum())
             streams = [self.stream[s] for s in stage]
-            images.sums[i, streams] += values[places] * torch.from_numpy(weight).to(values.device)[:, None]
-            total = torch.zeros_like(values[places])
+            here, rows, columns = (to_device(index, values.device) for index in (places, i, streams))
+            images.sums[rows, columns] += values[here] * to_device(weight, values.device)[:, None]
+            total = torch.zeros_like(values[here])
             for stream in range(self.streams):  # in canonical order, as they are scored
-                total = total + images.sums[i, stream]
-            means[places] = total / torch.from_numpy(images.seen[i]).to(values.device)[:, None]
+                total = total + images.sums[rows, stream]
+            means[here] = total / to_device(images.seen[i], values.device)[:, None]
         log_p = self.level.finish(means, self.network.head)
         margin, arrived = margins(log_p), None
         if margin.is_cuda:

@@ -23,6 +23,7 @@ from torch import Tensor
 from models.averaging import ViewOutputs
 from models.classifier import Classifier
 from models.dense import Dense, DenseOutputs
+from models.transfer import to_device
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views
 
@@ -332,7 +333,7 @@ class _Inputs:
             here = (views == self.whole_view) == whole
             if here.any():
                 self._batch((height, width, whole)).add(
-                    pending, crops[torch.from_numpy(here)], places[here], self.number
+                    pending, crops[_index_of(np.flatnonzero(here), crops.device)], places[here], self.number
                 )
 
     def _batch(self, key: tuple[int, ...]) -> _InputBatch:
@@ -491,12 +492,10 @@ def _store_scores(pending: _Pending, places: np.ndarray, scores: Tensor) -> None
 
 
 def _index_of(places: np.ndarray, device: torch.device) -> slice | Tensor:
-    """A slice where the places are consecutive, as they nearly always are. An index array from ordinary memory would
-    make the host wait for the GPU after every forward pass; from pinned memory it does not."""
+    """A slice where the places are consecutive, as they nearly always are: it needs no copy to the device."""
     if len(places) and (np.diff(places) == 1).all():
         return slice(int(places[0]), int(places[-1]) + 1)
-    index = torch.from_numpy(places)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
+    return to_device(places, device)
 
 
 def _done(pending: _Pending) -> Predicted:

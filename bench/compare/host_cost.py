@@ -4,9 +4,10 @@
     multicrop-bench compare host-cost --crops 20 --data imagenet/val
 
 All of this runs under one interpreter lock, so a GPU that takes R images/s needs it below 1e6 / R microseconds. Times
-are the process's own CPU time: other programs on the machine do not count. No image is decoded and no GPU is needed. ``request`` and ``arguments`` are what a batch costs before the graph, ``places``
-after it; the indented rows are parts of ``request``. ``one generator each`` is what ``random numbers`` would cost with
-an object of NumPy's Philox for each image, and is not part of the total.
+are the process's own CPU time: other programs on the machine do not count. No image is decoded and no GPU is needed.
+``request`` and ``arguments`` are what a batch costs before the graph, ``places`` after it; the indented rows are parts
+of ``request``. ``one generator each`` is what ``random numbers`` would cost with an object of NumPy's Philox for each
+image, and is not part of the total.
 """
 
 from __future__ import annotations
