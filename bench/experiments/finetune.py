@@ -5,12 +5,13 @@ your own classes.
     multicrop-bench finetune --models resnet:50 --data imagenet/train --img-size 320 --out tuned
     multicrop-bench finetune --resume tuned                                      # continues where it was stopped
 
-Your own classes, one folder each: first a new head, then if wanted the whole network at a lower rate, then FixRes:
+Your own classes, one folder each: a new head on frozen features, in minutes. With ``--tune last-block`` or ``all`` the
+last block or the whole network is then trained too, at a lower rate. FixRes at the test size can follow:
 
     multicrop-bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --data mine/train --img-size 224 \\
         --out head
-    multicrop-bench finetune --model tf_efficientnet_lite0 --checkpoint head/model.safetensors --tune network \\
-        --augmentation train --val-split 0.2 --epochs 20 -b 32 --data mine/train --img-size 224 --out all
+    multicrop-bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --tune all --augmentation train \\
+        --epochs 20 --data mine/train --img-size 224 --out all
     multicrop-bench finetune --model tf_efficientnet_lite0 --checkpoint all/model.safetensors --val-split 0.2 -b 32 \\
         --data mine/train --img-size 288 --out tuned
     multicrop-bench predict --model tf_efficientnet_lite0 --checkpoint tuned/model.safetensors --img-size 288 photos/
@@ -18,7 +19,8 @@ Your own classes, one folder each: first a new head, then if wanted the whole ne
 Writes ``model.safetensors`` (all weights; ``run --checkpoint`` reads it), ``finetune.json`` (how it was made:
 command, hashes of the base weights and of the data, recipe, versions, every epoch, every step's times) and
 ``state.safetensors`` (what ``--resume`` needs, renewed after each epoch). On a CPU, with the same number of threads, a
-resumed run's weights are bit for bit those of a run that was never stopped.
+resumed run's weights are bit for bit those of a run that was never stopped. ``--new-head --tune all`` or ``last-block``
+keeps its first part, the classifier alone, as a folder of the same kind, ``head``.
 
 What is trained in which family, and what the papers say of it: LAYERS and Recipe in models/fixres/finetune.py.
 
@@ -33,6 +35,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -55,12 +58,16 @@ from pipelines.schemas import DamagedFile, checked_fields, read_json_object
 if TYPE_CHECKING:
     from bench.job import Job
     from models.fixres.finetune import Epoch, FineTuning
+    from models.fixres.kept import ActivationStore
     from models.fixres.recipe import Recipe
     from pipelines.data.dataset import Scan
     from pipelines.training_crops import TrainingCrops
 
-SCHEMA = 2
+SCHEMA = 3
 NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
+HEAD = "head"  # folder of the first part of `new_head` with `tune` last-block or all
+DEFAULT_EPOCHS, DEFAULT_MOMENTUM, DEFAULT_WEIGHT_DECAY = 60, 0.9, 1e-4  # of sgd
+AFTER_HEAD = ("last-block", "all")
 CHECKED_IMAGES = 4  # their crops are compared with the reference before any is trained on
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (
@@ -88,9 +95,15 @@ class FineTuneConfig:
     )
     tune: str | None = option(
         "--tune",
-        choices=("classifier", "classifier+bn", "network"),
+        choices=("classifier", "classifier+bn", "last-block", "all"),
         help="default: classifier+bn where there is a BatchNorm before the pooling, else classifier; with --new-head "
-        "classifier; network: all of it",
+        "classifier. last-block, all: the last block or the whole network, with --new-head after the classifier alone",
+    )
+    opt: str | None = option(
+        "--opt",
+        choices=("sgd", "lbfgs"),
+        help="lbfgs: one step to the best classifier on fixed features (default with --new-head, where the head is one "
+        "linear layer and no option of sgd is given); sgd: as in the papers (default otherwise)",
     )
     new_head: bool = switch(
         "--new-head", help="a new last layer for your own classes: the folders of --data, whose names the weights keep"
@@ -106,7 +119,7 @@ class FineTuneConfig:
         "--patience",
         metavar="N",
         parse=values.positive,
-        help="stop after N epochs without a lower loss on the held-out images (default: 10 with --new-head)",
+        help="stop after N epochs without a lower loss on the held-out images (default: 10 with --new-head and sgd)",
     )
     augmentation: str = option(
         "--augmentation",
@@ -115,8 +128,8 @@ class FineTuneConfig:
         help="test: resize and centre crop (default); test2: shifted sideways at random, flipped, colour jitter; "
         "train: RandomResizedCrop, flip, colour jitter",
     )
-    epochs: int = option(
-        "--epochs", default=60, metavar="N", parse=values.rounds, help="default: 60; the learning rate falls half way"
+    epochs: int | None = option(
+        "--epochs", metavar="N", parse=values.rounds, help="of sgd (default: 60); the learning rate falls half way"
     )
     seeds: int = option(
         "--seeds",
@@ -124,7 +137,7 @@ class FineTuneConfig:
         metavar="N",
         parse=values.rounds,
         help="do it N times, from --seed on: other orders, other held-out images, other first weights of a new head; "
-        "seeds.json says how far the scores spread (default: 1)",
+        "seeds.json says how far the scores spread; what is frozen is run once (default: 1)",
     )
     train_batch: int | None = option(
         "--batch-size",
@@ -137,13 +150,14 @@ class FineTuneConfig:
         "--lr",
         metavar="X",
         parse=values.above_zero,
-        help="default: 0.008 for 512 images, with --new-head 0.1 for 256; in proportion for others",
+        help="default: 0.008 for 512 images, for a new head alone 0.1 for 256; in proportion for others",
     )
-    momentum: float = option(
-        "--momentum", default=0.9, metavar="X", parse=values.below_one, help="of SGD (default: 0.9)"
-    )
-    weight_decay: float = option(
-        "--weight-decay", default=1e-4, metavar="X", parse=values.from_zero, help="default: 0.0001"
+    momentum: float | None = option("--momentum", metavar="X", parse=values.below_one, help="of sgd (default: 0.9)")
+    weight_decay: float | None = option(
+        "--weight-decay",
+        metavar="X",
+        parse=values.from_zero,
+        help="default: 0.0001; with lbfgs 1 / images, as scikit-learn's LogisticRegression",
     )
     label_smoothing: float = option(
         "--label-smoothing",
@@ -264,8 +278,8 @@ def read_note(folder: Path, name: str = NOTE) -> dict[str, Any]:
 # ---- the run
 
 
-def run(command: Command) -> int:
-    """Load, check, train epoch by epoch, save after each."""
+def run(command: Command, store: ActivationStore | None = None) -> int:
+    """Load, check, train epoch by epoch, save after each. ``store``: activations that other seeds kept."""
     if folder := command.own.resume:
         if (folder / SEEDS).is_file():
             with locked(folder):
@@ -273,23 +287,25 @@ def run(command: Command) -> int:
         read_note(folder)  # whether it is such a folder
         with locked(folder):
             command, note = resumed(folder)
-            return run_into(folder, command, note)
+            return run_into(folder, command, note, store)
     assert command.own.out is not None
     with new_folder(command.own.out, "") as out:
-        return run_seeds(out, command) if command.own.seeds > 1 else run_into(out, command, None)
+        return run_seeds(out, command) if command.own.seeds > 1 else run_into(out, command, None, store)
 
 
 def run_seeds(out: Path, command: Command) -> int:
     """One fine-tuning for each seed; those that are finished stay as they are, one that was stopped goes on."""
-    first = command.run.data.seed
+    from models.fixres.kept import ActivationStore
+
+    first, store = command.run.data.seed, ActivationStore()
     note = command_note(command) | {"seeds": list(range(first, first + command.own.seeds))}
 
     def one(seed: int, folder: Path) -> dict[str, Any]:
         own, config = replace(command.own, out=folder, seeds=1), command.run
         if not (folder / NOTE).is_file():
-            run(Command(own, replace(config, data=replace(config.data, seed=seed)), command.argv))
+            run(Command(own, replace(config, data=replace(config.data, seed=seed)), command.argv), store)
         elif read_note(folder)["status"] != "finished":
-            run(Command(FineTuneConfig(resume=folder), RunConfig(), []))
+            run(Command(FineTuneConfig(resume=folder), RunConfig(), []), store)
         done = read_note(folder)
         return {"loss": done["epochs"][-1]["loss"], **done["result"]}
 
@@ -299,9 +315,11 @@ def run_seeds(out: Path, command: Command) -> int:
     return 0
 
 
-def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
+def run_into(out: Path, command: Command, note: dict[str, Any] | None, store: ActivationStore | None) -> int:
     """``run`` in a folder that is locked; ``note``: of the run that is continued."""
     started = time.monotonic()
+    if command.own.new_head and command.own.tune in AFTER_HEAD:
+        command, note = after_head(out, command, note, store)
     log.info("loading torch, timm and the data backend ...")
     job = load(command)
     watch = Watch(job.device)
@@ -309,6 +327,10 @@ def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
     with ExitStack() as opened:
         crops = opened.enter_context(closing(make_crops(job, recipe)))
         tuning = make_tuning(command.own, job, crops, recipe, watch)
+        if store is not None:
+            from bench.job import data_hash
+
+            tuning.share(store, f"{data_hash(job.data)} {job.config.loading.data_backend}")
         if recipe.val_split:
             centre = opened.enter_context(closing(make_crops(job, replace(recipe, augmentation="test"))))
             tuning.hold_out(held_out_rows(job, recipe), centre)
@@ -317,6 +339,28 @@ def run_into(out: Path, command: Command, note: dict[str, Any] | None) -> int:
             require_same(note, fresh)
         train(out, tuning, watch, note or fresh)
     return finish(out, job, tuning, started)
+
+
+def after_head(
+    out: Path, command: Command, note: dict[str, Any] | None, store: ActivationStore | None
+) -> tuple[Command, dict[str, Any] | None]:
+    """Train the new classifier alone, unless that is done; what is then trained beginning from it, and the note of the
+    latter where it has begun."""
+    own, config, head = command.own, command.run, out / HEAD
+    if note is None:
+        write_note(out, command_note(command))
+    if not (head / NOTE).is_file():
+        first = FineTuneConfig(
+            out=head, img_size=own.img_size, tune="classifier", new_head=True, val_split=own.val_split,
+            trunk_batch=own.trunk_batch, keep_gib=own.keep_gib,
+        )  # fmt: skip
+        shutil.rmtree(head, ignore_errors=True)  # it may have been stopped before its note was written
+        run(Command(first, config, command.argv), store)
+    elif read_note(head)["status"] != "finished":
+        run(Command(FineTuneConfig(resume=head), RunConfig(), []), store)
+    network = replace(config.network, weights=None, checkpoint=head / MODEL)
+    has_begun = note is not None and "base" in note
+    return Command(own, replace(config, network=network), command.argv), note if has_begun else None
 
 
 def load(command: Command) -> Job:
@@ -339,7 +383,8 @@ def load(command: Command) -> Job:
     scan = scanning.scan(root, workers=config.loading.workers or 1)
     if len(scan.unreadable):
         log.warning("%d files cannot be read as images and are left out; %s lists them", len(scan.unreadable), NOTE)
-    return make_job(found[0], scan, config, new_classes=new_classes(scan, config) if own.new_head else None)
+    first_part = own.new_head and own.tune not in AFTER_HEAD  # the second part's network has these classes already
+    return make_job(found[0], scan, config, new_classes=new_classes(scan, config) if first_part else None)
 
 
 def new_classes(scan: Scan, config: RunConfig) -> tuple[str, ...]:
@@ -361,24 +406,50 @@ def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
     from models.fixres.layers import default_tune
     from models.fixres.recipe import NEW_HEAD_BATCH, PAPER_BATCH, Recipe, new_head_lr, scaled_lr
 
-    batch_size = own.train_batch or (NEW_HEAD_BATCH if own.new_head else PAPER_BATCH)
-    scaled_lr = new_head_lr if own.new_head else scaled_lr
+    tune = own.tune or ("classifier" if own.new_head or job.adapted else default_tune(job.classifier))
     val_split = (0.2 if own.new_head else 0.0) if own.val_split is None else own.val_split
+    shared: dict[str, Any] = {
+        "tune": tune,
+        "augmentation": own.augmentation,
+        "label_smoothing": own.label_smoothing,
+        "jitter": own.jitter,
+        "min_area": own.min_area,
+        "val_split": val_split,
+        "seed": job.config.data.seed,
+    }
+    if (own.opt or default_opt(own, job)) == "lbfgs":
+        if given := of_sgd(own):
+            raise UserError(f"`{given[0]}` is an option of sgd, and `opt` lbfgs has no such thing: leave it out")
+        return Recipe(**shared, opt="lbfgs", epochs=1, batch_size=1, weight_decay=own.weight_decay)
+    batch_size = own.train_batch or (NEW_HEAD_BATCH if own.new_head else PAPER_BATCH)
+    usual_lr = new_head_lr if own.new_head and tune not in AFTER_HEAD else scaled_lr
     return Recipe(
-        tune=own.tune or ("classifier" if own.new_head or job.adapted else default_tune(job.classifier)),
-        augmentation=own.augmentation,
-        epochs=own.epochs,
+        **shared,
+        epochs=own.epochs or DEFAULT_EPOCHS,
         batch_size=batch_size,
-        lr=scaled_lr(batch_size) if own.lr is None else own.lr,
-        momentum=own.momentum,
-        weight_decay=own.weight_decay,
-        label_smoothing=own.label_smoothing,
-        jitter=own.jitter,
-        min_area=own.min_area,
-        val_split=val_split,
+        lr=usual_lr(batch_size) if own.lr is None else own.lr,
+        momentum=DEFAULT_MOMENTUM if own.momentum is None else own.momentum,
+        weight_decay=DEFAULT_WEIGHT_DECAY if own.weight_decay is None else own.weight_decay,
         patience=own.patience or (10 if own.new_head and val_split else None),
-        seed=job.config.data.seed,
     )
+
+
+def of_sgd(own: FineTuneConfig) -> list[str]:
+    """The options of sgd that were given."""
+    names = ("epochs", "train_batch", "lr", "momentum", "patience")
+    return [name for name in names if getattr(own, name) is not None]
+
+
+def default_opt(own: FineTuneConfig, job: Job) -> str:
+    """lbfgs for a new head, where it is one linear layer on features that do not change; else sgd."""
+    from models.fixres.layers import classifier_parameters, pooled_features, probe_batch
+    from models.fixres.linear_head import only_linear_layer
+
+    if not own.new_head or own.tune not in (None, "classifier") or own.augmentation != "test" or of_sgd(own):
+        return "sgd"
+    network, x = job.classifier, probe_batch(job.classifier)
+    found = only_linear_layer(network, classifier_parameters(network, x), pooled_features(network, x))
+    return "sgd" if found is None else "lbfgs"
 
 
 def make_crops(job: Job, recipe: Recipe) -> TrainingCrops:
@@ -469,6 +540,7 @@ def begin(command: Command, job: Job, tuning: FineTuning) -> dict[str, Any]:
         "tuned": {
             "classifier": tuning.classifier_names,
             "batch_norm": tuning.batch_norm,
+            "block": tuning.block.name if tuning.block else None,
             "parameters": sum(parameter.numel() for parameter in tuning.parameters.values()),
             "of_parameters": network.param_count,
             "split": tuning.split.where,
@@ -510,7 +582,7 @@ def train(out: Path, tuning: FineTuning, watch: Watch, note: dict[str, Any]) -> 
     for epoch in tuning.run():
         wall_s = time.perf_counter() - start
         took = watch.take()
-        epochs.append({**asdict(epoch), "wall_s": round(wall_s, 3), "ms": took})
+        epochs.append({**asdict(epoch), "wall_s": round(wall_s, 3), "ms": took, **optimum(tuning)})
         tuning.save_state(out / STATE, epochs)
         write_note(out, {**note, "epochs": epochs})
         once_s = sum(sum(ms) for stage, ms in took.items() if stage.startswith("keep-")) / 1e3
@@ -567,6 +639,13 @@ def finish(out: Path, job: Job, tuning: FineTuning, started: float) -> int:
     }
     print(json.dumps(result))
     return 0
+
+
+def optimum(tuning: FineTuning) -> dict[str, Any]:
+    """What lbfgs found, for the epoch's entry; nothing with sgd."""
+    kept = ("weight_decay", "iterations", "gradient", "converged")
+    found = tuning.solution
+    return {} if found is None else {"optimum": {name: getattr(found, name) for name in kept}}
 
 
 def best_of(tuning: FineTuning, epochs: list[dict[str, Any]]) -> dict[str, Any]:

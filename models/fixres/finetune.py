@@ -16,7 +16,11 @@ value and its source are named at ``Recipe``.
 in MobileNetV3). ``classifier+bn`` adds "the batch normalization that precedes the global pooling": its gain and bias by
 gradient, its running statistics by seeing batches ("In this way the batch statistics are adapted to the increased
 resolution"), so that it, and it alone, is in training mode. All else is frozen and in evaluation mode, dropout too.
-``models.fixres.layers.LAYERS`` says which modules these are in the families. ``network`` trains everything.
+``models.fixres.layers.LAYERS`` says which modules these are in the families. ``last-block`` trains the last block
+before the pooling and all behind it, ``all`` everything, as networks usually are: BatchNorms and dropout too.
+
+**How.** By SGD, as the papers do. Or, where the classifier is one linear layer on features that do not change, by
+going to the one optimum that it has (``Recipe.opt`` lbfgs; ``models.fixres.linear_head``).
 
 **When it stops.** With ``hold_out`` the loss on images that are not trained on is measured after every epoch; what was
 trained when it was lowest is the result, and with ``patience`` training ends early.
@@ -25,7 +29,7 @@ trained when it was lowest is the result, and with ``patience`` training ends ea
 batches of one fixed shape; under test DA, where an image is the same crop in every epoch, it is run once an image and
 kept. Batches of one shape make both ways equal bit for bit.
 
-Left out: fine-tuning "the last three cells" (PNASNet, Table 1) and "layer 4" (Table 10).
+Left out: fine-tuning "the last three cells" (PNASNet, Table 1) and all of "layer 4" (Table 10).
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -46,33 +51,29 @@ from torch.nn import functional
 from models.checkpoints import CLASS_NAMES
 from models.classifier import Classifier
 from models.fixres.held_out import HeldOut
-from models.fixres.layers import classifier_parameters, last_batch_norm, probe_batch
+from models.fixres.kept import ActivationStore, KeptActivations, frozen_hash
+from models.fixres.layers import classifier_parameters, last_batch_norm, last_block, pooled_features, probe_batch
+from models.fixres.linear_head import Solution, only_linear_layer, solve
 from models.fixres.recipe import Recipe
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
+from pipelines.crops import uniforms
 from pipelines.files import whole_path
 from pipelines.training_crops import TrainingCrops, epoch_order
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch says. ``loss``, ``top1`` (percent) are means over its steps, before each step's update."""
+    """What an epoch says. ``loss``, ``top1`` (percent) are means over its steps, before each step's update; with lbfgs
+    those of the optimum, and ``steps`` are its iterations."""
 
     epoch: int  # from 0
-    lr: float
+    lr: float | None  # None with lbfgs
     steps: int
-    images: int  # steps x batch size: the incomplete last batch of each epoch's order is dropped
+    images: int  # steps x batch size: the incomplete last batch of each epoch's order is dropped; with lbfgs all
     loss: float
     top1: float
     val_loss: float | None = None  # on the held-out images, after the epoch; None where there are none
     val_top1: float | None = None
-
-
-@dataclass(slots=True)
-class _Kept:
-    """Activations of all readable images."""
-
-    tensors: tuple[Tensor, ...]  # [images, ...] each
-    readable: np.ndarray  # bool [images]
 
 
 Lap = Callable[[str], None]
@@ -83,6 +84,7 @@ STAGES = {
     "backward": "gradients and the update",
     "keep-load": "waiting for crops, once an image, where activations are kept",
     "keep-trunk": "the frozen part of a trunk_batch_size of crops, padded",
+    "solve": "the search for the optimum, of lbfgs",
 }
 
 
@@ -124,21 +126,28 @@ class FineTuning:
         )
         self.notes: list[str] = []
         self.epochs_done = 0
-        net, x = classifier.net, probe_batch(classifier)
+        x = probe_batch(classifier)
         self.parameters = classifier_parameters(classifier, x)
         self.classifier_names = list(self.parameters)
         self.batch_norm = self._batch_norm(x) if recipe.tune == "classifier+bn" else None
+        self.block = last_block(classifier, x) if recipe.tune == "last-block" else None
+        self.linear_layer = self._linear_layer(x) if recipe.opt == "lbfgs" else None
+        self.solution: Solution | None = None  # of lbfgs
         self.split = self._split(x)
-        if recipe.tune == "network":
-            self.parameters = dict(net.named_parameters())
-        norm = [] if self.batch_norm is None else list(net.get_submodule(self.batch_norm).named_parameters())
-        self.parameters |= {f"{self.batch_norm}.{name}": parameter for name, parameter in norm}
+        self.trained_modules = self._trained_modules()
+        self.parameters |= {
+            name: parameter
+            for name, parameter in classifier.net.named_parameters()
+            if any(_is_in(name, module) for module in self.trained_modules)
+        }
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.SGD(
-            self.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            self.parameters.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay or 0.0
         )
-        self._kept: _Kept | None = None
+        self._kept: KeptActivations | None = None
+        self._store: ActivationStore | None = None
+        self._data_hash = ""
         self._held_out: HeldOut | None = None
 
     def hold_out(self, rows: np.ndarray, crops: TrainingCrops) -> None:
@@ -149,6 +158,11 @@ class FineTuning:
                 f"`batch_size` {self.recipe.batch_size} is more than the {left} images that are not held out: lower it"
             )
         self._held_out = HeldOut(rows, crops)
+
+    def share(self, store: ActivationStore, data_hash: str) -> None:
+        """Take kept activations from the store where it has those of the same images, crops and frozen weights, and
+        leave them there."""
+        self._store, self._data_hash = store, data_hash
 
     @property
     def best_epoch(self) -> int | None:
@@ -167,13 +181,28 @@ class FineTuning:
             self.notes.append(f"{name} keeps no running statistics: it always uses those of the batch")
         return name
 
+    def _linear_layer(self, x: Tensor) -> str:
+        name = only_linear_layer(self.classifier, self.parameters, pooled_features(self.classifier, x))
+        if name is None:
+            raise ValueError(f"`opt` lbfgs: the head of {self.classifier.name} is not one linear layer; use `opt` sgd")
+        return name
+
+    def _trained_modules(self) -> tuple[str, ...]:
+        """Those that are in training mode while they are trained; "" is the whole network."""
+        if self.recipe.tune == "all":
+            return ("",)
+        if self.block is not None:
+            return (self.block.name, *self.block.behind)
+        return () if self.batch_norm is None else (self.batch_norm,)
+
     def _split(self, x: Tensor) -> TuningSplit:
-        if self.recipe.tune == "network":
+        if self.recipe.tune == "all":
             return split_nowhere(self.classifier.net, "all of it is trained")
-        if self.batch_norm is None:
+        first = self.batch_norm if self.block is None else self.block.name
+        if first is None:
             return split_at_pooling(self.classifier)
         try:
-            return split_at_module(self.classifier.net, self.batch_norm, x)
+            return split_at_module(self.classifier.net, first, x)
         except NotSplit as error:
             split = split_nowhere(self.classifier.net, str(error))
             self.notes.append(f"the network is split {split.where}")
@@ -185,7 +214,7 @@ class FineTuning:
         if self.epochs_done < self.recipe.epochs and not self._has_stopped():
             self._kept = self._keep()
         while self.epochs_done < self.recipe.epochs and not self._has_stopped():
-            done = self._scored(self._epoch(self.epochs_done))
+            done = self._scored(self._solve() if self.linear_layer else self._epoch(self.epochs_done))
             self.epochs_done += 1
             yield done
         if self._held_out is not None:
@@ -215,6 +244,12 @@ class FineTuning:
 
     def _held_out_batches(self, held_out: HeldOut) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
         """(rows, activations) of the held-out images; the same in every epoch, and kept where memory allows it."""
+        if self._kept is not None:  # the same centre crops
+            held = np.flatnonzero(held_out.rows & self._kept.readable)
+            for start in range(0, len(held), self.trunk_batch_size):
+                found = held[start : start + self.trunk_batch_size]
+                yield found, tuple(tensor[torch.from_numpy(found)] for tensor in self._kept.tensors)
+            return
         if held_out.kept is not None:
             yield from held_out.kept
             return
@@ -229,14 +264,47 @@ class FineTuning:
         if room >= 0:
             held_out.kept = kept
 
+    def _solve(self) -> Epoch:
+        """Set the classifier to the optimum on all images that are not held out."""
+        assert self.linear_layer is not None
+        if self._kept is None:
+            raise ValueError(
+                f"`opt` lbfgs needs all features in memory; {self.notes[-1]}: allow more, or use `opt` sgd"
+            )
+        trained_on = self._kept.readable.copy()
+        if self._held_out is not None:
+            trained_on &= ~self._held_out.rows
+        rows = torch.from_numpy(np.flatnonzero(trained_on))
+        if not len(rows):
+            raise ValueError("none of the images that are not held out can be read")
+        self.lap("")
+        found = solve(
+            self._kept.tensors[0][rows],
+            self.labels[rows],
+            self.classifier.num_classes,
+            weight_decay=self.recipe.weight_decay,
+            label_smoothing=self.recipe.label_smoothing,
+            device=str(self.device),
+        )
+        self.lap("solve")
+        layer = self.classifier.net.get_submodule(self.linear_layer)
+        self._set({f"{self.linear_layer}.weight": found.weight, f"{self.linear_layer}.bias": found.bias})
+        assert isinstance(layer, nn.Linear) and layer.weight.isfinite().all()
+        if not found.converged:
+            self.notes.append(
+                f"the search for the best classifier ended after {found.iterations} iterations with a derivative of "
+                f"{found.gradient:.1e}: it is near the optimum, not at it"
+            )
+        self.solution = found
+        return Epoch(0, None, found.iterations, len(rows), found.loss, found.top1)
+
     def _epoch(self, epoch: int) -> Epoch:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(epoch)
         losses: list[Tensor] = []
         right: list[Tensor] = []
-        self._training(True)
-        try:
+        with self._training_mode(epoch):
             self.lap("")
             for rows, activations in self._batches(epoch):
                 labels = self.labels[torch.from_numpy(rows)].to(self.device)
@@ -244,8 +312,6 @@ class FineTuning:
                 losses.append(loss)
                 right.append((logits.argmax(1) == labels).sum())
                 self.lap("")
-        finally:
-            self._training(False)
         if not losses:
             raise ValueError(
                 f"only {self.crops.images - len(self.crops.failed)} images can be read, fewer than one batch: lower "
@@ -269,12 +335,21 @@ class FineTuning:
         self.lap("backward")
         return loss.detach(), logits.detach()
 
-    def _training(self, on: bool) -> None:
-        """Training mode for what is tuned: the BatchNorm, or all of the network; for nothing else."""
-        if self.recipe.tune == "network":
-            self.classifier.net.train(on)
-        elif self.batch_norm is not None:
-            self.classifier.net.get_submodule(self.batch_norm).train(on)
+    @contextmanager
+    def _training_mode(self, epoch: int) -> Iterator[None]:
+        """Training mode for the modules that are trained whole, and for nothing else. What dropout draws is a function
+        of seed and epoch, so that a resumed run draws the same."""
+        modules = [self.classifier.net.get_submodule(name) for name in self.trained_modules]
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], enabled=bool(modules)):
+            if modules:
+                torch.manual_seed(int(uniforms(self.recipe.seed, f"epoch {epoch}", "dropout", 1)[0, 0] * 2**53))
+            for module in modules:
+                module.train()
+            try:
+                yield
+            finally:
+                for module in modules:
+                    module.eval()
 
     def _batches(self, epoch: int) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
         """(rows [batch_size], activations) of each whole batch of an epoch."""
@@ -305,10 +380,22 @@ class FineTuning:
             pieces.append(tuple(tensor[:n] for tensor in self.split.frozen(self.classifier.prepare(padded))))
         return tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
 
-    def _keep(self) -> _Kept | None:
+    def _keep(self) -> KeptActivations | None:
         """Run the frozen part once over all images; None where the augmentation or the memory does not allow it."""
         if self.crops.augmentation.new_each_epoch:
             return None
+        if self._store is None:
+            return self._run_once()
+        frozen = frozen_hash(self.classifier.net, self.tuned_state().keys())
+        of = (self._data_hash, frozen, self.split.where, self.classifier.spec, self.trunk_batch_size, str(self.device))
+        kept = self._store.get(of)
+        if kept is None and (kept := self._run_once()) is not None:
+            self._store.put(of, kept)
+        if kept is not None:
+            self.crops.failed |= kept.failed
+        return kept
+
+    def _run_once(self) -> KeptActivations | None:
         K, images = self.classifier.spec.K, self.crops.images
         shapes = self.frozen(torch.zeros((1, K, K, 3), dtype=torch.uint8))
         needed = images * sum(tensor.nbytes for tensor in shapes)
@@ -318,7 +405,8 @@ class FineTuning:
                 f"are {self.keep_bytes / 2**30:.1f} (`keep_gib`)"
             )
             return None
-        kept = _Kept(tuple(t.new_empty((images, *t.shape[1:]), device="cpu") for t in shapes), np.zeros(images, bool))
+        empty = tuple(t.new_empty((images, *t.shape[1:]), device="cpu") for t in shapes)
+        kept = KeptActivations(empty, np.zeros(images, bool))
         self.lap("")
         for rows, crops in regroup(self.crops.epoch(0, np.arange(images)), self.trunk_batch_size, tail=True):
             self.lap("keep-load")
@@ -326,6 +414,7 @@ class FineTuning:
                 tensor[torch.from_numpy(rows)] = found.cpu()
             kept.readable[rows] = True
             self.lap("keep-trunk")
+        kept.failed = dict(self.crops.failed)
         return kept
 
     @torch.no_grad()
@@ -337,18 +426,10 @@ class FineTuning:
     # ---- what a killed run goes on from
 
     def tuned_state(self) -> dict[str, Tensor]:
-        """Name -> tensor of all that training changes: the parameters and the tuned BatchNorm's statistics."""
-        state = dict(self.classifier.net.state_dict())
-        if self.recipe.tune == "network":
-            return state
-        names = set(self.parameters)
-        if self.batch_norm is not None:
-            names |= {f"{self.batch_norm}.{name}" for name, _ in self._norm_buffers()}
-        return {name: state[name] for name in sorted(names)}
-
-    def _norm_buffers(self) -> list[tuple[str, Tensor]]:
-        assert self.batch_norm is not None
-        return list(self.classifier.net.get_submodule(self.batch_norm).named_buffers())
+        """Name -> tensor of all that training changes: parameters, and buffers of the modules that are trained."""
+        state = self.classifier.net.state_dict()
+        inside = {name for name in state if any(_is_in(name, module) for module in self.trained_modules)}
+        return {name: state[name] for name in sorted(inside | (self.parameters.keys() & state.keys()))}
 
     def save_state(self, path: Path, log: Sequence[dict[str, object]]) -> None:
         """One safetensors file, written whole or not at all: tuned tensors, momentum, and ``log`` (plain values)."""
@@ -388,6 +469,11 @@ class FineTuning:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device)
         self.epochs_done = about["epochs_done"]
         return about["log"]
+
+
+def _is_in(name: str, module: str) -> bool:
+    """Whether the parameter or buffer is the module's; "" is the whole network."""
+    return not module or name.startswith(f"{module}.")
 
 
 def _check_data(crops: TrainingCrops, labels: np.ndarray, recipe: Recipe, num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,52 @@ def last_batch_norm(classifier: Classifier, x: Tensor) -> str | None:
         for hook in hooks:
             hook.remove()
     return ran[-1] if ran else None
+
+
+@dataclass(frozen=True, slots=True)
+class LastBlock:
+    """``name``: the block's module. ``behind``: the modules with parameters that run after it, up to the pooling."""
+
+    name: str
+    behind: tuple[str, ...]
+
+
+def last_block(classifier: Classifier, x: Tensor) -> LastBlock:
+    """The last block of layers before the pooling: of the modules with a number in their name (``layer4.2``,
+    ``blocks.6.0``, ``denselayer16``) that hold two or more convolutions or linear layers, the one that ends last.
+
+    Raises ValueError where the network has no pooled features, or no such module.
+    """
+    ran: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in classifier.net.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        pooled_features(classifier, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for i, name in reversed(list(enumerate(ran))):
+        if (block := _block_of(classifier.net, name)) is not None:
+            behind = tuple(dict.fromkeys(one for one in ran[i + 1 :] if not one.startswith(f"{block}.")))
+            return LastBlock(block, behind)
+    raise ValueError(
+        f"`tune` last-block: {classifier.name} is not made of numbered blocks; use `tune` classifier or all"
+    )
+
+
+def _block_of(net: nn.Module, name: str) -> str | None:
+    """The innermost module around ``name`` that is numbered and holds two weight matrices or more, or None."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if re.search(r"\d", parts[end - 1]):
+            around = ".".join(parts[:end])
+            matrices = [p for p in net.get_submodule(around).parameters() if p.ndim > 1]
+            if len(matrices) > 1:
+                return around
+    return None
 
 
 def classifier_parameters(classifier: Classifier, x: Tensor) -> dict[str, nn.Parameter]:

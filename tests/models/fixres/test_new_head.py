@@ -116,7 +116,7 @@ def test_the_result_is_the_best_epochs_and_training_stops_by_patience(colours: A
 
 
 def test_the_whole_network_is_trained_as_plain_torch_trains_it(colours: Any) -> None:
-    recipe = replace(QUICK, tune="network", augmentation="train", epochs=2, val_split=0.0)
+    recipe = replace(QUICK, tune="all", augmentation="train", epochs=2, val_split=0.0)
     tuning = tuning_of(colours, recipe)
     net = copy.deepcopy(tuning.classifier.net).requires_grad_(True)
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
@@ -141,7 +141,59 @@ def test_the_whole_network_is_trained_as_plain_torch_trains_it(colours: Any) -> 
     assert not any(module.training for module in tuning.classifier.net.modules())
 
 
-@pytest.mark.parametrize("tune", ["classifier", "network"])
+def test_the_last_block_is_trained_as_plain_torch_trains_it(colours: Any) -> None:
+    recipe = replace(QUICK, tune="last-block", epochs=2, val_split=0.0)
+    tuning = tuning_of(colours, recipe)
+    assert tuning.split.where == "before layer4.0"
+    net = copy.deepcopy(tuning.classifier.net)
+    trained = [*net.get_submodule("layer4.0").parameters(), *net.get_submodule("fc").parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(trained, lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
+    found = {
+        row: crop
+        for rows, batch in tuning.crops.epoch(0, np.arange(IMAGES))
+        for row, crop in zip(rows, batch, strict=True)
+    }
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = recipe.lr * (1, 0.1)[epoch]
+        order = epoch_order(0, epoch, IMAGES)
+        for start in range(0, IMAGES, 6):
+            rows = order[start : start + 6]
+            net.get_submodule("layer4.0").train()
+            x = tuning.classifier.prepare(torch.stack([found[row] for row in rows]))
+            loss = nn.functional.cross_entropy(net(x), torch.from_numpy(LABELS[rows]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    list(tuning.run())
+    expected = net.state_dict()
+    for name, tensor in tuning.classifier.net.state_dict().items():
+        assert torch.allclose(tensor, expected[name], rtol=1e-4, atol=1e-6), name
+    assert not any(module.training for module in tuning.classifier.net.modules())
+
+
+def test_dropout_draws_the_same_after_a_stop(colours: Any, tmp_path: Any) -> None:
+    recipe = replace(QUICK, tune="all", val_split=0.0, epochs=2)
+
+    def tuning() -> FineTuning:
+        classifier = load("test_resnet", weights="random", num_classes=4, img_size=K, model_kwargs={"drop_rate": 0.5})
+        return FineTuning(classifier, crops_of(colours, recipe, classifier.spec), LABELS, recipe, trunk_batch_size=8)
+
+    torch.manual_seed(1)
+    expected = list((whole := tuning()).run())
+    cut = tuning()
+    next(cut.run())
+    cut.save_state(tmp_path / "state.safetensors", [])
+    torch.manual_seed(2)
+    again = tuning()
+    again.load_state(tmp_path / "state.safetensors")
+    assert list(again.run()) == expected[1:]
+    assert again.classifier.weight_hash == whole.classifier.weight_hash
+    assert not any(module.training for module in again.classifier.net.modules())
+
+
+@pytest.mark.parametrize("tune", ["classifier", "last-block", "all"])
 def test_a_stopped_run_goes_on_bit_for_bit(colours: Any, tmp_path: Any, tune: str) -> None:
     rows, recipe = np.arange(IMAGES) >= 18, replace(QUICK, tune=tune, epochs=4, patience=3)
     whole = tuning_of(colours, recipe, rows=rows)
@@ -165,7 +217,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(colours: Any, tmp_path: Any, tune: st
         ({"val_split": 1.0}, "`val_split` 1.0"),
         ({"val_split": 0.0, "patience": 3}, "`patience` 3 needs `val_split`"),
         ({"patience": 0}, "must be 1 or more"),
-        ({"tune": "network", "batch_size": 1}, "`batch_size` 1"),
+        ({"tune": "all", "batch_size": 1}, "`batch_size` 1"),
+        ({"opt": "adam"}, "`opt` 'adam' is not one of sgd, lbfgs"),
+        ({"opt": "lbfgs", "tune": "all", "epochs": 1}, "`opt` lbfgs .* needs `tune` classifier"),
+        ({"opt": "lbfgs", "augmentation": "train", "epochs": 1}, "needs `tune` classifier and `augmentation` test"),
+        ({"opt": "lbfgs"}, "`opt` lbfgs takes one step"),
+        ({"weight_decay": None}, "`weight_decay` None"),
     ],
 )
 def test_recipes_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
