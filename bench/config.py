@@ -172,9 +172,10 @@ class NetworkConfig:
     torchcompile: bool = switch("--torchcompile", help="torch.compile the network")
     preset: str | None = option(
         "--preset",
-        choices=("fast",),
+        choices=("fast", "eager"),
         help="fast: try --fold, --channels-last, --torchcompile, --amp-dtype and --tf32 on this machine, and take the "
-        "fastest that gives the plain network's answers on 300 of the images; takes a few minutes where compiling does",
+        "fastest that gives the plain network's answers on 300 of the images; takes a few minutes where compiling "
+        "does; eager: the same without --torchcompile, in seconds",
     )
     tf32: bool = switch(
         "--tf32",
@@ -250,6 +251,13 @@ class DataConfig:
     limit: int | None = option(
         "--limit", metavar="N", parse=values.positive, help="only N images, chosen by --seed and their names"
     )
+    skip: int = option(
+        "--skip",
+        default=0,
+        metavar="N",
+        parse=values.skip,
+        help="leave out the N images that --limit N takes; with --limit, the next ones",
+    )
     seed: int = option(
         "--seed", default=0, parse=values.seed, help="of the random windows, of --limit, of random weights (default: 0)"
     )
@@ -323,6 +331,12 @@ class MeasureConfig:
     )
     accuracy: bool = switch("--no-accuracy", default=True, help="measure speed only; needs no labels")
     throughput: bool = switch("--no-throughput", default=True, help="measure accuracy only")
+    stages: list[str] | None = option(
+        "--stages",
+        metavar="LIST",
+        parse=values.stages,
+        help="time only these of read, decode, resize, load, model, end_to_end (default: all)",
+    )
     rounds: int = option(
         "--rounds", default=5, metavar="N", parse=values.rounds, help="repetitions of every timing (default: 5)"
     )

@@ -75,6 +75,7 @@ class Job:
         self.view_cost = self._view_cost()
         self.batch_size = plan.batch_size if plan else self._batch_size()
         self.crops_per_sec = (plan.crops_per_sec if plan else None) or float("nan")
+        self.pipeline_images_per_sec: float | None = plan.pipeline_images_per_sec if plan else None
         self.failed: list[Failure] = []
         self.adapted = False
         self.preset: dict[str, Any] | None = None  # what `preset` chose, and why (bench.measure.preset.Choice)
@@ -146,7 +147,7 @@ class Job:
             if self.why_no_accuracy is None:
                 raise
             data = unlabelled(scan, str(error))
-        return data.subset(asked.limit, asked.seed) if asked.limit is not None else data
+        return data.subset(asked.limit, asked.seed, asked.skip) if asked.limit is not None or asked.skip else data
 
     def _real_labels(self) -> real_labels.RealLabels | None:
         path = self.config.data.real_labels
@@ -164,7 +165,7 @@ class Job:
         count, labels = self.classifier.num_classes, self.data.table["label"]
         if count not in SYNSET_LISTS or not self.data.has_labels or self.classifier.valid_labels:
             return None
-        if self.config.data.limit is not None or labels.nunique() == count:
+        if self.config.data.limit is not None or self.config.data.skip or labels.nunique() == count:
             return None
         return (
             f"the images are of {labels.nunique()} classes, and answers may be any of the network's {count}: "
@@ -189,6 +190,10 @@ class Job:
             # fit, it is halved.
             return auto_batch.largest(partial(self.make_network, compiled=False), max([K, *self.specs]))
         return int(asked) if asked else default_batch_size(K, self.device)
+
+    def is_timed(self, stage: str) -> bool:
+        """Whether the throughput pass times this stage."""
+        return self.config.measure.stages is None or stage in self.config.measure.stages
 
     @property
     def device(self) -> str:

@@ -441,7 +441,7 @@ def ask_about(session: Session) -> None:
     log.info("expected to take about %s", duration(expected_s))
     if expected_s <= ASK_ABOVE_S or config.output.yes:
         return
-    images = min(config.data.limit or len(scan.table), len(scan.table))
+    images = max(1, min(config.data.limit or len(scan.table), len(scan.table) - config.data.skip))
     fits = max(1, int(images * ASK_ABOVE_S / expected_s * 0.8))
     measure, command = config.measure, ["multicrop-bench", "run", *session.argv]
     shorter = []

@@ -117,6 +117,16 @@ def whole(low: int, high: int, what: str = "") -> Callable[[str], int]:
     return parse
 
 
+def stages(text: str) -> list[str]:
+    """``load,end_to_end`` -> the stages of the throughput pass, each once, in their order."""
+    from bench.records import STAGES  # late: with NumPy, which no --help waits for
+
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(STAGES):
+        raise ValueError(f"{text!r} is not a list of {', '.join(STAGES)}")
+    return [name for name in STAGES if name in names]
+
+
 # The range of every numeric option, for all commands.
 seconds = number_between(1e-3, 3600.0, "a number of seconds, at most an hour")
 minutes = number_between(0.01, 1e5, "a number of minutes")
@@ -129,6 +139,7 @@ below_one = number_between(0.0, 0.999, "a number from 0 to below 1")
 channel_mean = number_between(-1e3, 1e3, "a channel's mean, of pixels from 0 to 1")
 channel_std = number_between(1e-6, 1e3, "a channel's standard deviation, above 0")
 positive = whole(1, MOST, "a positive integer")
+skip = whole(0, MOST, "a whole number of at least 0")
 pixels = whole(1, MOST_PIXELS, "a positive integer")
 crops = whole(1, MOST_CROPS, "a positive integer")
 workers = whole(1, 4096, "a positive integer")

@@ -4,12 +4,15 @@
         --target 'images_per_sec>=500' --minutes 60
     multicrop-bench recommend RUN... --target 'images_per_sec>=500'     # from runs that are there (analysis.recommend)
 
-Two steps. Every network at every size is screened on a few images with short timings, and dropped where none of its
-policies can be the answer: all significantly worse than the best, or far from a target. Those that are left are
-measured on all images. One pass scores all policies of a size. The screened images take part in the choice only;
-accuracy is reported on others. An interrupted search goes on when the same command is given again.
+Every network at every size is screened on a few images with few crops, first on a third of them, those that are left on
+the others too, and dropped where it cannot be the answer: it is significantly worse than the best, or far from a target
+(analysis.screening). Those that are left are measured on all other images: with the fastest setting that gives the
+plain network's answers, every policy in one pass, and timed end to end. Half of those images choose, half report. Where
+time is short there are fewer images, and the least accurate networks are left out, which is said. An interrupted
+search goes on when the same command is given again.
 
-All options of multicrop-bench run say what is measured.
+Beside the options below, all of multicrop-bench run say what is measured; without --crops and --policies every kind of
+policy is: random, fixed and dense crops, and early stopping.
 """
 
 from __future__ import annotations
@@ -20,75 +23,83 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from analysis import choosing, recommend
+from analysis import recommend
 from analysis.candidates import METRICS, Candidate, Candidates, candidates
 from analysis.commands import failed
-from analysis.recommend import TOP1, Target, parse_target
-from analysis.stats import wilson
-from analysis.text import write_csv
+from analysis.recommend import FEWEST_IMAGES, TOP1, Target, parse_target
+from analysis.screening import LEVEL, Key, Verdict, joined, key_of, verdicts
+from analysis.screening_figure import write_screening
 from bench import run, values
-from bench.records import Run, read_run
+from bench.compare.search_options import (
+    NETWORK_FLAGS,
+    OWN_FLAGS,
+    Case,
+    cases_of,
+    expected_s,
+    final_options,
+    image_flags,
+    limit_of,
+    screen_options,
+    with_policies,
+)
+from bench.records import Run, Setting, read_run
+from bench.resume import finished_phases
 from pipelines.files import write_whole
 from pipelines.schemas import DamagedFile, checked_fields, read_json
 
 log = logging.getLogger(__name__)
-# Any of these asks for a search; without them the command takes runs that are there.
-NETWORK_FLAGS = ("--models", "--model", "-m", "--model-list", "--family")
-# Of the options of a run, those that say which networks at which sizes: the second step names each outright.
-CASE_FLAGS = (*NETWORK_FLAGS, "--variants", "--img-size", "--crop-pct")
-OWN_FLAGS = ("--out", "--resume", "--dry-run", "--results-file", "--recipe", "--no-accuracy")  # that the search settles
-SCREEN_IMAGES = 200
-SHORT = ["--rounds", "1", "--round-seconds", "0.3", "--num-warm-iter", "1", "--latency-queries", "0"]
+SCREEN_IMAGES = 300
+MINUTES = 7.0
+LOOKS = 2
 ALWAYS = ["--no-figures", "--yes"]
-NEAR = 0.7  # a short timing may be wrong by so much: nearer to a target than this is not dropped
-TIMING_S = 36.0  # loading and timing one network at one size, roughly
+SECOND_LOOK = 0.4  # of the time that is left may be spent on it
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One network at one size, as a run is asked for it."""
+class Stopped(Exception):
+    """A run of the search ended with another exit status than 0."""
 
-    model: str
-    img_size: int | None
-    crop_pct: float | None
-    seconds_per_image: float  # of the accuracy pass, roughly
-
-    @property
-    def flags(self) -> list[str]:
-        size = ["--img-size", str(self.img_size)] if self.img_size else []
-        return ["--models", self.model, *size, *(["--crop-pct", str(self.crop_pct)] if self.crop_pct else [])]
-
-    @property
-    def name(self) -> str:
-        return " ".join(self.flags[1:])
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Search:
-    """What was asked for, and where it is kept."""
+    """What was asked for, where it is kept, and how time goes by."""
 
     options: list[str]  # of multicrop-bench run
     targets: list[Target]
     out: Path
-    minutes: float | None
+    minutes: float
     screen_images: int
     started_s: float = field(default_factory=time.monotonic)
+    pace: float = 1.3  # of the passes, over their estimates: decoding and averaging beside the network
 
     @property
     def seconds_left(self) -> float:
-        return float("inf") if self.minutes is None else 60 * self.minutes - (time.monotonic() - self.started_s)
+        return 60 * self.minutes - (time.monotonic() - self.started_s)
+
+    @property
+    def metrics(self) -> list[str]:
+        return [target.metric for target in self.targets]
+
+    @property
+    def first_look(self) -> int:
+        """Images."""
+        return max(1, self.screen_images // 3)
+
+    def say(self, text: str) -> None:
+        used = run.duration(time.monotonic() - self.started_s)
+        print(f"[{used} of {run.duration(60 * self.minutes)}] {text}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: that of ``analysis.recommend`` for runs; of a search 0, or 2 for what the user can
-    correct, or that of a run that failed."""
+    correct, 130 after Ctrl-C, or that of a run that failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not any(one.partition("=")[0] in NETWORK_FLAGS for one in arguments):
         return recommend.main(arguments)
@@ -99,10 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.out.exists():
             raise ValueError(f"--out {own.out} exists; recipes are never written over others: name a new file")
         targets = [parse_target(text) for text in own.target]
-        found = Search(options, targets, own.folder, own.minutes, own.screen_images)
-        return search(found, own)
+        return search(Search(with_policies(options), targets, own.folder, own.minutes, own.screen_images), own)
     except run.EXPECTED_ERRORS as error:
         return failed(error)
+    except Stopped as stopped:
+        if stopped.status == run.INTERRUPTED:
+            print("the search goes on when the same command is given again", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print("interrupted; the search goes on when the same command is given again", file=sys.stderr)
+        return run.INTERRUPTED
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -118,15 +135,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--minutes",
         type=values.for_argparse(values.minutes),
+        default=MINUTES,
         metavar="M",
-        help="take about so long: fewer images where needed",
+        help="take about so long: fewer images where needed (default: %(default)g)",
     )
     parser.add_argument(
         "--screen-images",
         type=values.for_argparse(values.positive),
         default=SCREEN_IMAGES,
         metavar="N",
-        help="default: %(default)s",
+        help="that only screen, and neither choose nor report (default: %(default)s)",
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("recipe.json"), metavar="FILE", help="default: recipe.json")
@@ -134,179 +152,194 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def search(asked: Search, own: argparse.Namespace) -> int:
-    """Screen (what is dropped stands in dropped.csv), measure what is left, choose, write the recipe."""
+    """Screen, measure what is left, choose, write the recipe; what was dropped, when and why is in screening.csv and
+    screening.png."""
     begin(asked)
-    status = measure(asked, "screen", [*asked.options, *limited(asked.options, asked.screen_images), *SHORT])
-    if status:
-        return status
-    screened_run = read_run(asked.out / "screen")
-    screened = candidates([screened_run])
-    alive, dropped = survivors(screened, asked.targets, cases_of(screened_run))
-    write_csv(asked.out / "dropped.csv", pd.DataFrame(dropped, columns=["setting", "reason"]))
-    for name, reason in dropped:
-        print(f"dropped: {name}: {reason}")
-    total = images_of(screened_run)
-    print(f"screened on {len(screened.names)} images: {len(alive)} of {len(alive) + len(dropped)} are left")
-    images = settled_images(asked, alive, total)
-    runs = []
-    for number, case in enumerate(alive):
-        rest = run.duration(expected_s(alive[number:], images))
-        print(f"measuring {number + 1} of {len(alive)}: {case.name}, {images:,} of {total:,} images, about {rest} left")
-        fewer = limited(asked.options, images) if images < total else []
-        status = measure(asked, f"final-{number}", [*without(asked.options, CASE_FLAGS), *case.flags, *fewer])
-        if status:
-            return status
-        runs.append(read_run(asked.out / f"final-{number}"))
-    return recommend.conclude(runs, asked.targets, own.out, frozenset(screened.names))
+    first = first_look(asked)
+    cases, total = cases_of(first), images_of(first, asked)
+    found, judged = judge(asked, [candidates([first])], cases)
+    used = asked.first_look
+    alive = {key: cases[key] for key, verdict in judged.items() if verdict.kept}
+    if len(alive) > 1 and (more := second_look_images(asked, list(alive.values()), total)):
+        looks = [candidates([first]), candidates(look(asked, alive, used, more))]
+        found, again = judge(asked, looks, alive)
+        used, judged = used + more, judged | again
+        alive = {key: case for key, case in alive.items() if judged[key].kept}
+    ranked = dict(sorted(alive.items(), key=lambda item: -(judged[item[0]].top1 or 0)))
+    runs, left_out = finals(asked, ranked, used, total)
+    judged |= {key: replace(judged[key], kept=False, step="final", reason=why) for key, why in left_out.items()}
+    picture = write_screening(asked.out, list(judged.values()), demo=found.found[0].setting.is_demo)
+    status = recommend.conclude(runs, asked.targets, own.out)
+    print(f"what was dropped, when and why: {(asked.out / 'screening.csv').resolve()}, {picture.name}")
+    return status
 
 
 def begin(asked: Search) -> None:
     """The folder, with what was asked for. Raises ValueError where it holds another search."""
     note = asked.out / "search.json"
-    text = json.dumps({"options": asked.options, "targets": [str(one) for one in asked.targets]})
+    targets = [str(one) for one in asked.targets]
+    text = json.dumps({"options": asked.options, "targets": targets, "screen_images": asked.screen_images})
     if note.is_file() and note.read_text(encoding="utf-8") != text:
         raise ValueError(f"{asked.out} holds another search: give --folder a new name, or the same options again")
     asked.out.mkdir(parents=True, exist_ok=True)
     write_whole(note, text)
 
 
-def measure(asked: Search, name: str, options: Sequence[str]) -> int:
-    """One run, its table in log-NAME.txt; what is complete is not repeated. Returns the exit status, 0 also where some
-    networks failed and others did not."""
+def first_look(asked: Search) -> Run:
+    """All networks at all sizes on the first images."""
+    images = min([asked.first_look, *filter(None, [limit_of(asked.options)])])
+    asked.say(f"screening 1 of {LOOKS}: every network at every size, {images} images, few crops")
+    started = time.monotonic()
+    found = measure(asked, "screen-1", [*screen_options(asked.options, asked.metrics), *image_flags(0, images)])
+    predicted = expected_s(list(cases_of(found).values()), images, screen_options(asked.options, asked.metrics))
+    if (took := time.monotonic() - started) > 1:  # it was not there already
+        asked.pace = min(4.0, max(1.0, took / predicted))
+    return found
+
+
+def look(asked: Search, alive: Mapping[Key, Case], skip: int, images: int) -> list[Run]:
+    """Those that are left, on the next images."""
+    asked.say(f"screening 2 of {LOOKS}: {len(alive)} on {images} more images")
+    options = screen_options(asked.options, asked.metrics, of_case=True)
+    return [
+        measure(asked, f"screen-2-{file_name(case)}", [*options, *case.flags, *image_flags(skip, images)])
+        for case in alive.values()
+    ]
+
+
+def judge(
+    asked: Search, looks: Sequence[Candidates], cases: Mapping[Key, Case]
+) -> tuple[Candidates, dict[Key, Verdict]]:
+    """What is dropped after these looks, and what is left; both are said."""
+    found = joined(looks)
+    names = {key: case.name for key, case in cases.items()}
+    judged = verdicts(found, names, asked.targets, rate_of(cases), f"screening {len(looks)}", LEVEL / LOOKS)
+    for verdict in judged.values():
+        if not verdict.kept:
+            print(f"  dropped: {verdict.name}: {verdict.reason}")
+    left = [f"{one.name} ({one.top1:.1f})" for one in judged.values() if one.kept]
+    asked.say(f"{len(left)} of {len(judged)} are left after {len(found.names)} images: {', '.join(left)}")
+    return found, judged
+
+
+def rate_of(cases: Mapping[Key, Case]) -> Callable[[Candidate], float | None]:
+    """Images per second of a setting: as timed, or else from what its network and its pipeline seemed to do."""
+
+    def rate(one: Candidate) -> float | None:
+        seconds = cases[key_of(one)].seconds_per_image(one.forwards) if key_of(one) in cases else 0.0
+        return one.images_per_sec or (1 / seconds if seconds else None)
+
+    return rate
+
+
+def finals(asked: Search, alive: Mapping[Key, Case], used: int, total: int) -> tuple[list[Run], dict[Key, str]]:
+    """Each of those that are left, the most accurate first, on the images after the ``used`` ones; and which were left
+    out for want of time, with the reason."""
+    options = final_options(asked.options, asked.metrics)
+    fewest = 2 * FEWEST_IMAGES + FEWEST_IMAGES  # halves are of chance
+    if total - used < fewest:
+        raise ValueError(
+            f"{total} images, {used} of them for screening, leave too few to choose and to report on: give "
+            f"--screen-images a smaller number, or more images"
+        )
+    images = settled(asked, "final", lambda: affordable(asked, list(alive.values()), options, total - used))
+    runs: list[Run] = []
+    for number, case in enumerate(alive.values()):
+        rest = list(alive.values())[number:]
+        needs = expected_s([case], images, options, asked.pace)
+        if runs and needs > asked.seconds_left and not (asked.out / final_name(case)).is_dir():
+            asked.say(f"no time is left for {len(rest)} networks (--minutes)")
+            return runs, dict.fromkeys(list(alive)[number:], "no time was left to measure it (--minutes)")
+        left = run.duration(expected_s(rest, images, options, asked.pace))
+        asked.say(
+            f"measuring {number + 1} of {len(alive)}: {case.name}, {images:,} of {total - used:,} images, about {left} "
+            "left"
+        )
+        runs.append(measure(asked, final_name(case), [*options, *case.flags, *image_flags(used, images)]))
+    return runs, {}
+
+
+def final_name(case: Case) -> str:
+    return f"final-{file_name(case)}"
+
+
+def file_name(case: Case) -> str:
+    """For folders."""
+    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in case.name)
+
+
+def measure(asked: Search, name: str, options: Sequence[str]) -> Run:
+    """One run, its table in log-NAME.txt; what is complete is not repeated. Raises Stopped where it failed, but not
+    where some networks failed and others did not."""
     folder = asked.out / name
-    if folder.is_dir() and is_complete(read_run(folder)):
-        return 0
-    place = ["--resume", str(folder)] if folder.is_dir() else ["--out", str(folder)]
-    arguments = [*place, *ALWAYS] if folder.is_dir() else [*options, *place, *ALWAYS]
+    has_begun = (folder / "run.json").is_file()
+    if has_begun and is_complete(read_run(folder)):
+        return read_run(folder)
+    place = ["--resume", str(folder)] if has_begun else ["--out", str(folder)]
+    arguments = [*([] if has_begun else options), *place, *ALWAYS]
     with (asked.out / f"log-{name}.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         status = run.main(arguments)
-    return 0 if status == run.FAILED and read_run(folder).accuracies else status
+    if status and not (status == run.FAILED and read_run(folder).accuracies):
+        raise Stopped(status)
+    return read_run(folder)
 
 
 def is_complete(found: Run) -> bool:
     """Whether every network of a run has been scored and timed, or has failed."""
-    timed = {(t.setting.model, t.setting.S, t.setting.K) for t in found.throughputs}
-    return len(timed) + len(found.failed) >= len(found.info["networks"])
+    phases = {"accuracy", "throughput", "latency"}
+    done = [phases <= finished_phases(found, Setting(**model["setting"])) for model in found.info["models"]]
+    return sum(done) + len(found.failed) >= len(found.info["networks"])
 
 
-def limited(options: Sequence[str], images: int) -> list[str]:
-    """``--limit`` for a run of fewer images; the user's own where that is smaller."""
-    given = [int(value) for flag, value in pairs(options) if flag == "--limit"]
-    return ["--limit", str(min([images, *given]))]
+def images_of(first: Run, asked: Search) -> int:
+    """How many images the search has: all that the folder holds, or the user's --limit."""
+    total = found_images(first)
+    return min([total, *filter(None, [limit_of(asked.options)])])
 
 
-def pairs(options: Sequence[str]) -> list[tuple[str, str]]:
-    """(flag, value) of ``--flag value`` and ``--flag=value``."""
-    found = []
-    for i, one in enumerate(options):
-        flag, equals, value = one.partition("=")
-        if flag.startswith("-"):
-            found.append((flag, value if equals else (options[i + 1] if i + 1 < len(options) else "")))
-    return found
+def found_images(first: Run) -> int:
+    return int(first.info["images_found"])
 
 
-def without(options: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The options without these flags and their values."""
-    kept: list[str] = []
-    skip = False
-    for one in options:
-        if skip:
-            skip = False
-        elif one in flags:
-            skip = True
-        elif one.partition("=")[0] not in flags:
-            kept.append(one)
-    return kept
+def second_look_images(asked: Search, alive: Sequence[Case], total: int) -> int:
+    """How many images the second look takes, settled once; 0 for none: at most half of what is left is screened."""
+    wanted = min(asked.screen_images - asked.first_look, (total - asked.first_look) // 2)
+
+    def fitting() -> int:
+        options = screen_options(asked.options, asked.metrics, of_case=True)
+        seconds = SECOND_LOOK * asked.seconds_left - expected_s(alive, 0, options)
+        each = expected_s(alive, 1, options, asked.pace) - expected_s(alive, 0, options)
+        return max(0, min(wanted, int(seconds / each) if each else wanted))
+
+    return settled(asked, "screen-2", fitting)
 
 
-def cases_of(screened: Run) -> dict[tuple[str, int, int], Case]:
-    """(weights' hash, S, K) -> how a run is asked for that network at that size."""
-    views = max(record.n_views for record in screened.accuracies)
-    found = {}
-    for model in screened.info["models"]:
-        setting = model["setting"]
-        seconds = 1.3 * views / (model["crops_per_sec"] or float("inf"))  # decoding and averaging beside the network
-        found[setting["weight_hash"], setting["S"], setting["K"]] = Case(**model["asked"], seconds_per_image=seconds)
-    return found
-
-
-def survivors(
-    screened: Candidates, targets: Sequence[Target], cases: dict[tuple[str, int, int], Case]
-) -> tuple[list[Case], list[tuple[str, str]]]:
-    """The networks at their sizes that may be the answer, and (name, reason) of the others."""
-    near = np.array([all(is_near(one, target) for target in targets) for one in screened.found])
-    if not near.any():
-        raise ValueError(
-            f"nothing comes near {', '.join(map(str, targets))}: lower the targets or add smaller networks"
-        )
-    alive = near.copy()
-    wanted = [target for target in targets if target.metric == TOP1]
-    if wanted:
-        n = len(screened.names)
-        confidence = 1 - 2 * choosing.LEVEL / len(screened.found)
-        highest = [wilson(int(one.right.sum()), n, confidence)[1] for one in screened.found]
-        alive &= np.array(highest) >= wanted[0].value
-    else:
-        alive[near] = choosing.not_worse(screened.right[near])[1]
-    kept, dropped = [], []
-    for key, case in cases.items():
-        own = np.array([key_of(one) == key for one in screened.found])
-        if (alive & own).any():
-            kept.append(case)
-        elif own.any():
-            why = (
-                "every policy is significantly worse than the best" if not wanted else f"no policy reaches {wanted[0]}"
-            )
-            dropped.append((case.name, why if (near & own).any() else f"far from {', '.join(map(str, targets))}"))
-    if not kept:
-        raise ValueError(f"nothing reaches {wanted[0]} on the screened images: lower it or add larger networks")
-    return kept, dropped
-
-
-def key_of(one: Candidate) -> tuple[str, int, int]:
-    return one.setting.weight_hash, one.setting.S, one.setting.K
-
-
-def is_near(one: Candidate, target: Target) -> bool:
-    """Whether a setting may meet a target for cost, given how rough a short timing is; also where it was not timed."""
-    value = None if target.metric == TOP1 else METRICS[target.metric].of(one)
-    if value is None:
-        return True
-    if target.metric == "forwards":  # counted, not timed
-        return target.is_met(value)
-    return target.is_met(value / NEAR if target.at_least else value * NEAR)
-
-
-def images_of(screened: Run) -> int:
-    """How many images the second step has: all that the folder holds, or the user's --limit."""
-    given = [int(value) for flag, value in pairs(screened.info["command"]) if flag == "--limit"]
-    return min([screened.info["images_found"], *given[:-1]])  # the last one is the screen's own
-
-
-def settled_images(asked: Search, alive: Sequence[Case], total: int) -> int:
-    """How many images all cases get: settled once, also for a continuation, for they are compared on the same ones."""
+def settled(asked: Search, name: str, decide: Callable[[], int]) -> int:
+    """A number of images that depended on the time: settled once, also for a continuation, for networks are compared
+    on the same ones."""
     note = asked.out / "images.json"
-    if note.is_file():
-        images = checked_fields(read_json(note), {"images": int}, str(note), {"images": 1}).get("images")
-        if images is None:
-            raise DamagedFile(f"{note} lacks `images`: remove it, and the number of images is settled again")
-        return int(images)
-    images = affordable(asked, alive, total)
-    write_whole(note, json.dumps({"images": images}))
-    return images
+    kinds = {"screen-2": int, "final": int}
+    known = checked_fields(read_json(note), kinds, str(note), dict.fromkeys(kinds, 0)) if note.is_file() else {}
+    if note.is_file() and not known:
+        raise DamagedFile(f"{note} holds no number of images: remove it, and they are settled again")
+    if name not in known:
+        known |= {name: decide()}
+        write_whole(note, json.dumps(known))
+    return int(known[name])
 
 
-def affordable(asked: Search, cases: Sequence[Case], total: int) -> int:
-    """Images with which these cases fit into the time that is left; never fewer than twice those that were screened."""
-    seconds = asked.seconds_left - expected_s(cases, 0)
-    per_image = sum(case.seconds_per_image for case in cases)
-    fits = total if seconds == float("inf") or per_image == 0 else int(seconds / per_image)
-    return min(total, max(fits, 2 * asked.screen_images))
-
-
-def expected_s(cases: Sequence[Case], images: int) -> float:
-    """Seconds that these cases take, roughly."""
-    return sum(case.seconds_per_image * images + TIMING_S for case in cases)
+def affordable(asked: Search, cases: Sequence[Case], options: Sequence[str], total: int) -> int:
+    """Images with which these cases fit into the time that is left; at least half of them, where the least accurate
+    cases may have to be left out for it, and all where nothing was estimated."""
+    least = total // 2
+    for count in range(len(cases), 0, -1):
+        some = cases[:count]
+        seconds = asked.seconds_left - expected_s(some, 0, options)
+        each = expected_s(some, 1, options, asked.pace) - expected_s(some, 0, options)
+        images = int(seconds / each) if each else total
+        if images >= least:
+            return min(total, images)
+    return least
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Plain is float32 (without TF32), NCHW, eager. Every candidate of ``bench.measure
 of a few hundred images. It is accepted where its top-1 is plain's for at least MIN_AGREEMENT of them and no logit
 differs by more than MAX_DIFFERENCE of the largest; of the accepted ones, timed in turn, the fastest is taken. What was
 measured is stored in run.json. A candidate that cannot run here (no compiler, no memory) is left out with its reason.
+
+``preset`` eager is the same without what would have to be compiled.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Choice:
         rates = [sorted(one["crops_per_sec"])[len(one["crops_per_sec"]) // 2] for one in (mine, found[PLAIN])]
         difference = "unknown" if mine["logit_difference"] is None else f"{mine['logit_difference']:.1e}"
         return (
-            f"preset fast: {self.variant}: {rates[0]:.0f} crops/s, {rates[0] / rates[1]:.2f} times plain; top-1 "
+            f"preset: {self.variant}: {rates[0]:.0f} crops/s, {rates[0] / rates[1]:.2f} times plain; top-1 "
             f"agrees for {mine['top1_agreement']:.1%} of {self.images} images, largest difference of a logit "
             f"{difference} of the largest"
         )
@@ -86,8 +88,9 @@ def choose(case: ModelCase, scan: Scan, config: RunConfig) -> Choice:
     found = [
         Candidate(name, variant.options())
         for name, variant in preset_candidates(job.device, bfloat16_on_cpu=computes_bfloat16()).items()
+        if not (variant.compiled and config.network.preset == "eager")
     ]
-    log.info("preset fast: %d ways of running %s are tried ...", len(found), case.label)
+    log.info("preset: %d ways of running %s are tried ...", len(found), case.label)
     networks: dict[str, Network] = {}
     plain: Tensor | None = None
     for one in found:
@@ -138,7 +141,7 @@ def centre_crops(job: Job) -> Tensor:
     finally:
         source.close()
     if not sum(map(len, pieces)):
-        raise ValueError("`preset` fast compares answers, and none of the images can be read")
+        raise ValueError("`preset` compares answers, and none of the images can be read")
     gc.collect()
     if job.device != "cpu":
         torch.cuda.synchronize(job.device)  # DALI has freed its tensors before a graph is captured

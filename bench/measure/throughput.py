@@ -76,7 +76,7 @@ class Bench:
 
     def __init__(self, job: Job, rows: np.ndarray, cheap: Sequence[Timing] = ()) -> None:
         """``cheap``: the dense and stopped policies to time."""
-        self.network = job.network
+        self.network, self.is_timed = job.network, job.is_timed
         self.network.get_ready()  # before any pipeline starts
         self.rows = np.resize(rows, max(len(rows), MAX_IMAGES))
         self.policies = {n: parse_policy(f"{n}RC") for n in job.crops}
@@ -87,7 +87,8 @@ class Bench:
     def measurements(self) -> list[Measurement]:
         """In the order of a round."""
         loads = [Measurement(stage, n) for n in self.policies for stage in (LOAD, END_TO_END)]
-        return [*(Measurement(stage, None) for stage in STAGES), Measurement(MODEL, None), *loads, *self._of_cheap()]
+        found = [*(Measurement(stage, None) for stage in STAGES), Measurement(MODEL, None), *loads, *self._of_cheap()]
+        return [one for one in found if self.is_timed(one.stage)]
 
     def _of_cheap(self) -> list[Measurement]:
         """A stopped policy shares the loading of the whole one, where that is timed too, and all but those of dense

@@ -141,18 +141,22 @@ class Dataset:
         """Bytes of each image's file, int64 [b]."""
         return self.table["bytes"].iloc[rows].to_numpy(np.int64)
 
-    def subset(self, limit: int, seed: int) -> Dataset:
-        """``limit`` images chosen by a hash of (seed, name), in table order; all of them when there are no more.
+    def subset(self, limit: int | None, seed: int, skip: int = 0) -> Dataset:
+        """``limit`` images chosen by a hash of (seed, name), in table order; all of them when there are no more, or for
+        None. ``skip``: without the images that a limit of so many would take; the limit counts from there.
 
         The choice does not depend on the other files, and subsets nest: the 100 of a seed are among its 200.
-        Raises DatasetError when ``limit`` is below one.
+        Raises DatasetError when ``limit`` is below one, or nothing is left.
         """
+        limit = max(len(self) - skip, 1) if limit is None else limit
         if limit < 1:
             raise DatasetError(f"a subset of {limit} images is empty: give `limit` a number of at least 1")
-        if limit >= len(self):
+        if skip >= len(self):
+            raise DatasetError(f"`skip` {skip} leaves none of {len(self)} images: give a smaller number")
+        if limit >= len(self) and not skip:
             return self
         keys = np.fromiter((_name_hash(seed, name) for name in self.table["name"]), np.uint64, len(self))
-        rows = np.sort(np.argsort(keys, kind="stable")[:limit])
+        rows = np.sort(np.argsort(keys, kind="stable")[skip : skip + limit])
         return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
 
 

@@ -79,11 +79,11 @@ def test_accuracy_of_the_reporting_images_is_not_flattered_by_the_choice() -> No
 
 
 def test_one_pair_has_the_interval_of_its_confidence() -> None:
-    """With one rival there is nothing to correct: 97.5 % of a single paired difference."""
+    """With one rival there is nothing to correct: 1 - LEVEL of a single paired difference."""
     right = answers(np.random.default_rng(3), [0.8, 0.5], 500)
     (found,) = choosing.differences(right, 0)
     newly_correct, newly_wrong = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    expected = paired_difference(newly_correct, newly_wrong, int(right[0].sum()), 500, 0.975)
+    expected = paired_difference(newly_correct, newly_wrong, int(right[0].sum()), 500, 1 - choosing.LEVEL)
     assert (found.low, found.high) == pytest.approx(expected, abs=0.15)
     assert found.difference == pytest.approx((newly_correct - newly_wrong) / 5)
 
@@ -118,6 +118,16 @@ def test_expected_loss_of_two_settings_is_the_normal_one() -> None:
     mean, spread = ahead.mean(), ahead.std() / 20
     expected = 100 * (spread * norm.pdf(mean / spread) + mean * norm.cdf(mean / spread))
     assert choosing.expected_loss(right, 0) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("images", [30, 90])
+def test_errors_have_the_covariance_of_the_means(images: int) -> None:
+    """Both ways of drawing them: fewer images than settings, and more."""
+    values = answers(np.random.default_rng(11), [0.8, 0.3] * 30, images).astype(float)
+    drawn = choosing._errors(values, 20_000)
+    expected = np.cov(values, bias=True) / images
+    assert np.abs(np.cov(drawn.T) - expected).max() < 0.05 * expected.max()
+    assert np.abs(drawn.mean(0)).max() < 5 * np.sqrt(expected.max() / 20_000)
 
 
 def test_an_image_stays_in_its_part() -> None:

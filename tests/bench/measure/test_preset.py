@@ -145,11 +145,18 @@ def test_a_run_takes_the_fastest_that_is_right_records_it_and_keeps_it(
         by_name["wrong"]["refused"].startswith("top-1 agrees with plain's for")
         and not by_name["wrong"]["crops_per_sec"]
     )
-    assert f"preset fast: {FOLDED}: 130 crops/s, 1.30 times plain; top-1 agrees for 100.0% of 24 images" in done.stderr
+    assert f"preset: {FOLDED}: 130 crops/s, 1.30 times plain; top-1 agrees for 100.0% of 24 images" in done.stderr
     assert json.loads((done.out / "run.json").read_text())["config"]["network"]["preset"] == "fast"
     tried.answered.clear()
     again = small_run("--resume", str(done.out), out="out")
     assert again.status == 2 or not tried.answered  # what was chosen stays, and is not measured again
+
+
+def test_eager_compiles_nothing(tried: Tried, make_job: Callable[..., Job]) -> None:
+    del tried.rates["no compiler"]  # the compiled one
+    job = make_job("--preset", "eager")
+    assert job.preset is not None and job.preset["variant"] == FOLDED
+    assert not any(one["options"]["torchcompile"] for one in job.preset["candidates"])
 
 
 def test_plain_is_taken_where_nothing_right_is_faster(tried: Tried, make_job: Callable[..., Job]) -> None:

@@ -546,6 +546,17 @@ def test_subsets_nest_keep_the_order_and_differ_by_seed(hundred: Dataset) -> Non
     assert (merged["width"] == merged["width_all"]).all()
 
 
+def test_images_that_are_skipped_are_those_of_the_smaller_subset(hundred: Dataset) -> None:
+    first, whole = hundred.subset(10, seed=3).table["name"], hundred.subset(40, seed=3).table["name"]
+    following = hundred.subset(30, seed=3, skip=10)
+    assert set(following.table["name"]) == set(whole) - set(first)
+    rest = hundred.subset(None, seed=3, skip=10).table["name"]
+    assert set(rest) == set(hundred.table["name"]) - set(first) and rest.tolist() == sorted(rest)
+    assert len(hundred.subset(30, seed=3, skip=95)) == 5 and len(hundred.subset(None, seed=3)) == 100
+    with pytest.raises(DatasetError, match="`skip` 100 leaves none of 100 images"):
+        hundred.subset(None, seed=3, skip=100)
+
+
 def test_a_subset_is_frozen(hundred: Dataset) -> None:
     """Golden: a change of the hash would make records of earlier runs incomparable."""
     golden = ["0/00.jpg", "0/42.jpg", "0/81.jpg", "1/64.jpg", "2/89.jpg"]
