@@ -20,10 +20,8 @@ from analysis.claim_tests import (
     tallied,
 )
 from analysis.evidence import Evidence, Scored
-from analysis.stats import wilson
+from analysis.stats import KEPT_ANSWERS, KEPT_GAIN, wilson
 
-KEPT_GAIN = 0.9  # share of the gain of the largest nRC that dense crops must keep
-KEPT_ANSWERS = 0.99  # share of the whole policy's answers that a stopped one must keep
 WHOLE = f"{MOST_CROPS}RC"
 
 

@@ -11,9 +11,10 @@ from analysis import known_answers
 from analysis.ceilings import crossover, policy_rows, rate_rows
 from analysis.known_answers import Comparison
 from analysis.runs import is_shown
+from analysis.stats import CONFIDENCE, KEPT_ANSWERS, KEPT_GAIN
 from analysis.summary import derived, p_value, top1_interval
 from analysis.text import aligned, visible
-from analysis.timing_notes import timing_notes
+from analysis.timing_notes import latency_notes, timing_notes
 from bench.records import (
     DECODE,
     LABELS,
@@ -71,6 +72,10 @@ POLICY_RATES: Columns = {  # rows: of analysis.ceilings.policy_rows
 }
 
 
+CHEAP_FORWARDS = 2.0  # passes per image that dense crops may cost to be worth their name
+CHEAP_SHARE = 1 / 3  # of the whole policy's passes, that a stopped one may cost
+
+
 LATENCIES: Columns = {  # rows: Latency
     "policy": lambda r: r.policy,
     "p50 ms": lambda r: _percentile(r, 50),
@@ -123,7 +128,7 @@ def _section(records: list[Record], known: Sequence[Comparison]) -> str:
         lines += ["", *_throughput_lines(throughputs)]
     if latencies := [r for r in records if isinstance(r, Latency)]:
         heading = "latency, one image at a time; batch: crops in one forward pass"
-        lines += ["", heading, *_table(LATENCIES, latencies)]
+        lines += ["", heading, *_table(LATENCIES, latencies), *latency_notes(latencies)]
     fitting = {r.fitting_batch_size for r in measured} - {None}
     lines += [f"out of memory at batch size {setting.batch_size}; used {n}" for n in fitting]
     lines += [f"not measured: {r.what}: {visible(r.reason)}" for r in records if isinstance(r, Absent)]
@@ -166,7 +171,40 @@ def _cheapest(accuracies: list[Accuracy]) -> list[str]:
     best = min((r for r in cost if r.top1 >= most.top1), key=lambda r: (cost[r], -r.top1))
     return [
         f"{most.policy} has {most.top1:.2f} for {cost[most]:.2f} forward passes per image; "
-        f"{best.policy} has {best.top1:.2f} for {cost[best]:.2f}"
+        f"{best.policy} has {best.top1:.2f} for {cost[best]:.2f}",
+        *_kept_gain(most, cost),
+        *_kept_answers(most, cost),
+    ]
+
+
+def _kept_gain(most: Accuracy, cost: dict[Accuracy, float]) -> list[str]:
+    """How much of the gain of the largest nRC can be had for CHEAP_FORWARDS passes, where it gains significantly."""
+    cheap = [r for r in cost if 1 < cost[r] <= CHEAP_FORWARDS and r.policy != most.policy]
+    if not cheap or most.gain <= 0 or p_value(most) >= 1 - CONFIDENCE:
+        return []
+    best = max(cheap, key=lambda r: (r.gain, -cost[r]))
+    share = best.gain / most.gain
+    compared = "at least" if share >= KEPT_GAIN else "less than"
+    return [
+        f"for {CHEAP_FORWARDS:g} forward passes or fewer the best is {best.policy} ({cost[best]:.2f}): "
+        f"{share:.0%} of the gain of {most.policy}, {compared} {KEPT_GAIN:.0%}"
+    ]
+
+
+def _kept_answers(most: Accuracy, cost: dict[Accuracy, float]) -> list[str]:
+    """Whether KEPT_ANSWERS of the answers of the largest nRC can be had for CHEAP_SHARE of its cost."""
+    stopped = [r for r in cost if r.policy.startswith(f"{most.policy}~") and r.agreement is not None]
+    enough = [r for r in stopped if r.agreement is not None and r.agreement >= KEPT_ANSWERS]
+    if not stopped:
+        return []
+    limit = CHEAP_SHARE * cost[most]
+    if not enough:
+        return [f"no stopped {most.policy} gives {KEPT_ANSWERS:.0%} of its answers"]
+    best = min(enough, key=cost.__getitem__)
+    within = "within" if cost[best] <= limit else "more than"
+    return [
+        f"{KEPT_ANSWERS:.0%} of the answers of {most.policy} take {cost[best]:.2f} forward passes ({best.policy}): "
+        f"{within} a third of its cost"
     ]
 
 

@@ -30,7 +30,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import claims
-from analysis.ceilings import crossover, rate_rows
+from analysis.ceilings import crossover, policy_rows, rate_rows
 from analysis.commands import command_parser, failed
 from analysis.drawing import draw, names
 from analysis.evidence import evidence
@@ -50,8 +50,8 @@ from analysis.tables import (
     table,
     unmatched,
 )
-from analysis.timing_notes import timing_notes
-from bench.records import DECODE, READ, RESIZE, Accuracy, Run, Setting, Throughput
+from analysis.timing_notes import latency_notes, timing_notes
+from bench.records import DECODE, READ, RESIZE, Accuracy, Latency, Run, Setting, Throughput
 from pipelines.files import write_whole
 
 HERE = Path(__file__).parent
@@ -60,6 +60,7 @@ SECTIONS = (
     ("headline", "Headline"),
     ("accuracy", "Accuracy"),
     ("throughput", "Throughput"),
+    ("latency", "Latency of one image"),
     ("figures", "Figures"),
     ("claims", "Claims"),
     ("tables", "The paper's tables"),
@@ -106,6 +107,10 @@ class Network:
     @property
     def throughputs(self) -> list[Throughput]:
         return [r for r in self.run.throughputs if r.setting == self.setting]
+
+    @property
+    def latencies(self) -> list[Latency]:
+        return [r for r in self.run.latencies if r.setting == self.setting]
 
     @property
     def heading(self) -> str:
@@ -227,6 +232,48 @@ def _throughput_row(row: dict[str, Any]) -> tuple[str, ...]:
         *("" if figures[k] is None else f"{figures[k]:.0f}" for k in ("interval_p50_ms", "interval_p95_ms")),
         f"{row['record'].peak_mem_bytes / 1e9:.1f}",
     )
+
+
+def policy_rate_grid(network: Network) -> Grid | None:
+    """End to end of dense and stopped policies; None where none was timed."""
+    headings = ("Dense crops, early stopping", "Images/s", "Forward passes", "Spread %", "Ceiling, images/s",
+                "Reached %", "As scored %")  # fmt: skip
+    found = policy_rows(network.throughputs)
+    if not found:
+        return None
+    notes = ("End to end. As scored: answers of the timed pass that are those of the accuracy pass.",)
+    return Grid(network.heading, headings, tuple(map(_policy_rate_row, found)), notes)
+
+
+def _policy_rate_row(row: dict[str, Any]) -> tuple[str, ...]:
+    known = row["efficiency"] is not None
+    return (
+        row["policy"],
+        f"{row['images_per_sec']:.1f}",
+        f"{row['forwards']:.2f}",
+        f"{100 * row['spread']:.0f}",
+        f"{row['ceiling_images_per_sec']:.1f}" if known else "",
+        f"{100 * row['efficiency']:.0f}" if known else "",
+        "" if row["agreement"] is None else f"{100 * row['agreement']:.2f}",
+    )
+
+
+def latency_grid(network: Network) -> Grid:
+    """One image at a time: a line for each policy."""
+    headings = ("Policy", "p50, ms", "p90, ms", "p99, ms", "Crops in a batch", "Forward passes", "Images",
+                "As scored %")  # fmt: skip
+    notes = (
+        "One image at a time, nothing read ahead; a percentile is a latency that was measured, and empty where there "
+        "are too few images for it. As scored: answers that are those of the accuracy pass.",
+        *(f"{note[0].upper()}{note[1:]}." for note in latency_notes(network.latencies)),
+    )
+    return Grid(network.heading, headings, tuple(map(_latency_row, network.latencies)), notes)
+
+
+def _latency_row(r: Latency) -> tuple[str, ...]:
+    shown = ["" if (ms := r.percentile(percent)) is None else f"{ms:.1f}" for percent in (50, 90, 99)]
+    as_scored = "" if r.agreement is None else f"{100 * r.agreement:.2f}"
+    return (r.policy, *shown, str(r.crops_per_forward), f"{r.forwards:.2f}", str(len(r.latency_ms)), as_scored)
 
 
 # ---- figures
@@ -396,6 +443,8 @@ def html(runs: Sequence[Run], drawn: Sequence[Path] = (), not_drawn: dict[str, s
         headline=headline(found),
         accuracy=[accuracy_grid(network) for network in found if network.accuracies],
         throughput=[one for one in throughputs if one],
+        policy_rates=[one for network in found if (one := policy_rate_grid(network))],
+        latency=[latency_grid(network) for network in found if network.latencies],
         figures=pictures(runs, drawn),
         claims=[claim_part(claims.judge(one)) for one in evidence(runs)],
         claim_headings=CLAIM_HEADINGS,

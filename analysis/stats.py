@@ -8,6 +8,8 @@ from __future__ import annotations
 from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
+KEPT_GAIN = 0.9  # share of the gain of the largest nRC that dense crops must keep
+KEPT_ANSWERS = 0.99  # share of the whole policy's answers that a stopped one must keep
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.ceilings import policy_rows, rate_rows
-from bench.records import END_TO_END, LOAD, MODEL, Throughput
+from bench.records import END_TO_END, LOAD, MODEL, Latency, Throughput
 
 SHAKY = 0.2  # spread of the rounds over their median, above which it is said
 MOST_REACHED = 1.15  # of the ceiling, which is made of two other measurements: above it one of the three was disturbed
@@ -45,6 +45,20 @@ def disturbed_notes(throughputs: Sequence[Throughput]) -> list[str]:
     if hit and any("" not in t.disturbed for t in hit):
         lines.append("time again on a machine that is free: stop other programs, or raise the container's CPU limit")
     return lines
+
+
+def latency_notes(latencies: Sequence[Latency]) -> list[str]:
+    """One sentence about policies with disturbed rounds; none where all is well."""
+    hit = [one for one in latencies if any(one.disturbed)]
+    if not hit:
+        return []
+    names = ", ".join(one.policy for one in hit)
+    reason = next(text for text in hit[0].disturbed if text)
+    useless = [one.policy for one in hit if "" not in one.disturbed]
+    note = f"latency rounds of {names} were disturbed and are left out; the first: {reason}"
+    if useless:
+        note += f"; {', '.join(useless)}: every round was, so all are used, and this latency is not to be trusted"
+    return [note]
 
 
 def _spread_note(throughputs: Sequence[Throughput]) -> list[str]:

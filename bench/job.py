@@ -29,15 +29,18 @@ from models.recipe import read_recipe
 from models.stopping import stages_of
 from pipelines.backends import BACKENDS, backend
 from pipelines.batch import Backend, Failure, LoadConfig, crop_operator_at, default_batch_images, size_hint, split
-from pipelines.crops import Planner, Policy, union, unique
+from pipelines.crops import Planner, Policy, resized_sizes, union, unique
 from pipelines.data import real_labels
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label, unlabelled
 from pipelines.data.labels.classes import SYNSET_LISTS
 from pipelines.data.labels.valid import label_among, read_valid_labels
 from pipelines.data.labels.valid import words as valid_words
+from pipelines.dense_frames import dense_frame
 
 log = logging.getLogger(__name__)
+# Shapes of dense frames that are compiled, each of so many of the images: one takes as long as the network's crops do.
+MOST_COMPILED_FRAMES, LEAST_COMPILED_SHARE = 4, 0.05
 COST_IMAGES = 2000  # of which the mean cost of a view is taken
 BATCH_SECONDS = 0.25  # a pipeline batch should not keep the network busy for longer, or a timed round takes minutes
 
@@ -125,6 +128,20 @@ class Job:
         except DenseAbsent as absent:
             return None, dict.fromkeys(wanted, str(absent))
 
+    @cached_property
+    def common_frames(self) -> tuple[frozenset[tuple[int, int]], float]:
+        """The commonest heights and widths of dense frames, by the header scan, and the share of images that have
+        them. A compiled network compiles these; other frames run as they are."""
+        if self.dense is None or not len(self.data):
+            return frozenset(), 0.0
+        spec = self.classifier.spec
+        resized = resized_sizes(self.data.sizes(np.arange(len(self.data))), spec)
+        shapes, counts = np.unique(dense_frame(resized, spec.K, self.dense.s)[:, 2:], axis=0, return_counts=True)
+        common = np.argsort(-counts, kind="stable")[:MOST_COMPILED_FRAMES]
+        common = common[counts[common] >= LEAST_COMPILED_SHARE * counts.sum()]
+        frames = frozenset((height, width) for height, width in shapes[common].tolist())
+        return frames, float(counts[common].sum() / counts.sum())
+
     def _view_cost(self) -> int:
         """What the network does for an image, in crops of its own size, rounded up; the mean over some images."""
         rows = self.rows[:COST_IMAGES]
@@ -207,6 +224,8 @@ class Job:
 
     def make_network(self, batch_size: int, *, compiled: bool = False) -> Network:
         asked = self.config.network
+        if self.dense is not None:
+            self.dense.compiled_frames = self.common_frames[0] if compiled else frozenset()
         return Network(
             self.classifier,
             batch_size=batch_size,
@@ -288,6 +307,13 @@ class Job:
     def predictions_name(self) -> str:
         return f"predictions-{self.case.file_name}.npz"
 
+    def _compiled_frames(self) -> dict[str, Any]:
+        """Which dense frames are compiled, [height, width], and the share of images that have them; for run.json."""
+        if self.dense is None or not self.config.network.torchcompile:
+            return {}
+        frames, share = self.common_frames
+        return {"compiled_frames": [list(pair) for pair in sorted(frames)], "compiled_frames_share": round(share, 4)}
+
     def setting(self) -> records.Setting:
         """What the results depend on."""
         network, spec, loading = self.classifier, self.classifier.spec, self.config.loading
@@ -352,6 +378,7 @@ class Job:
             "mean": list(network.spec.mean),
             "std": list(network.spec.std),
             **sizes(network),
+            **self._compiled_frames(),
             "predictions": self.predictions_name,
             "asked": {"model": self.case.name, "img_size": self.case.img_size, "crop_pct": self.case.crop_pct},
         }

@@ -217,6 +217,9 @@ class Latency:
     rows: list[int]  # the image of each query: the same for all policies, as far as each of them came
     forwards: float  # passes per image, discarded ones among them
     agreement: float | None = None  # share of answers that are the scored ones; None where none was scored
+    # Of each round what disturbed it, or ""; the queries of disturbed rounds are left out where there are others. No
+    # text at all: no round was disturbed.
+    disturbed: list[str] = field(default_factory=list)
 
     def percentile(self, percent: float) -> float | None:
         """The latency that so many percent of the queries do not exceed, ms: one that was measured. None where the

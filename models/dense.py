@@ -122,8 +122,12 @@ class Dense:
 
         Raises ValueError for other sides, or where the map's size is not ``(side - K) / s + k``.
         """
+        return self.compilable_windows(x)
+
+    def compilable_windows(self, x: Tensor) -> DenseOutputs:
+        """``windows`` without switching to inference mode, and in plain integers: what torch.compile can trace."""
         height, width = x.shape[2:]
-        if self.frame(height, width)[2:] != (height, width):
+        if any(side < self.K or (side - self.K) % self.s for side in (height, width)):
             raise ValueError(f"{height} x {width} is not a dense frame of {self.name}: K + {self.s} n is, K {self.K}")
         total: DenseOutputs | None = None
         for rows in self._tiles(height):

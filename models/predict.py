@@ -127,6 +127,7 @@ class Network:
         self.first_forwards = GRAPH_FORWARDS if self.device.type == "cuda" else int(compiled)
         self.ready: set[int] = set()  # crop sizes that ``get_ready`` is done with
         self.dense = dense
+        self.ready_frames: set[tuple[int, int]] = set()
         self.compiled_frames = dense.compiled_frames if dense and compiled else frozenset()
         self.one_frame_at_once = False  # after running out of memory
         self._compiled_windows = torch.compile(self._windows, dynamic=False) if self.compiled_frames else self._windows
@@ -161,6 +162,10 @@ class Network:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
             self.ready.add(K)
+        for height, width in sorted(self.compiled_frames - self.ready_frames):
+            shape = (self.frames_at_once(height, width), height, width, 3)
+            self.forward_frames(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+            self.ready_frames.add((height, width))
 
     @torch.inference_mode()
     def forward(self, K: int | None = None) -> tuple[Tensor | None, Tensor]:
@@ -240,7 +245,7 @@ class Network:
 
     def _windows(self, frames: Tensor) -> DenseOutputs:
         with self._autocast():
-            return self._dense.windows(self._prepared(frames))
+            return self._dense.compilable_windows(self._prepared(frames))
 
     def _prepared(self, frames: Tensor) -> Tensor:
         out = torch.empty(frames.shape, device=self.device) if self.keep_normalized else None

@@ -28,9 +28,11 @@ FIGURES: dict[str, Entry] = dict(
     (
         _entry("accuracy_vs_crops", "run"),
         _entry("throughput_vs_crops", "run"),
+        _entry("latency", "run"),
         _entry("accuracy_vs_speed", "run"),
         _entry("accuracy_vs_forwards", "run"),
         _entry("stopping", "run"),
+        _entry("many_crops", "run"),
         _entry("family_curves", "run"),  # MID 3, 7
         _entry("levels", "run", "published"),
         _entry("gain_vs_slack", "run", "published"),

@@ -183,7 +183,7 @@ def draw(data: Data) -> Figure:
             panel = axes[i * EACH + j]
             panel.set_axis_off()
             if j < len(shown):
-                _picture(panel, shown[j], f"{words}:\n{shown[j].label}", data.policy)
+                draw_picture(panel, shown[j], f"{words}:\n{shown[j].label}")
     handles = [
         Line2D([], [], color=RIGHT, label=f"random crop of {data.policy}, right"),
         Line2D([], [], color=WRONG, label="random crop, wrong"),
@@ -193,7 +193,8 @@ def draw(data: Data) -> Figure:
     return style.finish(figure, title=title, notes=data.notes, handles=handles)
 
 
-def _picture(axes: Axes, one: Picture, title: str, policy: str) -> None:
+def draw_picture(axes: Axes, one: Picture, title: str) -> None:
+    """The image with its windows, and below it what was predicted."""
     height, width = one.pixels.shape[:2]
     side = max(height, width)  # square panels of one size, whatever the image's shape: the layout is then exact
     axes.imshow(one.pixels)

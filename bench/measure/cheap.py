@@ -93,12 +93,22 @@ class CheapBench:
         self.resident: list[CropBatch] = []
         self.images, self.forwards = 0, 0.0
         self.answers: list[tuple[np.ndarray, torch.Tensor]] = []  # rows, classes: of the first images
+        self.kept: Iterator[int | float] | None = None  # the stream of a stopped policy
 
     def stream(self, stage: str) -> Iterator[int | float]:
         """An endless run of a stage's work; each item says how many images it was, of a stopped policy how many forward
-        passes: answers come in order, and while the first image waits for its last crops, others are worked on."""
+        passes: answers come in order, and while the first image waits for its last crops, others are worked on.
+
+        A stopped policy goes on in each round where it was in the round before: until its batches are full of images
+        at every stage takes as long as a round."""
         if stage == LOAD:
             return (len(batch.rows) for batch in self.backend.batches(self.rows))
+        if not self.timing.policy.suffix:
+            return self._stream(stage)
+        self.kept = self.kept or self._stream(stage)
+        return self.kept
+
+    def _stream(self, stage: str) -> Iterator[int | float]:
         return self._answered(cycle(self._resident()) if stage == MODEL else self.backend.batches(self.rows))
 
     def _resident(self) -> list[CropBatch]:
@@ -137,4 +147,5 @@ class CheapBench:
         return Answers(own.forwards if own and self.timing.policy.suffix else self.forwards / self.images, agreement)
 
     def close(self) -> None:
+        self.kept = None
         self.backend.close()

@@ -124,8 +124,7 @@ def disturbances(
     """
     cores = cores or len(_own_cores())  # not those of a CPU quota: others may use the rest of them
     found = [_of_counters(one, cores) for one in rounds]
-    every = [ms for one in intervals_ms for ms in one]
-    usual_s = float(np.median(every)) / 1e3 if every else 0.0
+    usual_s = usual_wait_s([ms / 1e3 for one in intervals_ms for ms in one])
     for reasons, between_ms in zip(found, intervals_ms, strict=True):
         longest_s = max(between_ms, default=0.0) / 1e3
         if longest_s > max(STALL_S, STALL_TIMES * usual_s):
@@ -141,6 +140,14 @@ def disturbances(
                 "disk or for a core"
             )
     return ["; ".join(reasons) for reasons in found]
+
+
+def usual_wait_s(intervals_s: Sequence[float]) -> float:
+    """The interval in which half of the waiting was done. Not their median: a stopped policy's answers come several at
+    once, so that most of its intervals are zero. A stall counts as STALL_S, or a single one could be half of it all."""
+    ordered = np.sort(np.asarray(intervals_s, dtype=float))
+    waited = np.minimum(ordered, STALL_S).cumsum()
+    return float(ordered[np.searchsorted(waited, waited[-1] / 2)]) if len(ordered) else 0.0
 
 
 def _of_counters(one: Reading, cores: int) -> list[str]:

@@ -5,7 +5,8 @@ network in one batch, the average is taken, and the class arrives on the host be
 Nothing is read ahead. A stopped policy takes its crops in batches of STOPPED_BATCH at most: all in one batch would
 leave nothing to save.
 
-The policies alternate in rounds, and all see the same images, so that latencies can be compared image by image.
+The policies alternate in rounds, and all see the same images, so that latencies can be compared image by image. Rounds
+that something disturbed (bench.measure.disturbance) are repeated, and left out where others are left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from bench import records
 from bench.job import Job
 from bench.measure.cheap import LEVEL, ScoredAnswers, Timing, cheap_timings, scored_answers
+from bench.measure.disturbance import REPEAT_SHARE, Meter, Reading, disturbances
 from bench.measure.throughput import readable_rows
 from models.early_stopping import answers
 from models.predict import Network
@@ -36,12 +38,13 @@ LONGEST_ROUND = 2  # times the length of a round of the throughput pass
 
 @dataclass(slots=True)
 class Queries:
-    """What came of one policy."""
+    """What came of one policy in one round, and what passed on the system's counters meanwhile."""
 
     seconds: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)  # -1: an answer with NaN in it
     forwards: list[float] = field(default_factory=list)
+    used: Reading | None = None
 
 
 class SingleStream:
@@ -61,7 +64,13 @@ class SingleStream:
         workers = 0 if BACKENDS[job.config.loading.data_backend].uses_processes else loading.workers
         alone = replace(loading, batch_images=1, prefetch=1, read_ahead=False, workers=workers)
         self.backend = job.make_backend(self.planner, alone)
-        self.queries = Queries()
+        self.rounds: list[Queries] = []
+
+    @property
+    def disturbed(self) -> list[str]:
+        """For each round what disturbed it, in words, or "". A single slow answer is what is measured, and no sign of
+        a disturbance: the system's counters alone decide."""
+        return disturbances([one.used for one in self.rounds if one.used], [[] for _ in self.rounds])
 
     def answer(self, rows: np.ndarray) -> Iterator[tuple[int, float, int, float]]:
         """For each image: its row, the seconds from asking for it to its class, the class, the forward passes."""
@@ -78,37 +87,41 @@ class SingleStream:
             said = torch.where(one.log_p[0].isnan().any(), -1, one.log_p[0].argmax()).item()  # waits for a GPU
             yield int(one.rows[0]), time.perf_counter() - start, int(said), float(one.forwards[0])
 
-    def round(self, warm_up: np.ndarray, rows: np.ndarray, seconds: float) -> None:
+    def round(self, warm_up: np.ndarray, rows: np.ndarray, seconds: float, meter: Meter) -> None:
         """Answer ``rows``, as many as fit into the seconds."""
         stream = self.answer(np.concatenate([warm_up, rows]))
         for _ in zip(range(len(warm_up)), stream, strict=False):
             pass
-        start = time.perf_counter()
+        done = Queries()
+        self.rounds.append(done)
+        before, start = meter.read(), time.perf_counter()
         for count, (row, took, said, forwards) in enumerate(stream, 1):
-            done = self.queries
             done.rows.append(row)
             done.seconds.append(took)
             done.classes.append(said)
             done.forwards.append(forwards)
             if count >= FEWEST and time.perf_counter() - start >= seconds:
-                return
+                break
+        done.used = meter.read().since(before)
 
     def record(self, setting: records.Setting, crops: int | None, scored: ScoredAnswers) -> records.Latency:
-        own, done = scored.get(self.timing.policy.name), self.queries
+        own, disturbed = scored.get(self.timing.policy.name), self.disturbed
+        kept = [self.rounds[i] for i in records.kept_rounds(disturbed)]
+        rows = [row for one in kept for row in one.rows]
+        classes = [said for one in kept for said in one.classes]
         pairs = [
-            (own.classes[row], said)
-            for row, said in zip(done.rows, done.classes, strict=True)
-            if own and row in own.classes
+            (own.classes[row], said) for row, said in zip(rows, classes, strict=True) if own and row in own.classes
         ]
         return records.Latency(
             setting,
             policy=self.timing.policy.name,
             crops=crops,
             crops_per_forward=self.batch_size,
-            latency_ms=[round(1e3 * one, 3) for one in done.seconds],
-            rows=done.rows,
-            forwards=float(np.mean(done.forwards)),
+            latency_ms=[round(1e3 * seconds, 3) for one in kept for seconds in one.seconds],
+            rows=rows,
+            forwards=float(np.mean([forwards for one in kept for forwards in one.forwards])),
             agreement=float(np.mean([a == b for a, b in pairs])) if pairs else None,
+            disturbed=disturbed if any(disturbed) else [],
         )
 
     def close(self) -> None:
@@ -155,14 +168,28 @@ def _timed(job: Job, timings: list[Timing], rows: np.ndarray) -> list[SingleStre
     try:
         for timing in timings:
             streams.append(SingleStream(job, timing))
-        label = f"latency {job.case.label}"
-        with tqdm(total=len(rounds) * len(streams), desc=label, unit="round") as bar:
-            for own in rounds:
-                for stream in streams:
-                    bar.set_postfix_str(stream.timing.policy.name, refresh=False)
-                    stream.round(rows[:WARM_UP], own, LONGEST_ROUND * measure.round_seconds)
-                    bar.update()
+        _in_rounds(job, streams, rounds, rows[:WARM_UP])
     finally:
         for stream in streams:
             stream.close()
     return streams
+
+
+def _in_rounds(job: Job, streams: list[SingleStream], rounds: list[np.ndarray], warm_up: np.ndarray) -> None:
+    """All policies in each round, then the disturbed rounds again, once, within REPEAT_SHARE of the time so far."""
+    seconds, meter = LONGEST_ROUND * job.config.measure.round_seconds, Meter()
+    meter.find_children()
+    started = time.perf_counter()
+    label = f"latency {job.case.label}"
+    with tqdm(total=len(rounds) * len(streams), desc=label, unit="round") as bar:
+        for own in rounds:
+            for stream in streams:
+                bar.set_postfix_str(stream.timing.policy.name, refresh=False)
+                stream.round(warm_up, own, seconds, meter)
+                bar.update()
+    now = time.perf_counter()
+    end = now + REPEAT_SHARE * (now - started)
+    for stream in streams:
+        for i, reason in enumerate(stream.disturbed):
+            if reason and time.perf_counter() < end:
+                stream.round(warm_up, rounds[i], seconds, meter)

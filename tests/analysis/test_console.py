@@ -182,3 +182,28 @@ def test_names_from_data_cannot_steer_the_terminal() -> None:
     text = console.text([accuracy("CC", 1, 700, setting=evil), Absent(evil, "throughput", "a\x07b")])
     assert "net\\x1b[2J\\u202e  (w\\x0a.pt weights" in text and "a\\x07b" in text
     assert not {c for c in text if ord(c) < 32} - {"\n"}
+
+
+def test_what_few_forward_passes_keep_is_said() -> None:
+    """20RC gains 20 points and keeps its answers; beside it, one policy at a time."""
+
+    def said(*others: Accuracy, gain: tuple[int, int] = (200, 0)) -> list[str]:
+        whole = replace(accuracy("20RC", 20, 800), newly_correct=gain[0], newly_wrong=gain[1], forwards=20.0)
+        centre = replace(accuracy("CC", 1, 600), newly_correct=0, newly_wrong=0, forwards=1.0)
+        lines = console.text([centre, whole, *others]).splitlines()
+        words = ("of the gain of", "of the answers of 20RC take", "no stopped")
+        return [line for line in lines if any(word in line for word in words)]
+
+    dense = replace(accuracy("DC", 1, 780), newly_correct=200, newly_wrong=20, forwards=1.4)
+    assert said(dense) == ["for 2 forward passes or fewer the best is DC (1.40): 90% of the gain of 20RC, at least 90%"]
+    (line,) = said(replace(dense, newly_wrong=30))
+    assert line.endswith("85% of the gain of 20RC, less than 90%")
+    assert said(replace(dense, forwards=2.1)) == []
+    assert said(dense, gain=(30, 25)) == [], "20RC gains nothing that could be kept"
+    stopped = replace(accuracy("20RC~1%", 20, 800), forwards=6.0, agreement=0.995)
+    assert said(stopped) == [
+        "99% of the answers of 20RC take 6.00 forward passes (20RC~1%): within a third of its cost"
+    ]
+    (line,) = said(replace(stopped, forwards=7.0))
+    assert line.endswith("7.00 forward passes (20RC~1%): more than a third of its cost")
+    assert said(replace(stopped, agreement=0.98)) == ["no stopped 20RC gives 99% of its answers"]

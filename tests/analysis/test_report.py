@@ -28,7 +28,7 @@ from bench.records import read_run
 
 EVIL = "<script>alert(1)</script>\"'&"
 HEADINGS = [
-    "Headline", "Accuracy", "Throughput", "Figures", "The paper's claims",
+    "Headline", "Accuracy", "Throughput", "Latency of one image", "Figures", "The paper's claims",
     "The paper's tables, published and measured", "Where the papers contradict themselves", "Unreadable images",
     "What was not measured, and why", "Environment",
 ]  # fmt: skip

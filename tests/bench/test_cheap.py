@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.text
 import numpy as np
 import pytest
 
-from analysis.figures import accuracy_vs_forwards, stopping
+from analysis import report
+from analysis.figures import accuracy_vs_forwards, latency, many_crops, stopping
 from analysis.runs import Inputs, MissingData, read
 from bench.predictions import Predictions, read_named
 from bench.records import END_TO_END, Absent
@@ -89,6 +91,34 @@ def test_timed_answers_are_the_scored_ones(scored: Any) -> None:
         # A risk is timed with the stricter of the two halves' thresholds, scored with each half's other.
         assert one.agreement == 1 or name.endswith("%")
     assert "as scored" in scored.stdout and "CC+3DC" in scored.stdout
+
+
+def test_the_report_has_the_rates_and_the_latencies(scored: Any) -> None:
+    run = read([scored.out])[0]
+    (network,) = report.networks([run])
+    rates, latencies = report.policy_rate_grid(network), report.latency_grid(network)
+    assert rates is not None and {row[0] for row in rates.rows} == {
+        t.policy for t in run.throughputs if t.policy and t.stage == END_TO_END
+    }
+    shown = {row[0]: row for row in latencies.rows}
+    assert list(shown) == [one.policy for one in run.latencies] and len(shown) >= 4
+    for one in run.latencies:
+        median = sorted(one.latency_ms)[(len(one.latency_ms) - 1) // 2]
+        assert shown[one.policy][1] == f"{median:.1f}" and shown[one.policy][3] == "", "six images have no p99"
+    page = report.html([run])
+    assert "Latency of one image" in page and "Dense crops, early stopping" in page
+
+
+def test_the_figure_of_latency_shows_the_records(scored: Any) -> None:
+    (data,) = latency.pictures(Inputs(runs=read([scored.out]))).values()
+    records = {one.policy: one for one in scored.run.latencies}
+    assert list(data.frame["policy"]) == list(records)
+    _, policies = latency.draw(data).axes
+    points = {line.get_gid(): float(np.atleast_1d(line.get_xdata())[0]) for line in policies.lines if line.get_gid()}
+    for name, one in records.items():
+        assert points[f"{name} p50"] == one.percentile(50) and f"{name} p99" not in points
+    with pytest.raises(MissingData, match="latency-queries"):
+        latency.pictures(Inputs(runs=[replace(scored.run, records=[])]))
 
 
 def test_the_figure_shows_the_records(scored: Any) -> None:
@@ -189,3 +219,31 @@ def test_calibration_of_stored_margins() -> None:
             (margin[rows, :-1] > half.threshold).any(1), (margin[rows, :-1] > half.threshold).argmax(1), t - 1
         )
         assert np.array_equal(done.stopped.stage[rows], stage)
+
+
+def test_the_gallery_of_stopping_shows_the_crops_that_were_taken(small_run: Callable[..., Any]) -> None:
+    run = small_run("--crops", "3", "--no-throughput")
+    (data,) = many_crops.pictures(Inputs(runs=read([run.out]))).values()
+    assert not isinstance(data, MissingData), data
+    assert data.policy in ("3RC~1%", "3RC~exact") and data.most
+    _, predictions = stored(run)
+    level = predictions.levels.index("softmax")
+    assert predictions.forwards is not None
+    crops = predictions.forwards[level, predictions.policies.index(data.policy)]
+    assert [count for count, _ in data.most] == sorted(crops.astype(int).tolist(), reverse=True)[: len(data.most)]
+    for count, one in data.most + data.fewest:
+        assert len(one.windows) == len(one.right) == count
+    words = [text.get_text() for text in many_crops.draw(data).findobj(matplotlib.text.Text)]
+    assert any(text.startswith(f"{data.most[0][0]} crop") for text in words)
+
+
+def test_which_images_are_shown_for_their_crops() -> None:
+    """The most crops first, of equals the least sure; then the fewest, of equals the surest; none twice."""
+    margin = np.array([[[0.2, 0.1, 0.9, 0.5, 0.95, 0.3]]])
+    answers: Any = SimpleNamespace(
+        policies=["5RC"], levels=["softmax"], names=list("abcdef"), labels=np.array([0, 1, 2, 3, 4, -1]),
+        stored=SimpleNamespace(margin=margin),
+    )  # fmt: skip
+    crops = np.array([5, 5, 1, 3, 1, 5])
+    assert many_crops.choose(answers, "5RC~1%", crops, each=2) == ([1, 0], [4, 2])  # f has no label
+    assert many_crops.choose(answers, "5RC~1%", np.full(6, 5), each=2) == ([1, 0], [])

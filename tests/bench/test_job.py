@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -381,3 +382,31 @@ def test_the_jpeg_engine_takes_no_image_of_the_accuracy_pass(
     monkeypatch.setattr(Job, "make_backend", make_backend)
     list(accuracy.accuracy_phase(job, job.setting(), tmp_path))
     assert shares == [0.0] and job.load_config(1).hw_load == 0.9
+
+
+def test_the_commonest_shapes_of_dense_frames_are_compiled(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by a plain loop over the images' sizes."""
+    monkeypatch.setattr(job_module, "MOST_COMPILED_FRAMES", 2)
+    job = make_job("--policies", "DC")
+    assert job.dense is not None
+    counts: Counter[tuple[int, int]] = Counter()
+    for height, width in job.data.sizes(np.arange(len(job.data))).tolist():
+        scale = job.classifier.spec.S / min(height, width)
+        resized = (int(height * scale + 1e-9), int(width * scale + 1e-9))
+        counts[job.dense.frame(*resized)[2:]] += 1
+    frames, share = job.common_frames
+    assert len(counts) > 2 and len(frames) == 2
+    assert share == sum(counts[frame] for frame in frames) / len(job.data)
+    assert min(counts[frame] for frame in frames) >= sorted(counts.values())[-2]
+    assert "compiled_frames" not in job.describe()
+    job.make_network(8, compiled=True)
+    assert job.dense.compiled_frames == frames
+    job.make_network(8)
+    assert not job.dense.compiled_frames
+    compiled = make_job("--policies", "DC", "--torchcompile")
+    assert compiled.describe()["compiled_frames"] == sorted(map(list, frames))
+    assert compiled.describe()["compiled_frames_share"] == round(share, 4)
+    monkeypatch.setattr(job_module, "LEAST_COMPILED_SHARE", 0.99)
+    assert make_job("--policies", "DC").common_frames == (frozenset(), 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -141,20 +143,20 @@ def test_a_frame_waits_for_four_batches_of_images_at_most(network: Network) -> N
 
 def test_running_out_of_memory_falls_back_to_single_frames(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.dense is not None
-    whole, windows = by_image(list(predict([batch_of([1, 2])], network, VIEWS))), network.dense.windows
+    whole, windows = by_image(list(predict([batch_of([1, 2])], network, VIEWS))), network.dense.compilable_windows
 
     def no_two(x: Tensor):
         if len(x) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return windows(x)
 
-    monkeypatch.setattr(network.dense, "windows", no_two)
+    monkeypatch.setattr(network.dense, "compilable_windows", no_two)
     try:
         again = by_image(list(predict([batch_of([1, 2])], network, VIEWS)))
         assert network.one_frame_at_once
         for row in (1, 2):
             torch.testing.assert_close(torch.stack(again[row]), torch.stack(whole[row]), rtol=0, atol=1e-4)
-        monkeypatch.setattr(network.dense, "windows", lambda x: no_two(torch.cat([x, x])))
+        monkeypatch.setattr(network.dense, "compilable_windows", lambda x: no_two(torch.cat([x, x])))
         with pytest.raises(OutOfMemory, match="frame of 48 x 80"):
             list(predict([batch_of([1])], network, VIEWS))
     finally:
@@ -165,3 +167,43 @@ def test_without_a_dense_evaluator_frames_are_refused(network: Network) -> None:
     plain = Network(network.classifier, batch_size=16)
     with pytest.raises(ValueError, match="not prepared for dense views"):
         list(predict([batch_of([0])], plain, VIEWS))
+
+
+def test_only_the_chosen_shapes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that only counts: the chosen shape goes through it, once before any image; others do not."""
+    compiled: list[tuple[int, ...]] = []
+
+    def counting(function: Any, **_: Any) -> Any:
+        def run(frames: Tensor) -> Any:
+            compiled.append(tuple(frames.shape[1:3]))
+            return function(frames)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", counting)
+    classifier = load("test_resnet", weights="random", num_classes=11, img_size=K, crop_pct=0.875, seed=3)
+    dense = Dense(classifier)
+    dense.compiled_frames = frozenset({(K, K + STRIDE)})
+    network = Network(classifier, batch_size=16, dense=dense, compiled=True)
+    network.get_ready()
+    network.get_ready()
+    assert compiled == [(K, K), (K, K + STRIDE)], "a batch of crops, and one of frames"
+    compiled.clear()
+    plain = Network(classifier, batch_size=16, dense=dense)
+    for shape in ((K, K), (K, K + STRIDE), (K + STRIDE, K)):
+        frames = noise(2, *shape, 3, seed=5)
+        for one, other in zip(network.forward_frames(frames), plain.forward_frames(frames), strict=True):
+            assert one is not None and other is not None and torch.equal(one, other)
+    assert compiled == [(K, K + STRIDE)]
+
+
+@pytest.mark.slow
+def test_compiled_frames_give_the_answers_of_plain_ones() -> None:
+    classifier = load("test_resnet", weights="random", num_classes=11, img_size=K, crop_pct=0.875, seed=3)
+    dense = Dense(classifier)
+    dense.compiled_frames = frozenset({(K, K + STRIDE)})
+    network, plain = (Network(classifier, batch_size=16, dense=dense, compiled=c) for c in (True, False))
+    frames = noise(2, K, K + STRIDE, 3, seed=5)
+    for one, other in zip(network.forward_frames(frames), plain.forward_frames(frames), strict=True):
+        assert one is not None and other is not None
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()

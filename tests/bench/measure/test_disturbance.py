@@ -60,6 +60,15 @@ def test_a_network_whose_batches_take_seconds_is_not_stalled() -> None:
     assert disturbances([replace(GOOD, wall_s=12.0)] * 2, [[6000.0, 6000.0], [5000.0, 7000.0]], cores=2) == [""] * 2
 
 
+def test_answers_that_come_several_at_once_are_not_stalled() -> None:
+    """Of a stopped policy: most intervals are zero, and then nothing comes for as long as a few forward passes take."""
+    burst = [0.0, 0.0, 0.0, 0.0, 800.0, 0.0, 0.0, 700.0]
+    assert disturbances([GOOD] * 3, [burst] * 3, cores=2) == [""] * 3
+    stalled = [0.0, 0.0, 0.0, 0.0, 800.0, 0.0, 0.0, 9000.0]
+    found = disturbances([GOOD] * 3, [burst, stalled, burst], cores=2)
+    assert [bool(reason) for reason in found] == [False, True, False] and "nothing came for 9.0 s" in found[1]
+
+
 def test_work_that_waits_most_of_the_time_is_not_disturbed_by_a_little_less() -> None:
     waiting = Reading(1.0, 0.05)
     assert disturbances([waiting, replace(waiting, cpu_s=0.01)], [STEADY, STEADY], cores=2) == ["", ""]

@@ -12,13 +12,22 @@ import numpy as np
 import pytest
 
 from analysis import console, summary
+from analysis.timing_notes import latency_notes
 from bench.job import Job
 from bench.measure import latency
 from bench.measure.accuracy import accuracy_phase
+from bench.measure.disturbance import Meter, Reading
 from bench.records import Absent, Latency, from_line, to_line
 from pipelines.crops import Planner
 
 CURVE = ["--crops", "1,5", "--latency-queries", "8", "--round-seconds", "30"]
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs on the machine that runs the tests would have rounds repeated."""
+    if "disturbed" not in request.node.name:
+        monkeypatch.setattr(latency, "disturbances", lambda rounds, intervals: [""] * len(rounds))
 
 
 def measured(job: Job, out: Path) -> list[Any]:
@@ -55,9 +64,9 @@ def test_a_sure_image_takes_one_batch(make_job: Callable[..., Job]) -> None:
     for name in ("5RC~1%", "CC+3DC~1%"):
         for threshold in (-1.0, 2.0):  # every margin exceeds the first, none the second
             stream = latency.SingleStream(job, latency.Timing(latency.parse_policy(name), threshold))
-            stream.round(np.arange(2), np.arange(3), 30.0)
+            stream.round(np.arange(2), np.arange(3), 30.0, Meter())
             stream.close()
-            forwards[name, threshold] = float(np.mean(stream.queries.forwards))
+            forwards[name, threshold] = float(np.mean(stream.rounds[0].forwards))
     assert forwards["5RC~1%", -1.0] == 4 and forwards["5RC~1%", 2.0] == 5
     assert forwards["CC+3DC~1%", -1.0] == 1 and forwards["CC+3DC~1%", 2.0] > 2
 
@@ -113,6 +122,26 @@ def _sleeping(forward: Any) -> Any:
         return forward(self, K)
 
     return slow
+
+
+def test_a_disturbed_round_is_answered_again_and_left_out(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two rounds is made to look as if the machine's host had taken the cores."""
+    job = make_job("--crops", "1", "--no-cheap", "--latency-queries", "8", "--rounds", "2", "--round-seconds", "30")
+    monkeypatch.setattr(latency, "REPEAT_SHARE", 100.0)  # a round of four images takes milliseconds
+    readings = iter([0, 0, 0, 9, 9, 9])  # seconds stolen: before and after each round
+    monkeypatch.setattr(Meter, "read", lambda self: Reading(time.perf_counter(), 0.0, stolen_s=float(next(readings))))
+    (one,) = (each for each in measured(job, tmp_path) if isinstance(each, Latency))
+    assert [bool(reason) for reason in one.disturbed] == [False, True, False]
+    assert "the host of this virtual machine took 9.0 s" in one.disturbed[1]
+    assert sorted(one.rows) == sorted(latency.spread_out(np.arange(len(job.rows)), 8).tolist()), "each image once"
+    assert from_line(to_line(one)) == one
+    (note,) = latency_notes([one])
+    assert note.startswith("latency rounds of 1RC were disturbed and are left out; the first: the host")
+    (note,) = latency_notes([replace(one, disturbed=["a stop"] * 3)])
+    assert note.endswith("1RC: every round was, so all are used, and this latency is not to be trusted")
+    assert latency_notes([replace(one, disturbed=[])]) == []
 
 
 @pytest.mark.parametrize(
