@@ -8,7 +8,7 @@ FAMILY ?= nfnet
 JOBS ?= auto
 PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
-.PHONY: demo test test-slow test-all lint faults fuzz check gpu-test gpu clean
+.PHONY: demo test test-slow test-all lint faults fuzz search check gpu-test gpu clean
 
 demo: $(VENV)/ready
 	$(PY) -m bench run --family $(FAMILY) --crops 1,2,5,10,20
@@ -36,6 +36,10 @@ faults: $(VENV)/ready
 # Files that the suite reads, damaged 2,000 times each: labels, records, checkpoints, caches; about half an hour.
 fuzz: $(VENV)/ready
 	$(PY) -m tests.stress.fuzz
+
+# Five searches of the demo networks, each checked on fresh images and against an exhaustive search; about two hours.
+search: $(VENV)/ready
+	$(PY) -m tests.stress.search
 
 check: lint test
 
