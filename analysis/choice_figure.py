@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,6 +22,8 @@ MISSED, DROPPED, TIE, BETTER, CHOSEN = OUTCOMES = (
     "misses a target", "worse, or slower", "tie", "better on the reporting images", "chosen",
 )  # fmt: skip
 SHADES = {MISSED: style.GREY, DROPPED: style.colour(1), TIE: style.colour(0), BETTER: style.colour(3)}
+NUMBERED = 9  # settings on the front, at most
+MANY = 300  # settings: of more, what is out of the question has no bars
 SPEED, PASSES = "images per second, end to end", "forward passes per image"
 
 
@@ -38,6 +41,7 @@ class Data:
     outcomes: list[str]
     front: np.ndarray
     images: int
+    names: list[str]
 
 
 def data_of(found: Candidates, outcomes: Sequence[str]) -> Data:
@@ -61,38 +65,76 @@ def data_of(found: Candidates, outcomes: Sequence[str]) -> Data:
         [outcomes[i] for i in shown],
         np.array(~better.any(axis=0)),
         len(found.names),
+        [one.name for one in settings],
     )
 
 
 @style.styled
 def draw(data: Data) -> Figure:
-    """The Pareto front is a grey band; each outcome has its colour, the chosen setting a star."""
-    figure, (axes,) = style.canvas(height=5.4)
+    """The Pareto front is a line of steps with the intervals of its settings as a band, its settings numbered; each
+    outcome has its colour, the chosen setting a star. Among many settings few have a bar."""
+    figure, (axes,) = style.canvas(height=5.8)
     handles: list[Artist] = []
-    order = np.argsort(data.cost)
-    front = order[data.front[order]]
-    axes.plot(data.cost[front], data.top1[front], color=style.GREY, linewidth=6, alpha=0.4, zorder=1, gid="front")
+    _draw_front(axes, data)
     for outcome in OUTCOMES:
         own = np.array([one == outcome for one in data.outcomes])
         if not own.any():
             continue
         look: dict[str, Any] = {"color": SHADES.get(outcome, "black"), "marker": "*" if outcome == CHOSEN else "o"}
         size = 13 if outcome == CHOSEN else 4
-        up = [data.top1[own] - data.low[own], data.high[own] - data.top1[own]]
-        axes.errorbar(
-            data.cost[own], data.top1[own], yerr=up, linestyle="", markersize=size, elinewidth=0.6, gid=outcome, **look
-        )
+        axes.plot(data.cost[own], data.top1[own], linestyle="", markersize=size, gid=outcome, **look)
+        others = len(data.cost) <= MANY or outcome not in (MISSED, DROPPED)
+        barred = own & (data.front | (highest_at_its_cost(data) & others))
+        up = [data.top1[barred] - data.low[barred], data.high[barred] - data.top1[barred]]
+        axes.errorbar(data.cost[barred], data.top1[barred], yerr=up, fmt="none", elinewidth=0.8, ecolor=look["color"])
         handles.append(Line2D([], [], linestyle="", markersize=size, label=outcome, **look))
-    handles.append(Line2D([], [], color=style.GREY, linewidth=6, alpha=0.4, label="Pareto front"))
+    handles.append(Line2D([], [], color=style.GREY, linewidth=2, label="Pareto front, its intervals"))
     axes.set_xscale("log")
     style.plain_log_axis(axes.xaxis, style.nice_ticks(*axes.get_xlim()))
     axes.set_xlabel(data.cost_label)
     axes.set_ylabel(style.label("top1", demo=data.demo))
+    numbered = [f"{number} {data.names[i]}" for number, i in enumerate(front_of(data), 1)]
+    more = f"; and {len(numbered) - NUMBERED} more" if len(numbered) > NUMBERED else ""
     notes = [
+        f"Pareto front: {'; '.join(numbered[:NUMBERED])}{more}.",
         f"Top-1 on all {data.images:,} images, those that chose among them: points on the front look better than they "
-        "are. Bars: Wilson's 95 % interval. recipe.json has the chosen setting's top-1 on images that did not choose.",
+        "are. Bars, of the best at each cost, and band: Wilson's 95 % interval. recipe.json has the chosen setting's "
+        "top-1 on images that did not choose.",
     ]
-    return style.finish(figure, title="What was chosen, and from what", notes=notes, handles=handles, columns=3)
+    return style.finish(figure, title="What was chosen, and from what", notes=notes, handles=handles, columns=4)
+
+
+def front_of(data: Data) -> np.ndarray:
+    """Indices of the front, by cost; one of equals."""
+    own = np.flatnonzero(data.front)
+    _, first = np.unique(data.cost[own], return_index=True)
+    return own[first]
+
+
+def highest_at_its_cost(data: Data) -> np.ndarray:
+    """bool [k]."""
+    best: dict[float, int] = {}
+    for i in np.argsort(-data.top1, kind="stable"):
+        best.setdefault(float(data.cost[i]), int(i))
+    return np.isin(np.arange(len(data.cost)), list(best.values()))
+
+
+def _draw_front(axes: Axes, data: Data) -> None:
+    front = front_of(data)
+    # What can be had at a cost in between: the faster setting, or that of fewer passes.
+    where: Any = "pre" if data.cost_label == SPEED else "post"
+    cost = data.cost[front]
+    axes.fill_between(cost, data.low[front], data.high[front], step=where, color=style.GREY, alpha=0.15, linewidth=0)
+    axes.step(cost, data.top1[front], where=where, color=style.GREY, linewidth=2, zorder=1, gid="front")
+    for number, i in enumerate(front[:NUMBERED], 1):
+        axes.annotate(
+            str(number),
+            (data.cost[i], data.high[i]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
 
 
 def draw_choice(found: Candidates, outcomes: Sequence[str], path: Path) -> Path:

@@ -77,7 +77,7 @@ def draw(data: Data) -> Figure:
         "Top-1 of the better of two screened policies, with Wilson's 95 % interval; those that were screened longer "
         "have more images. Dropped is what the paired test, corrected for the number of comparisons, shows to be worse."
     ]
-    return style.finish(figure, title="What the search dropped, when and why", notes=notes, handles=handles)
+    return style.finish(figure, title="What the search dropped, when and why", notes=notes, handles=handles, columns=4)
 
 
 def write_screening(folder: Path, verdicts: Sequence[Verdict], *, demo: bool) -> Path:
