@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench import predict
+from bench.records import ImageAccounting
 from models import MultiCrop
 from pipelines.data import demo
 
@@ -86,3 +87,25 @@ def test_predict_answers_among_them(
     rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
     column = rows[0].index("index_0")
     assert {int(row[column]) for row in rows[1:]} <= set(VALID)
+
+
+def test_folders_that_the_class_map_does_not_name_are_left_out_and_counted(
+    small_run: Callable[..., Any], subset: Path, valid_file: Path, tmp_path: Path
+) -> None:
+    """As ObjectNet: the images' classes are more than the network's, and the map names those of the network."""
+    names = {sorted(demo.CLASSES)[output]: output for output in VALID}
+    lines = tmp_path / "map.txt"
+    lines.write_text("".join(f"{name} {output}\n" for name, output in list(names.items())[:3]))
+    listed = ["--valid-labels", str(valid_file)]
+    everything = small_run("--policies", "CC", "--data", str(subset), *listed, out=str(tmp_path / "all"))
+    left_out = list(names)[3]
+    options = ["--policies", "CC", "--data", str(subset), "--class-map", str(lines)]
+    done = small_run(*options, *listed, out=str(tmp_path / "three"))
+    assert done.status == 0, done.stderr
+    count = len(list((subset / left_out).iterdir()))
+    said = f"{count} images of 1 folder that the class map does not name ('{left_out}')"
+    assert said in done.run.info["models"][0]["label_rule"]
+    one, before = (next(r for r in run.run.records if isinstance(r, ImageAccounting)) for run in (done, everything))
+    assert one.scored == before.scored - count
+    refused = small_run(*options, out=str(tmp_path / "refused"))
+    assert refused.status != 0 and left_out in refused.stderr, "without a list of outputs nothing is left out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -114,6 +115,23 @@ def _by_rank(scan: Scan, names: list[str], classes: Classes, what: str) -> tuple
 def natural_key(name: str) -> list[int | str]:
     """timm's ``natural_key``: text and numbers alternate, so that like is compared with like."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name.lower()))]
+
+
+def only_mapped(scan: Scan, mapping: dict[str, int]) -> tuple[Scan, str]:
+    """The scan without the images whose class folder has no output in the class map, and what was left out, in words
+    ("" for nothing): ObjectNet has 313 classes, of which 113 are ImageNet's."""
+    parents, code = _parents(scan.table["name"])
+    # The reading of folder names that fits most of them.
+    named = max(
+        ([candidate(parent) in mapping for parent in parents] for candidate in CLASS_OF_FOLDER.values()), key=sum
+    )
+    if all(named) or not any(named):
+        return scan, ""
+    kept = np.array(named)[code]
+    others = sorted(parent for parent, has_output in zip(parents, named, strict=True) if not has_output)
+    folders = "1 folder" if len(others) == 1 else f"{len(others)} folders"
+    said = f"{int((~kept).sum()):,} images of {folders} that the class map does not name ({some(others)})"
+    return replace(scan, table=scan.table[kept].reset_index(drop=True)), said
 
 
 def _mapped_folders(scan: Scan, parents: list[str], mapping: dict[str, int]) -> tuple[list[int], str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import numpy as np
 
 from pipelines.data.dataset import Dataset, DatasetError, Scan
 from pipelines.data.labels import label
+from pipelines.data.labels.class_map import read_class_map
 from pipelines.data.labels.classes import kind_of, some, synset_index
 from pipelines.data.labels.files import labels_file_in
+from pipelines.data.labels.folders import only_mapped
 from pipelines.data.labels.text import read_lines
+from pipelines.text import visible
 
 OPTION = "`valid_labels`"
 
@@ -77,8 +82,16 @@ def label_among(scan: Scan, valid: Sequence[int], *, num_classes: int, **given: 
     """``label`` for a network whose answers are among the outputs ``valid``; ``given``: its other arguments.
 
     Class folders that only have a rank (names; or numbers with ``label_order`` imagefolder) rank among ``valid``, as in
-    timm. Raises DatasetError as ``label`` does, and for images of other outputs.
+    timm. Images whose folder a class map does not name are left out, as in timm, and the rule says how many. Raises
+    DatasetError as ``label`` does, and for images of other outputs.
     """
+    left_out = ""
+    if (class_map := given.get("class_map")) and not given.get("labels_file") and scan.folders:
+        scan, left_out = only_mapped(scan, read_class_map(class_map, num_classes, scan.root))
+    if left_out:
+        data = label_among(scan, valid, num_classes=num_classes, **given)
+        warnings.warn(visible(f"{scan.root}: {left_out} are left out"), stacklevel=2)
+        return replace(data, label_rule=f"{data.label_rule}; left out: {left_out}")
     if not _are_ranked(scan, given):
         data = label(scan, num_classes=num_classes, **given)
         outside = ~np.isin(data.table["label"], [-1, *valid])

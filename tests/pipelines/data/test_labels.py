@@ -181,6 +181,8 @@ DOUBTFUL = {
     "counted from 1, ImageNet": (range(1, 11), 1000, "counted from 1"),
     "ImageNet and a background class": (range(1000), 1001, "background class"),
     "some of ImageNet and a background class": ((5, 207), 1001, "background class"),
+    "some of ImageNet-1k and the larger ImageNet": ((5, 207), 21841, "other numbers among the outputs"),
+    "ImageNet-1k and the larger ImageNet": (range(1000), 11821, "other numbers among the outputs"),
     "own classes and a background class": (range(5), 6, "background class"),
 }
 
