@@ -56,6 +56,7 @@ SCREEN_IMAGES = 300
 MINUTES = 7.0
 LOOKS = 2
 ALWAYS = ["--no-figures", "--yes"]
+FEWEST = 3 * FEWEST_IMAGES  # that choose and report: halves are of chance
 SECOND_LOOK = 0.4  # of the time that is left may be spent on it
 
 
@@ -236,8 +237,7 @@ def finals(asked: Search, alive: Mapping[Key, Case], used: int, total: int) -> t
     """Each of those that are left, the most accurate first, on the images after the ``used`` ones; and which were left
     out for want of time, with the reason."""
     options = final_options(asked.options, asked.metrics)
-    fewest = 2 * FEWEST_IMAGES + FEWEST_IMAGES  # halves are of chance
-    if total - used < fewest:
+    if total - used < FEWEST:
         raise ValueError(
             f"{total} images, {used} of them for screening, leave too few to choose and to report on: give "
             f"--screen-images a smaller number, or more images"
@@ -329,8 +329,10 @@ def settled(asked: Search, name: str, decide: Callable[[], int]) -> int:
 
 
 def affordable(asked: Search, cases: Sequence[Case], options: Sequence[str], total: int) -> int:
-    """Images with which these cases fit into the time that is left; at least half of them, where the least accurate
-    cases may have to be left out for it, and all where nothing was estimated."""
+    """Images with which these cases fit into the time that is left: at least half of them, where the least accurate
+    cases may have to be left out for it; what the best one alone gets where that is less; all where nothing was
+    estimated."""
+    images = total
     least = total // 2
     for count in range(len(cases), 0, -1):
         some = cases[:count]
@@ -339,7 +341,7 @@ def affordable(asked: Search, cases: Sequence[Case], options: Sequence[str], tot
         images = int(seconds / each) if each else total
         if images >= least:
             return min(total, images)
-    return least
+    return min(total, max(images, FEWEST))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 
 from analysis import choosing
 from analysis.candidates import Candidate, Candidates
-from analysis.recommend import parse_target
+from analysis.choice_figure import CHOSEN, TIE
+from analysis.recommend import choose, parse_target
 from analysis.screening import Verdict, joined, key_of, verdicts
 from analysis.screening_figure import Data, draw, write_screening
 from bench.records import Accuracy, Latency, Run, Setting, Throughput
@@ -162,6 +163,39 @@ def test_the_table_and_the_figure_show_every_network(tmp_path: Path) -> None:
     assert matplotlib.image.imread(picture).shape[1] > 700
     axes = draw(Data(done, False)).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["good", "close", "bad"]
+
+
+def made_network(model: str, right: np.ndarray) -> Candidate:
+    return replace(made(model, 0.8), right=right)
+
+
+def said_to_differ(rng: np.random.Generator) -> bool:
+    """A whole search: two networks are equal, four are worse. Is a difference of the two best claimed anywhere?"""
+    shares = np.array([0.9, 0.9, 0.8, 0.75, 0.6, 0.5])
+    models = [f"n{i}" for i in range(len(shares))]
+    difficulty, own = rng.random(1000), rng.random((len(shares), 1000))
+    alike = rng.random((len(shares), 1000)) < 0.7
+    right = np.where(alike, difficulty, own) < shares[:, None]
+    alive = dict(zip(models, right, strict=True))
+    for images in (100, 300):
+        found = [made_network(model, answers[:images]) for model, answers in alive.items()]
+        names = {key_of(one): one.setting.model for one in found}
+        every = Candidates([str(i) for i in range(images)], found)
+        done = verdicts(every, names, [], lambda one: None, "", choosing.SCREENING_LEVEL / 2)
+        alive = {one.name: alive[one.name] for one in done.values() if one.kept}
+    if not {"n0", "n1"} <= alive.keys():
+        return True
+    last = [made_network(model, answers[300:]) for model, answers in alive.items()]
+    outcomes = choose(Candidates([f"{i}.jpg" for i in range(300, 1000)], last), []).outcomes
+    by_name = dict(zip(alive, outcomes, strict=True))
+    return {by_name["n0"], by_name["n1"]} != {CHOSEN, TIE}
+
+
+@pytest.mark.slow
+def test_two_equal_networks_tie_in_a_thousand_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "DRAWS", 2000)
+    rng = np.random.default_rng(12)
+    assert sum(not said_to_differ(rng) for _ in range(1000)) >= 933
 
 
 @pytest.mark.slow

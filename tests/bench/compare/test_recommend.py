@@ -34,9 +34,10 @@ def test_all_cases_get_as_many_images_as_the_time_allows_also_when_continued(tmp
     assert affordable(hour, CASES, OPTIONS, 500) == 500
     each = 1.3 * 11 * (1 / 100 + 1 / 50)
     assert affordable(hour, CASES, OPTIONS, 10_000) == pytest.approx((3600 - 2 * LOADED_S) / each, rel=0.01)
-    # Half of the images, for as many networks as get them; the first of them anyhow.
+    # Half of the images, for as many networks as get them; else fewer for the first.
     assert affordable(asked(tmp_path, 20), CASES, OPTIONS, 10_000) == pytest.approx(1197 / (1.3 * 0.11), rel=0.01)
-    assert affordable(asked(tmp_path, 0.01), CASES, OPTIONS, 10_000) == 5000
+    assert affordable(asked(tmp_path, 5), CASES, OPTIONS, 10_000) == pytest.approx(297 / (1.3 * 0.11), rel=0.01)
+    assert affordable(asked(tmp_path, 0.01), CASES, OPTIONS, 10_000) == recommend.FEWEST
     images = settled(hour, "final", lambda: 70)
     assert settled(asked(tmp_path, 1), "final", lambda: 9) == images == 70
     assert settled(hour, "screen-2", lambda: 3) == 3 and settled(hour, "final", lambda: 1) == 70
@@ -57,7 +58,7 @@ def test_what_no_time_is_left_for_is_left_out_with_the_reason(
     runs, left_out = recommend.finals(asked(tmp_path, 0.02), alive, 300, 1000)
     assert done == ["final-a"] and len(runs) == 1
     assert left_out == {("b", 1, 1): "no time was left to measure it (--minutes)"}
-    assert "350 of 700 images" in capsys.readouterr().out
+    assert f"{recommend.FEWEST} of 700 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="leave too few to choose and to report on"):
         recommend.finals(asked(tmp_path), alive, 300, 320)
 
