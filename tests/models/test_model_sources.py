@@ -155,6 +155,37 @@ def test_a_numpy_file_is_read_as_timm_reads_it(prefix: str, tmp_path: Path) -> N
     assert torch.equal(answers(ours.net), answers(theirs)) and torch.equal(answers(ours.net), answers(net))
 
 
+def jax_bit(net: Any) -> dict[str, np.ndarray]:
+    """A ResNetV2's weights under the names of Big Transfer's files, convolutions as height, width, in, out."""
+    parts: dict[str, Any] = {"root_block/standardized_conv2d/kernel": net.stem.conv.weight}
+    parts |= {"group_norm/gamma": net.norm.weight, "group_norm/beta": net.norm.bias}
+    parts |= {"head/conv2d/kernel": net.head.fc.weight, "head/conv2d/bias": net.head.fc.bias}
+    for i, stage in enumerate(net.stages, 1):
+        for j, block in enumerate(stage.blocks, 1):
+            unit = f"block{i}/unit{j:02d}"
+            for letter, number in zip("abc", (1, 2, 3), strict=True):
+                norm = getattr(block, f"norm{number}")
+                parts[f"{unit}/{letter}/standardized_conv2d/kernel"] = getattr(block, f"conv{number}").weight
+                parts |= {f"{unit}/{letter}/group_norm/gamma": norm.weight}
+                parts |= {f"{unit}/{letter}/group_norm/beta": norm.bias}
+            if block.downsample is not None:
+                parts[f"{unit}/a/proj/standardized_conv2d/kernel"] = block.downsample.conv.weight
+    return {
+        f"resnet/{name}": (v.permute(2, 3, 1, 0) if v.ndim == 4 else v).detach().numpy() for name, v in parts.items()
+    }
+
+
+def test_a_numpy_file_of_a_convolutional_network_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    net = network("resnetv2_50x1_bit")
+    path = tmp_path / "BiT-M-R50x1.npz"
+    np.savez(path, **jax_bit(net))  # type: ignore[arg-type]
+    ours = load("resnetv2_50x1_bit", checkpoint=path, img_size=64)
+    theirs = timm.create_model("resnetv2_50x1_bit", num_classes=CLASSES)
+    load_checkpoint(theirs, str(path))
+    assert ours.num_classes == CLASSES
+    assert torch.equal(answers(ours.net), answers(theirs)) and torch.equal(answers(ours.net), answers(net))
+
+
 def test_a_numpy_file_that_is_not_the_networks_is_refused(tmp_path: Path) -> None:
     net: Any = network("vit_tiny_patch16_224", **VIT)
     arrays = jax_vit(net)
