@@ -135,12 +135,7 @@ def draw(data: Data) -> Figure:
                 frame["imagenet"], frame["imagenet_v2"], color=style.colour(i), marker=marker, markerfacecolor="white",
                 linewidth=1, linestyle=line, label=words, gid=f"{kind} {method}",
             )  # fmt: skip
-            look: dict[str, Any] = {"ha": "center", "fontsize": 7.5, "color": style.colour(i)}
-            for j, (x, y, text) in enumerate(
-                zip(*(frame[c] for c in ("imagenet", "imagenet_v2", "variant")), strict=True)
-            ):
-                away = (1 + 0.6 * (j % 2)) * np.array(where)  # near and far in turn: the largest lie close together
-                axes.annotate(text, (x, y), xytext=tuple(away.tolist()), textcoords="offset points", **look)
+            _write_names(axes, frame, where, style.colour(i))
         if kind == EXTRA_DATA:
             handles += _draw_others(axes, data.others)
         handles += _draw_measured(axes, data.measured)
@@ -149,6 +144,23 @@ def draw(data: Data) -> Figure:
     panels[0].set_ylabel("top-1 accuracy on ImageNet-V2, %")
     title = "ImageNet-V2 against ImageNet (FixEfficientNet Figure 2)"
     return style.finish(figure, title=title, notes=data.notes, handles=distinct(handles))
+
+
+CLOSE = 0.75  # points of ImageNet accuracy: names of networks closer than this are written one above the other
+
+
+def _write_names(axes: Axes, frame: pd.DataFrame, where: tuple[int, int], colour: str) -> None:
+    """Each network's name, in the direction ``where``; with a line to its point where neighbours push it away."""
+    level, before = 0, -np.inf
+    for row in frame.sort_values("imagenet").to_dict("records"):
+        level = level + 1 if row["imagenet"] - before < CLOSE else 0
+        before = row["imagenet"]
+        away = tuple((np.array(where) * (1 + 1.25 * level)).tolist())
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkB": 3} if level else None
+        axes.annotate(
+            row["variant"], (row["imagenet"], row["imagenet_v2"]), xytext=away, textcoords="offset points",
+            ha="center", fontsize=7.5, color=colour, arrowprops=line,
+        )  # fmt: skip
 
 
 def distinct(handles: list[Artist]) -> list[Artist]:
@@ -161,7 +173,8 @@ def _draw_others(axes: Axes, rows: pd.DataFrame) -> list[Artist]:
     look: dict[str, Any] = {"ha": "right", "fontsize": 7.5, "color": style.GREY}
     for row in rows.to_dict("records"):
         place = (row["imagenet"], row["imagenet_v2"])
-        axes.annotate(row["name"], place, xytext=(-12, 14), textcoords="offset points", **look)
+        line = {"arrowstyle": "-", "color": style.GREY, "linewidth": 0.4, "shrinkB": 4}
+        axes.annotate(row["name"], place, xytext=(-36, 12), textcoords="offset points", arrowprops=line, **look)
     label = "other networks with extra data"
     shape: dict[str, Any] = {"color": style.GREY, "marker": "X", "markersize": 7, "linestyle": ""}
     return list(axes.plot(rows["imagenet"], rows["imagenet_v2"], label=label, gid="others", **shape))

@@ -17,6 +17,8 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from analysis import drawing, make_figures, style
 from analysis.figures import FIGURES, NOT_PRINTED, _gains, count_parameters, gain_by_image, gallery, longer_side
@@ -559,6 +561,19 @@ def test_imagenet_v2_pairs():
     # FixRes Table 2 prints the ImageNet half of two more networks of FixEfficientNet Table 6.
     assert lines_of(noisy_student)["others"] == ([81.2, 86.4], [71.7, 77.8])
     assert "others" not in lines_of(adv_prop)
+
+
+def test_names_in_the_imagenet_v2_figure_do_not_overlap():
+    """As B5 to B8 of AdvProp did."""
+    figure = v2_figure.draw(v2_figure.pictures(Inputs())[""])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for axes in figure.axes:
+        boxes = [(text.get_text(), Text.get_window_extent(text, renderer)) for text in axes.texts]
+        assert len(boxes) >= 18
+        for i, (name, box) in enumerate(boxes):
+            assert axes.bbox.x0 - 5 < box.x0 and box.x1 < axes.bbox.x1 + 5, name
+            assert not [other for other, there in boxes[i + 1 :] if box.overlaps(there)], name
 
 
 # ---- the program

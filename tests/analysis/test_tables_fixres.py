@@ -5,13 +5,15 @@ One field is changed at a time: each must empty the cell and give its own reason
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import tables, tables_fixres
 from analysis.demo_fixres import demo_fixres_frame, demo_fixres_grid
-from analysis.evidence import evidence
+from analysis.evidence import NO_EXPERIMENTS, evidence
 from analysis.experiments import Experiments, Tuning
 from analysis.published import TABLES, load
 from analysis.stats import wilson
@@ -308,3 +310,26 @@ def test_the_program_names_a_bad_name_of_weights(network, capsys):  # noqa: F811
     assert tables.main([str(run.folder), "--weights", "resnet50=aa"]) == 2
     assert "NETWORK/METHOD@TRAIN_SIZE=HASH" in capsys.readouterr().err
     assert np.array_equal(said(3)[:4], [1, 1, 1, 0])
+
+
+DEMO_TABLES = Path(tables.__file__).parent / "demo" / "tables"
+
+
+@pytest.mark.parametrize("name", tables_fixres.LAYOUTS)
+def test_committed_tables_of_the_demos_runs_have_a_number_or_its_reason(name):
+    """Made by `make demo-fixres`: published numbers are the CSVs', none was measured on demo images, each says why."""
+    found = pd.read_csv(DEMO_TABLES / f"{name}.csv")
+    again = tables_fixres.frame(tables_fixres.fill(name, [], NO_EXPERIMENTS, {}))
+    assert list(found["published"]) == again["published"].astype(float).tolist() and found["published"].notna().all()
+    assert (found["measured"].notna() | found["why_not"].notna()).all()
+
+
+def test_the_committed_demo_table_is_of_all_images_and_complete():
+    found = pd.read_csv(DEMO_TABLES / "demo_fixres.csv")
+    cases = set(zip(found["test_res"], found["adaptation"], strict=True))
+    tuned = {(128, "none"), (128, "classifier"), (128, "classifier+bn"), (128, "gaussian")}
+    assert cases == {(96, "none"), *tuned} and (found["images"] == 1000).all()
+    assert (found["top5"].notna() | found["why_no_top5"].notna()).all()
+    assert found[found["adaptation"] != "none"]["gain"].notna().all()
+    for row in found.to_dict("records"):
+        assert row["top1_low"] < row["top1"] < row["top1_high"]
