@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("measure accuracy and images per second of networks on images", "bench.run"),
     "recommend": Command("which network, size and crops to use: recipe.json", "bench.compare.recommend"),
     "predict": Command("classify images with several crops each; CSV, JSON lines or Parquet", "bench.predict"),
+    "export": Command("a network with its crops as ONNX, checked with ONNX Runtime", "bench.compare.export"),
     "report": Command("runs as one self-contained HTML page", "analysis.report"),
     "figures": Command("draw every figure that the runs allow", "analysis.make_figures"),
     "tables": Command("the papers' tables, published and measured", "analysis.tables"),
@@ -51,7 +52,7 @@ COMMANDS: dict[str, Command] = {
 }
 # Commands that decode images; and what leaves the decoders' own messages in.
 DECODING = frozenset(
-    {"run", "recommend", "predict", "tune", "finetune", "activations", "train-low-test-high"}
+    {"run", "recommend", "predict", "export", "tune", "finetune", "activations", "train-low-test-high"}
     | {name for name in COMMANDS if name.startswith("compare ")}
 )
 AS_IT_IS = frozenset({"-h", "--help", "-v", "--verbose"})

@@ -48,7 +48,7 @@ class DenseOutputs:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """``trunk``: [n, 3, H, W] -> map [n, c, h, w]; ``pool``: map -> [n, c]; ``head``: [n, c] -> logits [n, classes]."""
 
     trunk: Callable[[Tensor], Tensor]
@@ -57,12 +57,12 @@ class _Parts:
     has_features: bool = True
 
 
-def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
+def _parts(net: nn.Module, classifier: Classifier) -> Parts:
     """Raises DenseAbsent. ``net`` is the classifier's own network or a copy of it."""
     module: Any = net
     name = type(net).__name__
     if type(net).__module__.startswith("torchvision.") and name == "SqueezeNet":
-        return _Parts(
+        return Parts(
             trunk=lambda x: module.classifier[:-1](module.features(x)),
             pool=lambda scores: module.classifier[-1](scores).flatten(1),
             head=classifier.among_valid,  # the class scores are what is pooled
@@ -74,7 +74,7 @@ def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
         entry = TORCHVISION_SPLITS[name]
         assert not isinstance(entry, str), "a classifier with a feature level has a split"
         trunk = entry[0]
-        return _Parts(
+        return Parts(
             trunk=lambda x: trunk(net, x),
             pool=lambda feature_map: functional.adaptive_avg_pool2d(feature_map, 1).flatten(1),
             head=classifier.head,
@@ -83,7 +83,7 @@ def _parts(net: nn.Module, classifier: Classifier) -> _Parts:
     if pool is None or not hasattr(module, "forward_features"):
         raise DenseAbsent(f"{classifier.name}: no feature map before the pooling is known here")
     own_pool = pool
-    return _Parts(module.forward_features, lambda feature_map: own_pool(feature_map).flatten(1), classifier.head)
+    return Parts(module.forward_features, lambda feature_map: own_pool(feature_map).flatten(1), classifier.head)
 
 
 class Dense:
@@ -98,8 +98,8 @@ class Dense:
     def __init__(self, classifier: Classifier, *, max_side: int = MAX_SIDE) -> None:
         self.name, self.K = classifier.name, classifier.spec.K
         self.compiled_frames: frozenset[tuple[int, int]] = frozenset()
-        self._net = _parts(classifier.net, classifier)
-        self.has_features = self._net.has_features
+        self.parts = _parts(classifier.net, classifier)
+        self.has_features = self.parts.has_features
         self.k, self.s = _reduction(classifier)
         self.max_side = max_side
         if max_side < self.K:
@@ -134,7 +134,7 @@ class Dense:
             for columns in self._tiles(width):
                 tile = x[:, :, rows[0] * self.s :, columns[0] * self.s :]
                 tile = tile[:, :, : self._pixels(rows), : self._pixels(columns)]
-                pooled = self.pooled_windows(self._net.trunk(tile), rows[1], columns[1])
+                pooled = self.pooled_windows(self.parts.trunk(tile), rows[1], columns[1])
                 total = _add(total, self._outputs(pooled))
         assert total is not None
         features = None if total.features is None else total.features / total.count
@@ -143,7 +143,7 @@ class Dense:
     @torch.inference_mode()
     def whole(self, x: Tensor) -> DenseOutputs:
         """WI: the map of frames [n, 3, H, W], at least K x K, pooled once by the network's own pooling. Not tiled."""
-        return self._outputs(self._net.pool(self._net.trunk(x))[:, None])
+        return self._outputs(self.parts.pool(self.parts.trunk(x))[:, None])
 
     def pooled_windows(self, feature_map: Tensor, rows: int, columns: int) -> Tensor:
         """[n, c, h, w] -> [n, rows * columns, c], windows in reading order. Raises ValueError for another map size."""
@@ -154,7 +154,7 @@ class Dense:
             return functional.avg_pool2d(feature_map, self.k, stride=1).flatten(2).transpose(1, 2)
         return torch.stack(
             [
-                self._net.pool(feature_map[:, :, i : i + self.k, j : j + self.k])
+                self.parts.pool(feature_map[:, :, i : i + self.k, j : j + self.k])
                 for i in range(rows)
                 for j in range(columns)
             ],
@@ -166,7 +166,7 @@ class Dense:
         n, count = pooled.shape[:2]
         flat = pooled.flatten(0, 1)
         padded = functional.pad(flat, (0, 0, 0, -len(flat) % HEAD_ROWS))
-        logits = self._net.head(padded)[: len(flat)].unflatten(0, (n, count)).double()
+        logits = self.parts.head(padded)[: len(flat)].unflatten(0, (n, count)).double()
         features = pooled.double().sum(1) if self.has_features else None
         return DenseOutputs(features, logits.sum(1), logits.softmax(-1).sum(1), count)
 
@@ -180,9 +180,9 @@ class Dense:
     def _averages(self, like: Tensor) -> bool:
         """Whether the network's own pooling of a window is its mean, as a sliding mean computes it."""
         x = torch.zeros(1, 3, self.K, self.K, device=like.device, dtype=like.dtype)
-        shape = self._net.trunk(x).shape
+        shape = self.parts.trunk(x).shape
         window = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(x) * 3
-        own, mean = self._net.pool(window), functional.avg_pool2d(window, self.k, stride=1).flatten(1)
+        own, mean = self.parts.pool(window), functional.avg_pool2d(window, self.k, stride=1).flatten(1)
         return own.shape == mean.shape and bool((own - mean).abs().max() <= _POOL_TOLERANCE * window.abs().max())
 
 

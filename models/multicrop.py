@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import glob
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,14 +23,14 @@ from models.averaging import LEVELS
 from models.class_names import ClassNames, class_names_for
 from models.classifier import Classifier
 from models.dense import Dense, DenseAbsent
-from models.early_stopping import answers
+from models.early_stopping import Answered, answers
 from models.loading import load
 from models.predict import GpuModes, Network, default_batch_size
 from models.recipe import read_recipe
 from models.stopping import rule_of
 from models.thresholds import find
 from pipelines.backends import BACKENDS, backend, choose
-from pipelines.batch import DEFAULT_MAX_RESIZED, LoadConfig, Source, default_batch_images
+from pipelines.batch import DEFAULT_MAX_RESIZED, CropBatch, LoadConfig, Source, default_batch_images
 from pipelines.crops import Planner, Policy, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.labels.valid import checked_valid_labels, read_valid_labels
@@ -120,6 +121,7 @@ class MultiCrop:
         if level not in LEVELS:
             raise ValueError(f"`level` {level!r} is not one of {', '.join(LEVELS)}")
         self.policy, self.level, self.seed, self.workers = parse_policy(policy), level, seed, workers
+        self.amp_dtype = amp_dtype
         self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         self.classifier = load(
             model,
@@ -145,6 +147,7 @@ class MultiCrop:
         self._settings = _network_settings(self.classifier, self.device, batch_size, amp_dtype, channels_last, dense)
         self.limits, self.max_resized_megapixels = ImageLimits(max_megapixels, max_megabytes), max_resized_megapixels
         self._lock = threading.Lock()
+        self._taken = 0  # how often a network was asked for
         self._idle: list[Network] = []  # each call takes one, for its input buffers are its own
 
     @classmethod
@@ -185,12 +188,16 @@ class MultiCrop:
         one = isinstance(images, str | Path | bytes | bytearray | memoryview | np.ndarray) or hasattr(images, "convert")
         return self._listed([images] if one else images, frozenset(done))
 
+    def dataset(self, root: str | Path) -> Dataset:
+        """The images of a folder or of tars, without labels."""
+        found = scan(Path(root), workers=usable_cores(), limits=self.limits, progress=False)
+        return Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
+
     def _scanned(self, root: Path, done: frozenset[str]) -> Iterator[ImageResult]:
         """A folder or tars: readable and unreadable images in the order of their names."""
-        found = scan(root, workers=usable_cores(), limits=self.limits, progress=False)
-        data = Dataset(found.root, found.table.assign(label=-1), found.unreadable, "labels are not needed", False)
+        data = self.dataset(root)
         rows = {name: row for row, name in enumerate(data.table["name"])}
-        errors = dict(zip(found.unreadable["name"], found.unreadable["reason"], strict=True))
+        errors = dict(zip(data.unreadable["name"], data.unreadable["reason"], strict=True))
         names = sorted((rows.keys() | errors.keys()) - done)
         classified = self._classified(data, np.array([rows[name] for name in names if name in rows], dtype=np.int64))
         for name in names:
@@ -211,11 +218,8 @@ class MultiCrop:
         """One result for each row, in order."""
         if not len(rows):
             return
-        network = self._take()
-        loader = backend(self.backend)(source, self.planner, self._load_config())
-        try:
-            batches = loader.batches(rows)
-            for one in answers(batches, network, self.planner, self.policy, self.level, source.sizes, self.threshold):
+        with closing(self.batches(source, rows)) as batches, closing(self.answered(batches, source)) as answered:
+            for one in answered:
                 results: dict[int, tuple[np.ndarray | None, str | None]]
                 results = {failure.row: (None, failure.reason) for failure in one.failed}
                 if one.log_p is not None:
@@ -224,13 +228,36 @@ class MultiCrop:
                 names = source.names(np.array(sorted(results), dtype=np.int64))
                 for name, row in zip(names, sorted(results), strict=True):
                     yield ImageResult(name, *results[row], self.classes)
+
+    def batches(self, source: Source, rows: np.ndarray) -> Generator[CropBatch, None, None]:
+        """The crops of these rows of a data set."""
+        loader = backend(self.backend)(source, self.planner, self._load_config())
+        try:
+            yield from loader.batches(rows)
         finally:
             loader.close()
+
+    def answered(
+        self, batches: Iterable[CropBatch], source: Source, policy: Policy | None = None
+    ) -> Generator[Answered, None, None]:
+        """The answers to batches of crops. ``policy``: instead of the object's own, one of the same views."""
+        network = self._take()
+        policy = policy or self.policy
+        threshold = self.threshold if policy.suffix else None
+        try:
+            yield from answers(batches, network, self.planner, policy, self.level, source.sizes, threshold)
+        finally:
             with self._lock:
                 self._idle.append(network)
 
+    @property
+    def placed(self) -> bool:
+        """Whether the network is on its device, in the type it computes in: from the first image on."""
+        return self._taken > 0
+
     def _take(self) -> Network:
         with self._lock:
+            self._taken += 1
             return self._idle.pop() if self._idle else Network(self.classifier, **self._settings)
 
     def _load_config(self) -> LoadConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,20 @@ def whole_path(path: Path) -> Iterator[Path]:
     except BaseException:
         with suppress(OSError):
             part.unlink()
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path`` to write into; renamed to ``path`` at the end, or removed with all that is in it
+    when the block fails. Raises OSError where ``path`` has files in it by then."""
+    part = path.with_name(f".{path.name[:MOST_NAME]}.{uuid.uuid4().hex}{PART}")
+    part.mkdir()
+    try:
+        yield part
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

@@ -178,3 +178,20 @@ def test_what_is_no_recipe_is_refused(text: str, says: str, tmp_path: Path) -> N
         read_recipe(path)
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.json")
+
+
+def test_it_is_exported_as_it_was_measured(measured: tuple[Any, Path], demo_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason='pip install -e ".[onnx]"')
+    from bench.compare import export
+
+    _, path = measured
+    out = tmp_path / "exported"
+    assert export.main(["--recipe", str(path), "--data", str(demo_root), "--out", str(out), "-q"]) == 0
+    said = json.loads((out / "export.json").read_text())
+    assert (said["policy"], said["level"], said["seed"], said["crop_px"]) == (POLICY, "logit", 3, 64)
+    assert said["checked"]["largest_difference"] < 1e-5
+    assert (out / "recipe.json").read_bytes() == path.read_bytes()
+    changed = edited(path, "use", policy="CC+3RC")
+    with pytest.raises(SystemExit):
+        export.main(["--recipe", str(changed), "--policy", "CC", "--out", str(tmp_path / "other")])
+    assert export.main(["--recipe", str(changed), "--out", str(tmp_path / "other"), "-q"]) == 2
