@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from analysis.runs import is_v2
 from analysis.text import visible
-from bench.records import LABELS, ORIGINAL, REAL, Accuracy, Run, Setting
+from bench.records import LABELS, MODEL, ORIGINAL, REAL, Accuracy, Run, Setting
 from pipelines.schemas import read_npz
 
 FOLDER = Path(__file__).parent / "published" / "timm"
@@ -191,9 +191,12 @@ def headline(found: Sequence[Comparison], setting: Setting) -> dict[str, Any]:
 
 def timm_rows(run: Run) -> pd.DataFrame:
     """One row for each network and size, as timm's ``validate.py --results-file`` writes it, the best first: the centre
-    crop's top-1 and top-5 (percent), parameters in millions, crop side, crop ratio and interpolation."""
-    rows = [_timm_row(record) for record in run.accuracies if is_centre_crop(record)]
-    return pd.DataFrame(rows, columns=TIMM_COLUMNS).sort_values(
+    crop's top-1 and top-5 (percent), parameters in millions, crop side, crop ratio and interpolation. Where the network
+    was timed also, as timm's ``benchmark.py`` does, its crops per second alone, the milliseconds of a batch, batch size
+    and crop side."""
+    rows = [_timm_row(record) | _timm_speed(run, record.setting) for record in run.accuracies if is_centre_crop(record)]
+    timed = any(SPEED_COLUMNS[0] in row for row in rows)
+    return pd.DataFrame(rows, columns=[*TIMM_COLUMNS, *(SPEED_COLUMNS if timed else [])]).sort_values(
         "top1", ascending=False, kind="stable", ignore_index=True
     )
 
@@ -201,6 +204,20 @@ def timm_rows(run: Run) -> pd.DataFrame:
 TIMM_COLUMNS = [
     "model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
 ]  # fmt: skip
+
+
+SPEED_COLUMNS = ["infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size"]
+
+
+def _timm_speed(run: Run, setting: Setting) -> dict[str, Any]:
+    """SPEED_COLUMNS, or nothing where the network alone was not timed. Multiply-adds and activations, which timm counts
+    too, are not measured here."""
+    timed = [one for one in run.throughputs if (one.setting, one.stage, one.policy) == (setting, MODEL, None)]
+    if not timed:
+        return {}
+    batch = timed[0].fitting_batch_size or setting.batch_size
+    values = (round(timed[0].rate, 2), round(1000 * batch / timed[0].rate, 3), batch, setting.K)
+    return dict(zip(SPEED_COLUMNS, values, strict=True))
 
 
 def _timm_row(record: Accuracy) -> dict[str, Any]:

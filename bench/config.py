@@ -377,7 +377,7 @@ class OutputConfig:
         metavar="FILE",
         parse=values.path,
         may_differ=True,
-        help="a new file for the centre crops too, with the columns of timm's validate.py",
+        help="a new file for the centre crops, with the columns of timm's validate.py, and benchmark.py where timed",
     )
     results_format: str = option(
         "--results-format", default="csv", choices=("csv", "json"), may_differ=True, help="of --results-file"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 from pipelines.files import write_whole
 from pipelines.schemas import DamagedFile, checked_fields, read_json, typed
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 # Packages that a prediction may depend on. DALI only where it makes the crops.
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
+ADDED_LATER = ("simplejpeg",)  # recipes that were written before do not name them
 DALI = "nvidia-dali-cuda120"
 # Field of Use -> field of ``measured["setting"]`` (bench.records.Setting) that must say the same.
 SAME_IN_SETTING = {
@@ -105,7 +108,14 @@ class Recipe:
                 )
 
     def require_same_packages(self) -> None:
-        """Raise RecipeError, naming the package, where another version is installed than was measured."""
+        """Raise RecipeError, naming the package, where another version is installed than was measured. A package
+        that older recipes do not name is only warned of."""
+        for name in self.unnamed_packages():
+            log.warning(
+                "%s does not say with which %s it was measured: predictions are its own only if it was %s, which is "
+                "installed here. To be sure, measure it again: multicrop-bench run --recipe %s",
+                self.path, name, package_version(name), self.path,
+            )  # fmt: skip
         if changed := self.changed_package():
             name, then, now = changed
             raise RecipeError(
@@ -117,9 +127,13 @@ class Recipe:
         """(name, version when it was measured, version now) of the first package that changed, or None."""
         then = self.measured["packages"]
         for name, now in package_versions(self.use.backend).items():
-            if then.get(name) != now:
+            if then.get(name) != now and name not in self.unnamed_packages():
                 return name, str(then.get(name)), str(now)
         return None
+
+    def unnamed_packages(self) -> list[str]:
+        """Those of ADDED_LATER that an older recipe says nothing about."""
+        return [name for name in ADDED_LATER if name not in self.measured["packages"]]
 
     def require_same_weights(self, weight_hash: str) -> None:
         """Raise RecipeError unless these are the weights that were measured."""

@@ -13,9 +13,10 @@ import timm
 from scipy.stats import binom
 
 from analysis import console, known_answers
-from analysis.known_answers import FOLDER, IMAGENET, Comparison, KnownAnswer, why_not_comparable
+from analysis.known_answers import FOLDER, IMAGENET, IMAGENET_V2, Comparison, KnownAnswer, why_not_comparable
 from bench.predictions import Predictions
-from bench.records import Accuracy, Run, Setting
+from bench.records import MODEL, Accuracy, Run, Setting, Throughput
+from models.families import FAMILIES
 
 SETTING = Setting(
     model="resnet18.tv_in1k", family="resnet", variant="18", weights="pretrained", weight_hash="aa",
@@ -170,4 +171,47 @@ def test_timm_rows_are_sorted_and_have_timms_columns(tmp_path: Path) -> None:
         "param_count": 11.69, "img_size": 224, "crop_pct": 0.875, "interpolation": "bilinear",
     }  # fmt: skip
     assert list(rows["model"]) == ["other", "resnet18.tv_in1k"]
+
+
+def test_timm_rows_of_a_timed_network_have_the_columns_of_timms_benchmark(tmp_path: Path) -> None:
+    crops = centre_crop(30_000)
+    network = Throughput(SETTING, MODEL, 1, 8, [100.0, 100.0], [0.5, 0.5], [], 0, None, 0.0)
+    end_to_end = replace(network, stage="end_to_end", counts=[7.0, 7.0])
+    untimed = centre_crop(20_000, setting=replace(SETTING, model="other"))
+    rows = known_answers.timm_rows(Run(tmp_path, {}, [crops, untimed, end_to_end, network]))
+    timed, other = json.loads(rows.to_json(orient="records"))
+    speed = {name: timed[name] for name in known_answers.SPEED_COLUMNS}
+    assert speed == {
+        "infer_samples_per_sec": 200.0, "infer_step_time": 320.0, "infer_batch_size": 64, "infer_img_size": 224,
+    }  # fmt: skip
+    assert [other[name] for name in known_answers.SPEED_COLUMNS] == [None] * 4
+
+
+def test_the_stored_figures_of_v2_and_real_are_on_both_sides_of_those_of_imagenet() -> None:
+    """V2's images are harder, ReaL's labels kinder; sizes are the same. All networks of the papers are there."""
+    plain, real, v2 = (
+        known_answers.read_results(FOLDER / name) for name in (IMAGENET, known_answers.IMAGENET_REAL, IMAGENET_V2)
+    )
+    assert real.keys() == v2.keys() and len(v2) >= 77
+    ours = {member.model_id for family in FAMILIES.values() for member in family.members}
+    assert {name for name in ours if not name.startswith("torchvision:")} <= v2.keys()
+    for name in v2.keys() & plain.keys():
+        assert v2[name].top1 < plain[name].top1 < real[name].top1 and v2[name].top5 < plain[name].top5 < real[name].top5
+        for field in ("img_size", "crop_pct", "interpolation"):
+            assert getattr(v2[name], field) == getattr(plain[name], field) == getattr(real[name], field)
+
+
+def test_a_wrong_setup_on_v2_and_real_labels_is_warned_of(tmp_path: Path) -> None:
+    v2 = replace(SETTING, data="imagenetv2-matched-frequency-format-val")
+    for correct, disagrees in ((5_717, False), (5_000, True)):
+        (found,) = known_answers.comparisons(run_of(tmp_path, centre_crop(correct, 10_000, v2)))
+        assert (found.known.top1, found.known.file, found.disagrees) == (57.17, IMAGENET_V2, disagrees)
+    for correct, disagrees in ((36_200, False), (32_000, True)):
+        record = replace(centre_crop(correct, 46_837), labels="real")
+        (found,) = known_answers.comparisons(run_of(tmp_path, record))
+        assert (found.known.top1, found.disagrees) == (77.287, disagrees)
+
+
+def test_what_stands_in_a_row_can_be_compared() -> None:
+    worse = centre_crop(30_000)
     assert why_not_comparable(worse, known_answers.known_answer(SETTING), None) is None  # type: ignore[arg-type]

@@ -139,12 +139,28 @@ def test_another_version_of_a_package_is_refused_by_name(
 ) -> None:
     _, path = measured
     real = recipe.package_version
-    for package in ("torch", "timm", "pillow"):
+    for package in ("torch", "timm", "pillow", "simplejpeg"):
         monkeypatch.setattr(recipe, "package_version", lambda name, old=package: "0.0.1" if name == old else real(name))
         with pytest.raises(RecipeError, match=rf"was measured with {package} {real(package)}, and this is 0\.0\.1"):
             MultiCrop.from_recipe(path)
         assert predict.main([str(demo_root), "--recipe", str(path), "-q"]) == 2
         assert f"with {package} " in capfd.readouterr().err
+
+
+def test_a_recipe_that_was_written_before_a_package_was_noted_is_used_with_a_warning(
+    measured: tuple[Any, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = measured
+    stored = json.loads(path.read_text())
+    del stored["measured"]["packages"]["simplejpeg"]
+    path.write_text(json.dumps(stored))
+    with caplog.at_level("WARNING"):
+        read_recipe(path).require_same_packages()
+    assert "does not say with which simplejpeg it was measured" in caplog.text
+    del stored["measured"]["packages"]["torch"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(RecipeError, match="was measured with torch None"):
+        read_recipe(path).require_same_packages()
 
 
 def test_an_option_that_says_otherwise_is_refused(

@@ -1,4 +1,4 @@
-"""Export: what ONNX Runtime answers is what the network answers, for any number of images, crops and sizes of frames."""
+"""Export: ONNX Runtime answers as the network does, for any number of images, crops and sizes of frames."""
 
 from __future__ import annotations
 
