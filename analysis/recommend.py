@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,14 @@ class Choice:
         return [(one, difference) for one, difference in self.rivals if difference.is_tie]
 
 
-def choose(found: Candidates, targets: Sequence[Target], seed: int = 0) -> Choice:
+def choose(found: Candidates, targets: Sequence[Target], seed: int = 0, screened: Collection[str] = ()) -> Choice:
     """The most accurate setting that meets the targets; with a target for top-1 the fastest that is sure to meet it.
+
+    ``screened``: names of images on which settings have been dropped already: they choose too, and never report.
 
     Raises ValueError, with what is nearest, where nothing meets them or there are too few images.
     """
-    choosing_part = choosing.parts(found.names, seed)
+    choosing_part = choosing.parts(found.names, seed) | np.isin(found.names, sorted(screened))
     if min(choosing_part.sum(), (~choosing_part).sum()) < FEWEST_IMAGES:
         raise ValueError(f"{len(found.names)} images are too few to choose on one half and to report on the other")
     wanted, left_out = meeting(found, targets)
@@ -289,13 +291,14 @@ def conclude(
     runs: Sequence[Run],
     targets: Sequence[Target],
     out: Path,
+    screened: Collection[str] = (),
     *,
     seed: int = 0,
     levels: Sequence[str] | None = None,
 ) -> int:
-    """Choose from runs, say so, and write the recipe to ``out``. Returns 0."""
+    """Choose from runs, say so, and write the recipe to ``out``. ``screened``: as of ``choose``. Returns 0."""
     found = candidates(runs, levels)
-    choice = choose(found, targets, seed)
+    choice = choose(found, targets, seed, screened)
     recipe = recipe_of(choice.chosen.run, choice.chosen.record, report_of(choice, targets))
     written = recipe.write(out)  # before anything is printed: a pager that is closed early loses no recipe
     print("\n".join(text(choice)))

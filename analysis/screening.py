@@ -44,6 +44,8 @@ class Verdict:
     high: float | None
     kept: bool
     reason: str = ""
+    sure: bool = True  # whether a policy meets the targets for cost for sure
+    rate: float | None = None  # images/s of the fastest policy that may meet them, timed or estimated
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,20 @@ def verdicts(
         reasons = worse(contenders, level)
     far = f"far from {', '.join(map(str, costs))}, however few crops"
     return {
-        key: _verdict(entry, found, key, step, far if not entry.near else reasons.get(entry.name, ""))
+        key: replace(
+            _verdict(entry, found, key, step, far if not entry.near else reasons.get(entry.name, "")),
+            sure=bool(entry.sure),
+            rate=max((rate(one) or 0.0 for one in entry.near), default=None),
+        )
         for key, entry in entries.items()
     }
+
+
+def promising_first(verdict: Verdict, targets: Sequence[Target]) -> tuple[bool, float]:
+    """A key for sorting: those that meet the targets for cost for sure come first, of these the most accurate; with a
+    target for top-1, which asks for the fastest, the fastest."""
+    fastest = any(target.metric == TOP1 for target in targets)
+    return not verdict.sure, -((verdict.rate if fastest else verdict.top1) or 0.0)
 
 
 def _verdict(entry: Entry, found: Candidates, key: Key, step: str, reason: str) -> Verdict:

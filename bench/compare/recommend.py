@@ -6,10 +6,10 @@
 
 Every network at every size is screened on a few images with few crops, first on a third of them, those that are left on
 the others too, and dropped where it cannot be the answer: it is significantly worse than the best, or far from a target
-(analysis.screening). Those that are left are measured on all other images: with the fastest setting that gives the
-plain network's answers, every policy in one pass, and timed end to end. Half of those images choose, half report. Where
-time is short there are fewer images, and the least accurate networks are left out, which is said. An interrupted
-search goes on when the same command is given again.
+(analysis.screening). Those that are left are measured on all images: with the fastest setting that gives the plain
+network's answers, every policy in one pass, and timed end to end. The screened images and half of the others choose;
+the rest reports. Where time is short there are fewer images, and the least promising networks are left out, which is
+said. An interrupted search goes on when the same command is given again.
 
 Beside the options below, all of multicrop-bench run say what is measured; without --crops and --policies every kind of
 policy is: random, fixed and dense crops, and early stopping.
@@ -31,7 +31,7 @@ from analysis import recommend
 from analysis.candidates import METRICS, Candidate, Candidates, candidates
 from analysis.commands import failed
 from analysis.recommend import FEWEST_IMAGES, TOP1, Target, parse_target
-from analysis.screening import LEVEL, Key, Verdict, joined, key_of, verdicts
+from analysis.screening import LEVEL, Key, Verdict, joined, key_of, promising_first, verdicts
 from analysis.screening_figure import write_screening
 from bench import run, values
 from bench.compare.search_options import (
@@ -57,6 +57,7 @@ MINUTES = 7.0
 LOOKS = 2
 ALWAYS = ["--no-figures", "--yes"]
 FEWEST = 3 * FEWEST_IMAGES  # that choose and report: halves are of chance
+MOST = 0.75  # a choice among fewer networks on so many images is better than one among more on fewer
 SECOND_LOOK = 0.4  # of the time that is left may be spent on it
 
 
@@ -145,7 +146,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         type=values.for_argparse(values.positive),
         default=SCREEN_IMAGES,
         metavar="N",
-        help="that only screen, and neither choose nor report (default: %(default)s)",
+        help="that screen and choose, and never report (default: %(default)s)",
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="of the runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("recipe.json"), metavar="FILE", help="default: recipe.json")
@@ -166,11 +167,11 @@ def search(asked: Search, own: argparse.Namespace) -> int:
         found, again = judge(asked, looks, alive)
         used, judged = used + more, judged | again
         alive = {key: case for key, case in alive.items() if judged[key].kept}
-    ranked = dict(sorted(alive.items(), key=lambda item: -(judged[item[0]].top1 or 0)))
+    ranked = dict(sorted(alive.items(), key=lambda item: promising_first(judged[item[0]], asked.targets)))
     runs, left_out = finals(asked, ranked, used, total)
     judged |= {key: replace(judged[key], kept=False, step="final", reason=why) for key, why in left_out.items()}
     picture = write_screening(asked.out, list(judged.values()), demo=found.found[0].setting.is_demo)
-    status = recommend.conclude(runs, asked.targets, own.out)
+    status = recommend.conclude(runs, asked.targets, own.out, frozenset(found.names))
     print(f"what was dropped, when and why: {(asked.out / 'screening.csv').resolve()}, {picture.name}")
     return status
 
@@ -234,28 +235,28 @@ def rate_of(cases: Mapping[Key, Case]) -> Callable[[Candidate], float | None]:
 
 
 def finals(asked: Search, alive: Mapping[Key, Case], used: int, total: int) -> tuple[list[Run], dict[Key, str]]:
-    """Each of those that are left, the most accurate first, on the images after the ``used`` ones; and which were left
-    out for want of time, with the reason."""
+    """Each of those that are left, the most promising first: on the ``used`` images, which choose, and on those after
+    them. And which were left out for want of time, with the reason."""
     options = final_options(asked.options, asked.metrics)
     if total - used < FEWEST:
         raise ValueError(
             f"{total} images, {used} of them for screening, leave too few to choose and to report on: give "
             f"--screen-images a smaller number, or more images"
         )
-    images = settled(asked, "final", lambda: affordable(asked, list(alive.values()), options, total - used))
+    images = settled(asked, "final", lambda: affordable(asked, list(alive.values()), options, total, used))
     runs: list[Run] = []
     for number, case in enumerate(alive.values()):
         rest = list(alive.values())[number:]
-        needs = expected_s([case], images, options, asked.pace)
+        needs = expected_s([case], used + images, options, asked.pace)
         if runs and needs > asked.seconds_left and not (asked.out / final_name(case)).is_dir():
-            asked.say(f"no time is left for {len(rest)} networks (--minutes)")
+            asked.say(f"no time is left for {len(rest)} of {len(alive)} networks (--minutes)")
             return runs, dict.fromkeys(list(alive)[number:], "no time was left to measure it (--minutes)")
-        left = run.duration(expected_s(rest, images, options, asked.pace))
+        left = run.duration(expected_s(rest, used + images, options, asked.pace))
         asked.say(
-            f"measuring {number + 1} of {len(alive)}: {case.name}, {images:,} of {total - used:,} images, about {left} "
+            f"measuring {number + 1} of {len(alive)}: {case.name}, {used + images:,} of {total:,} images, about {left} "
             "left"
         )
-        runs.append(measure(asked, final_name(case), [*options, *case.flags, *image_flags(used, images)]))
+        runs.append(measure(asked, final_name(case), [*options, *case.flags, *image_flags(0, used + images)]))
     return runs, {}
 
 
@@ -328,20 +329,21 @@ def settled(asked: Search, name: str, decide: Callable[[], int]) -> int:
     return int(known[name])
 
 
-def affordable(asked: Search, cases: Sequence[Case], options: Sequence[str], total: int) -> int:
-    """Images with which these cases fit into the time that is left: at least half of them, where the least accurate
-    cases may have to be left out for it; what the best one alone gets where that is less; all where nothing was
-    estimated."""
-    images = total
-    least = total // 2
+def affordable(asked: Search, cases: Sequence[Case], options: Sequence[str], total: int, used: int) -> int:
+    """Images beside the ``used`` ones with which these cases fit into the time that is left.
+
+    At least MOST of them, where the last cases may have to be left out for it; what the best one alone gets where that
+    is less; all where nothing was estimated.
+    """
+    others = images = total - used
     for count in range(len(cases), 0, -1):
         some = cases[:count]
-        seconds = asked.seconds_left - expected_s(some, 0, options)
+        seconds = asked.seconds_left - expected_s(some, used, options, asked.pace)
         each = expected_s(some, 1, options, asked.pace) - expected_s(some, 0, options)
-        images = int(seconds / each) if each else total
-        if images >= least:
-            return min(total, images)
-    return min(total, max(images, FEWEST))
+        images = int(seconds / each) if each else others
+        if images >= MOST * others:
+            return min(others, images)
+    return min(others, max(images, FEWEST))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from analysis import choosing
 from analysis.candidates import Candidate, Candidates
 from analysis.choice_figure import CHOSEN, TIE
 from analysis.recommend import choose, parse_target
-from analysis.screening import Verdict, joined, key_of, verdicts
+from analysis.screening import Verdict, joined, key_of, promising_first, verdicts
 from analysis.screening_figure import Data, draw, write_screening
 from bench.records import Accuracy, Latency, Run, Setting, Throughput
 
@@ -128,6 +128,18 @@ def test_targets_of_every_other_kind(target: str, left: list[str]) -> None:
         made("large", 0.95, 40, latency_ms=100, memory_gb=9),
     )  # fmt: skip
     assert kept(*found, targets=(target,)) == left
+
+
+def test_the_most_promising_is_measured_first() -> None:
+    found = (made("fast", 0.85, 400), made("near", 0.9, 90), made("middle", 0.88, 200))
+    for texts, order in (
+        ((), ["near", "middle", "fast"]),
+        (("images_per_sec>=100",), ["middle", "fast", "near"]),  # near may turn out too slow
+        (("top1>=80",), ["fast", "middle", "near"]),  # the fastest is asked for
+    ):
+        asked = [parse_target(text) for text in texts]
+        done = [verdict for verdict in judged(*found, targets=texts).values() if verdict.name in order]
+        assert [one.name for one in sorted(done, key=lambda one: promising_first(one, asked))] == order
 
 
 def test_what_was_neither_timed_nor_estimated_is_kept() -> None:

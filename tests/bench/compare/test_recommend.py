@@ -31,13 +31,14 @@ def asked(folder: Path, minutes: float = 60.0) -> Search:
 
 def test_all_cases_get_as_many_images_as_the_time_allows_also_when_continued(tmp_path: Path) -> None:
     hour = asked(tmp_path)
-    assert affordable(hour, CASES, OPTIONS, 500) == 500
+    assert affordable(hour, CASES, OPTIONS, 500, 100) == 400
     each = 1.3 * 11 * (1 / 100 + 1 / 50)
-    assert affordable(hour, CASES, OPTIONS, 10_000) == pytest.approx((3600 - 2 * LOADED_S) / each, rel=0.01)
-    # Half of the images, for as many networks as get them; else fewer for the first.
-    assert affordable(asked(tmp_path, 20), CASES, OPTIONS, 10_000) == pytest.approx(1197 / (1.3 * 0.11), rel=0.01)
-    assert affordable(asked(tmp_path, 5), CASES, OPTIONS, 10_000) == pytest.approx(297 / (1.3 * 0.11), rel=0.01)
-    assert affordable(asked(tmp_path, 0.01), CASES, OPTIONS, 10_000) == recommend.FEWEST
+    assert affordable(hour, CASES, OPTIONS, 10_000, 300) == pytest.approx((3600 - 2 * LOADED_S) / each - 300, rel=0.01)
+    # Most of the images, for as many networks as get them; else fewer for the first.
+    one = [(minutes * 60 - LOADED_S) / (1.3 * 0.11) - 300 for minutes in (20, 5)]
+    assert affordable(asked(tmp_path, 20), CASES, OPTIONS, 10_000, 300) == pytest.approx(one[0], rel=0.01)
+    assert affordable(asked(tmp_path, 5), CASES, OPTIONS, 10_000, 300) == pytest.approx(one[1], rel=0.01)
+    assert affordable(asked(tmp_path, 0.01), CASES, OPTIONS, 10_000, 300) == recommend.FEWEST
     images = settled(hour, "final", lambda: 70)
     assert settled(asked(tmp_path, 1), "final", lambda: 9) == images == 70
     assert settled(hour, "screen-2", lambda: 3) == 3 and settled(hour, "final", lambda: 1) == 70
@@ -58,7 +59,7 @@ def test_what_no_time_is_left_for_is_left_out_with_the_reason(
     runs, left_out = recommend.finals(asked(tmp_path, 0.02), alive, 300, 1000)
     assert done == ["final-a"] and len(runs) == 1
     assert left_out == {("b", 1, 1): "no time was left to measure it (--minutes)"}
-    assert f"{recommend.FEWEST} of 700 images" in capsys.readouterr().out
+    assert f"{300 + recommend.FEWEST} of 1,000 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="leave too few to choose and to report on"):
         recommend.finals(asked(tmp_path), alive, 300, 320)
 
@@ -130,14 +131,14 @@ def test_a_search_screens_measures_chooses_and_goes_on_where_it_stopped(
     assert "images that did not choose" in said and "measuring 1 of" in said
     stored: dict[str, Any] = json.loads((tmp_path / "recipe.json").read_text())
     assert stored["measured"]["choice"]["targets"] == ["forwards<=2"]
-    # Of 160 images the 60 screened ones neither choose nor report, and half of the others report.
+    # Of 160 images the 60 screened ones choose only, and half of the others report.
     assert 30 <= stored["measured"]["images"] <= 70
-    assert stored["measured"]["images"] + stored["measured"]["choice"]["images_choosing"] == 100
+    assert stored["measured"]["images"] + stored["measured"]["choice"]["images_choosing"] == 160
     read_recipe(tmp_path / "recipe.json").require_unedited()
     finals = [read_run(path) for path in sorted((tmp_path / "runs/search").glob("final-*")) if path.is_dir()]
     screens = [read_run(path) for path in sorted((tmp_path / "runs/search").glob("screen-*")) if path.is_dir()]
     assert len({record.setting.data_hash for one in finals for record in one.accuracies}) == 1
-    assert all(record.images == 100 for one in finals for record in one.accuracies)
+    assert all(record.images == 160 for one in finals for record in one.accuracies)
     assert {record.images for one in screens for record in one.accuracies} == {20, 40}
     assert not any(one.throughputs for one in screens) and all(one.throughputs for one in finals)
     assert {t.stage for one in finals for t in one.throughputs} == {"end_to_end"}
@@ -146,7 +147,7 @@ def test_a_search_screens_measures_chooses_and_goes_on_where_it_stopped(
         {name for one in runs for path in one.folder.glob("predictions-*.npz") for name in stored_names(path)}
         for runs in (screens, finals)
     )
-    assert len(screened) == 60 and len(final) == 100 and not screened & final
+    assert len(screened) == 60 and len(final) == 160 and screened < final
 
 
 def stored_names(path: Path) -> list[str]:
