@@ -41,6 +41,7 @@ def recipe_of(run: Run, record: Accuracy, report: dict[str, Any] | None = None) 
         checkpoint=checkpoint,
         policy=record.policy,
         level=record.level,
+        stopping=_stopping(record),
         weights=setting.weights if network["checkpoint"] is None else "pretrained",
         device=setting.device.split(":")[0],
         fold=setting.folded,  # --preset may have decided it

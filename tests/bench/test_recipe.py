@@ -76,6 +76,11 @@ def test_the_file_says_what_was_measured(measured: tuple[Any, Path]) -> None:
     assert (stored["use"]["img_size"], stored["use"]["crop_pct"], stored["use"]["seed"]) == (64, 0.8, 3)
     assert stored["use"]["stopping"] is None and stored["use"]["fold"] is False
     folded = replace(record, setting=replace(record.setting, folded=True))  # as `preset` may decide
+    stopped = replace(record, policy="CC+2RC~1%", first_threshold=0.4, second_threshold=0.5)
+    written = recipe_of(done.run, stopped)
+    written.require_unedited()
+    assert written.use.stopping == written.measured["stopping"] == {"threshold": 0.5}  # the stricter one
+    assert written.multicrop_arguments()["thresholds"] == 0.5
     info = {**done.run.info, "models": [{**done.run.info["models"][0], "setting": asdict(folded.setting)}]}
     assert recipe_of(replace(done.run, info=info), folded).use.fold is True
     assert stored["measured"]["packages"]["torch"] == torch.__version__.split("+")[0]
