@@ -61,6 +61,10 @@ RATES: Columns = {  # rows: of analysis.ceilings.rate_rows
 }
 
 
+CHEAP_FORWARDS = 2.0  # forward passes per image with which KEPT_GAIN should be reached
+CHEAP_SHARE = 1 / 3  # of the forward passes of all crops, with which KEPT_ANSWERS should be reached
+
+
 POLICY_RATES: Columns = {  # rows: of analysis.ceilings.policy_rows
     "policy": lambda row: row["policy"],
     "images/s": lambda row: f"{row['images_per_sec']:.1f}",
@@ -70,10 +74,6 @@ POLICY_RATES: Columns = {  # rows: of analysis.ceilings.policy_rows
     "reached": lambda row: "" if row["efficiency"] is None else f"{100 * row['efficiency']:.0f} %",
     "as scored": lambda row: "" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
 }
-
-
-CHEAP_FORWARDS = 2.0  # passes per image that dense crops may cost to be worth their name
-CHEAP_SHARE = 1 / 3  # of the whole policy's passes, that a stopped one may cost
 
 
 LATENCIES: Columns = {  # rows: Latency

@@ -21,8 +21,8 @@ LOOK = {50: (style.BLUE, "o"), 90: (style.ORANGE, "s"), 99: (style.RED, "^")}  #
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """``frame``: one row a policy, slowest first: policy, crops (NaN but for nRC), p50, p90, p99 (ms; NaN where there
-    were too few images for it)."""
+    """``frame``: one row a policy: policy, crops (NaN but for nRC), p50, p90, p99 (ms; NaN where there were too few
+    images for it)."""
 
     name: str
     frame: pd.DataFrame
@@ -42,11 +42,9 @@ def _data(run: Run, setting: Setting) -> Data:
     queries = sorted({len(one.latency_ms) for one in own})
     number = f"{queries[0]}" if len(queries) == 1 else f"{queries[0]} to {queries[-1]}"
     notes = [
-        "One image at a time: read, decoded and resized, all crops through the network in one batch (of a stopped "
-        f"policy at most {max(one.crops_per_forward for one in own if '~' in one.policy)}), the answer on the host."
-        if any("~" in one.policy for one in own)
-        else "One image at a time: read, decoded and resized, all crops through the network in one batch.",
-        f"{number} images for each policy, the same ones; a percentile is a latency that was measured.",
+        "One image at a time: read, decoded and resized, then all crops through the network in one batch, or in several"
+        " where images stop early (~), until its class is on the host.",
+        f"{number} images for each policy, of the same ones; a percentile is a latency that was measured.",
         *(f"{note[0].upper()}{note[1:]}." for note in latency_notes(own)),
         *provenance([(run, setting)]),
     ]

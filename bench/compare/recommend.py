@@ -294,12 +294,7 @@ def is_complete(found: Run) -> bool:
 
 def images_of(first: Run, asked: Search) -> int:
     """How many images the search has: all that the folder holds, or the user's --limit."""
-    total = found_images(first)
-    return min([total, *filter(None, [limit_of(asked.options)])])
-
-
-def found_images(first: Run) -> int:
-    return int(first.info["images_found"])
+    return min([int(first.info["images_found"]), *filter(None, [limit_of(asked.options)])])
 
 
 def second_look_images(asked: Search, alive: Sequence[Case], total: int) -> int:

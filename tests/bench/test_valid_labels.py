@@ -104,6 +104,7 @@ def test_folders_that_the_class_map_does_not_name_are_left_out_and_counted(
     assert done.status == 0, done.stderr
     count = len(list((subset / left_out).iterdir()))
     said = f"{count} images of 1 folder that the class map does not name ('{left_out}')"
+    assert f"{subset}: {said} are left out" in done.stderr
     assert said in done.run.info["models"][0]["label_rule"]
     one, before = (next(r for r in run.run.records if isinstance(r, ImageAccounting)) for run in (done, everything))
     assert one.scored == before.scored - count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from pipelines.data.labels.classes import kind_of, some, synset_index
 from pipelines.data.labels.files import labels_file_in
 from pipelines.data.labels.folders import only_mapped
 from pipelines.data.labels.text import read_lines
-from pipelines.text import visible
 
+log = logging.getLogger(__name__)
 OPTION = "`valid_labels`"
 
 
@@ -85,13 +85,17 @@ def label_among(scan: Scan, valid: Sequence[int], *, num_classes: int, **given: 
     timm. Images whose folder a class map does not name are left out, as in timm, and the rule says how many. Raises
     DatasetError as ``label`` does, and for images of other outputs.
     """
-    left_out = ""
-    if (class_map := given.get("class_map")) and not given.get("labels_file") and scan.folders:
+    class_map, left_out = given.get("class_map"), ""
+    if class_map and not given.get("labels_file") and scan.folders:
         scan, left_out = only_mapped(scan, read_class_map(class_map, num_classes, scan.root))
-    if left_out:
-        data = label_among(scan, valid, num_classes=num_classes, **given)
-        warnings.warn(visible(f"{scan.root}: {left_out} are left out"), stacklevel=2)
-        return replace(data, label_rule=f"{data.label_rule}; left out: {left_out}")
+    data = _labelled_among(scan, valid, num_classes, given)
+    if not left_out:
+        return data
+    log.warning("%s: %s are left out", scan.root, left_out)
+    return replace(data, label_rule=f"{data.label_rule}; left out: {left_out}")
+
+
+def _labelled_among(scan: Scan, valid: Sequence[int], num_classes: int, given: dict[str, Any]) -> Dataset:
     if not _are_ranked(scan, given):
         data = label(scan, num_classes=num_classes, **given)
         outside = ~np.isin(data.table["label"], [-1, *valid])

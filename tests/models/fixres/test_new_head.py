@@ -115,59 +115,45 @@ def test_the_result_is_the_best_epochs_and_training_stops_by_patience(colours: A
     assert losses[best] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_whole_network_is_trained_as_plain_torch_trains_it(colours: Any) -> None:
-    recipe = replace(QUICK, tune="all", augmentation="train", epochs=2, val_split=0.0)
-    tuning = tuning_of(colours, recipe)
-    net = copy.deepcopy(tuning.classifier.net).requires_grad_(True)
-    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
+def trained_by_plain_torch(tuning: FineTuning, recipe: Recipe, modules: list[str]) -> dict[str, torch.Tensor]:
+    """The state of a copy of the network in which only these modules are trained; "" is all of it."""
+    net = copy.deepcopy(tuning.classifier.net)
+    trained = [parameter for name in modules for parameter in net.get_submodule(name).parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(trained, lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
     for epoch in range(2):
         optimizer.param_groups[0]["lr"] = recipe.lr * (1, 0.1)[epoch]
         order = epoch_order(0, epoch, IMAGES)
         found = {r: c for rows, batch in tuning.crops.epoch(epoch, order) for r, c in zip(rows, batch, strict=True)}
         for start in range(0, IMAGES, 6):
             rows = order[start : start + 6]
-            net.train()
-            loss = nn.functional.cross_entropy(
-                net(tuning.classifier.prepare(torch.stack([found[row] for row in rows]))),
-                torch.from_numpy(LABELS[rows]),
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    list(tuning.run())
-    expected = net.state_dict()
-    for name, tensor in tuning.classifier.net.state_dict().items():
-        assert torch.allclose(tensor, expected[name], rtol=1e-4, atol=1e-6), name
-    assert not any(module.training for module in tuning.classifier.net.modules())
-
-
-def test_the_last_block_is_trained_as_plain_torch_trains_it(colours: Any) -> None:
-    recipe = replace(QUICK, tune="last-block", epochs=2, val_split=0.0)
-    tuning = tuning_of(colours, recipe)
-    assert tuning.split.where == "before layer4.0"
-    net = copy.deepcopy(tuning.classifier.net)
-    trained = [*net.get_submodule("layer4.0").parameters(), *net.get_submodule("fc").parameters()]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(trained, lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
-    found = {
-        row: crop
-        for rows, batch in tuning.crops.epoch(0, np.arange(IMAGES))
-        for row, crop in zip(rows, batch, strict=True)
-    }
-    for epoch in range(2):
-        optimizer.param_groups[0]["lr"] = recipe.lr * (1, 0.1)[epoch]
-        order = epoch_order(0, epoch, IMAGES)
-        for start in range(0, IMAGES, 6):
-            rows = order[start : start + 6]
-            net.get_submodule("layer4.0").train()
+            for name in modules:
+                net.get_submodule(name).train()
             x = tuning.classifier.prepare(torch.stack([found[row] for row in rows]))
             loss = nn.functional.cross_entropy(net(x), torch.from_numpy(LABELS[rows]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    return dict(net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changed", "modules", "where"),
+    [
+        ({"tune": "all", "augmentation": "train"}, [""], None),
+        ({"tune": "last-block"}, ["layer4.0", "fc"], "before layer4.0"),
+    ],
+    ids=["the whole network", "the last block"],
+)
+def test_more_of_the_network_is_trained_as_plain_torch_trains_it(
+    colours: Any, changed: dict[str, Any], modules: list[str], where: str | None
+) -> None:
+    recipe = replace(QUICK, epochs=2, val_split=0.0, **changed)
+    tuning = tuning_of(colours, recipe)
+    assert where is None or tuning.split.where == where
+    expected = trained_by_plain_torch(tuning, recipe, modules)
     list(tuning.run())
-    expected = net.state_dict()
     for name, tensor in tuning.classifier.net.state_dict().items():
         assert torch.allclose(tensor, expected[name], rtol=1e-4, atol=1e-6), name
     assert not any(module.training for module in tuning.classifier.net.modules())
