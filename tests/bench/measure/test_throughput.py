@@ -106,6 +106,7 @@ def bench_of(network: Network, backend: Any = Sleeping, rows: np.ndarray = ROWS)
         planner=make_planner,
         load_config=lambda n: config,
         make_backend=lambda planner, load_config: backend(None, planner, load_config),
+        is_timed=lambda stage: True,
     )
     return Bench(job, rows)
 
