@@ -26,7 +26,7 @@ demo-fixres: $(VENV)/ready
 	$(SCORE) 128 --checkpoint $(FIXRES)/bn/model.safetensors --out $(FIXRES)/bn-scored
 	$(PY) -m bench tables $(addprefix $(FIXRES)/,sizes gaussian classifier classifier-scored bn bn-scored) --out $(FIXRES)/tables
 
-# The quick tests, a few minutes on two cores.
+# The quick tests, seven minutes on two cores.
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
