@@ -219,10 +219,10 @@ def _with_torchscript(module: Averaged, path: Path) -> None:
 def _with_dynamo(module: Averaged, path: Path) -> None:
     graph = module.graph
     dims: dict[str, Any] = {}
-    shapes = [
+    shapes = tuple(  # a list would not match ``forward(*pixels)``
         {axis: dims.setdefault(name, torch.export.Dim(name)) for axis, name in one.axes.items()}  # type: ignore[attr-defined]
         for one in graph.inputs
-    ]
+    )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     torch.onnx.export(
         module, module.example(), str(path), dynamo=True, verbose=False, external_data=weights > LARGEST_FILE,
