@@ -70,6 +70,7 @@ def measured_of(run: Run, record: Accuracy) -> dict[str, Any]:
         "top1_low": round(low, 3),
         "top1_high": round(high, 3),
         "images_per_sec": None if rate is None else round(rate, 2),
+        **_at_the_threshold(record),
         "demo_data": record.setting.is_demo,
         "when": run.info["started"],
         "where": {name: environment.get(name) for name in ("machine_id", "cpu", "cores_usable", "gpu", "os", "python")},
@@ -82,9 +83,35 @@ def _stopping(record: Accuracy) -> dict[str, float] | None:
     """The threshold of a policy with a risk: the stricter of both halves'. Raises MissingData where one is lacking."""
     if not record.policy.endswith("%"):
         return None
-    if record.first_threshold is None or record.second_threshold is None:
+    threshold = record.deployed_threshold
+    if threshold is None and record.first_threshold is not None and record.second_threshold is not None:
+        threshold = max(record.first_threshold, record.second_threshold)  # records that do not have the one above
+    if threshold is None:
         raise MissingData(f"{record.policy} has no certified threshold ({record.note}): choose another policy")
-    return {"threshold": max(record.first_threshold, record.second_threshold)}
+    return {"threshold": threshold}
+
+
+def _at_the_threshold(record: Accuracy) -> dict[str, Any]:
+    """Of a policy with a risk: what comes of the recipe's one threshold on all of the run's images. Predictions with
+    the recipe are these, image by image; ``top1`` is that of each half at the other half's threshold."""
+    if record.deployed_correct is None:
+        return {}
+    return {
+        "at_this_threshold": {
+            "images": record.images,
+            "top1": round(100 * record.deployed_correct / record.images, 3),
+            "same_answer_as_all_views": record.deployed_agreement,
+            "forwards": record.deployed_forwards,
+            "note": SAME_IMAGES if record.first_threshold is not None else OTHER_IMAGES,
+        }
+    }
+
+
+SAME_IMAGES = (
+    "the answers that this recipe gives to the images on which its threshold was calibrated; top1 above is the "
+    "estimate for others: each half of the images at the threshold of the other half"
+)
+OTHER_IMAGES = "the answers that this recipe gives to these images; its threshold was calibrated before"
 
 
 def images_per_sec(run: Run, record: Accuracy) -> float | None:

@@ -36,7 +36,7 @@ from analysis.runs import read
 from analysis.stats import wilson
 from analysis.text import aligned, visible
 from bench import values
-from bench.records import Run
+from bench.records import Accuracy, Run
 from models.recipe import read_recipe
 
 TOP1 = "top1"
@@ -208,8 +208,21 @@ def text(choice: Choice) -> list[str]:
         f"{choice.why_dropped} there",
         *[f"  left out: {count} settings: {reason}" for reason, count in choice.left_out.items()],
         f"  expected loss against the best of those not dropped, whichever that is: {choice.expected_loss:.2f} points",
+        *_threshold_lines(one.record),
     ]
     return [*lines, *_tie_lines(choice), *_better_lines(choice)]
+
+
+def _threshold_lines(record: Accuracy) -> list[str]:
+    """What the recipe's one threshold does, of a policy with a risk."""
+    if record.deployed_threshold is None or record.deployed_correct is None:
+        return []
+    return [
+        f"  images stop where the margin is above {record.deployed_threshold:.3g}: on all {record.images} images so "
+        f"used, top-1 {100 * record.deployed_correct / record.images:.2f} for {record.deployed_forwards:.2f} forward "
+        "passes; the top-1",
+        "  above is that of each half at the threshold that the other half gives",
+    ]
 
 
 def _tie_lines(choice: Choice) -> list[str]:

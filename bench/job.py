@@ -65,6 +65,7 @@ class Job:
         self.case, self.scan, self.config, self.processes = case, scan, config, processes
         asked = policies(config.measure)
         self.crops = crop_counts(config.measure, asked)
+        self.recipe_thresholds: dict[tuple[str, str], float] = {}  # (policy, level): not calibrated again
         self.classifier = self._load()
         self.dense, self.absent_policies = self._dense(asked)
         self.policies = [policy for policy in asked if policy not in self.absent_policies]
@@ -115,6 +116,8 @@ class Job:
         """Raises RecipeError for other weights or sizes. Packages may have changed: the run measures with these."""
         recipe = read_recipe(path)
         recipe.require_same_network(loaded)
+        if (threshold := recipe.threshold) is not None:
+            self.recipe_thresholds = {(recipe.use.policy, recipe.use.level): threshold}
         if changed := recipe.changed_package():
             log.warning("%s was measured with %s %s; this run measures with %s", path, *changed)
 

@@ -31,6 +31,9 @@ BY_IMAGE = {
     "facts": 0,
     "margin": 2,
     "forwards": 2,
+    "deployed_top1": 2,
+    "deployed_nll": 2,
+    "deployed_forwards": 2,
 }
 
 
@@ -56,6 +59,18 @@ class Predictions:
     # Between the two most probable classes, of policies that are stages of a stopped one; else NOT_KEPT.
     margin: np.ndarray | None = None  # float64 [l, p, b]
     forwards: np.ndarray | None = None  # float32 [l, p, b]: forward passes (network pixels / K^2)
+    # Of policies with a risk, such as 20RC~1%, whose ``top1`` is that of each half of the images at the threshold of
+    # the other half: the same at the one threshold that thresholds.json and recipes hold. -1 for other policies.
+    deployed_top1: np.ndarray | None = None  # int32 [l, p, b]
+    deployed_nll: np.ndarray | None = None  # float32 [l, p, b]
+    deployed_forwards: np.ndarray | None = None  # float32 [l, p, b]
+
+    def deployed(self, policy: str, level: str) -> np.ndarray:
+        """int32 [b]: the classes that ``MultiCrop`` answers with this policy. They are ``top1`` unless each half of the
+        images was scored at the threshold of the other half."""
+        i, p = self.levels.index(level), self.policies.index(policy)
+        answers = None if self.deployed_top1 is None else self.deployed_top1[i, p]
+        return self.top1[i, p] if answers is None or (answers < 0).all() else answers
 
     def __len__(self) -> int:
         """Images scored or failed."""
@@ -118,9 +133,11 @@ ARRAYS = {
     "in_top5": ("b", "lpb"), "nll": ("f", "lpb"), "view_top1": ("i", "bv"), "failed_rows": ("i", "f"),
     "failed_reasons": ("U", "f"), "failed_stages": ("U", "f"), "names": ("U", "n"), "real_label": ("i", "lpb"),
     "real_in_top5": ("b", "lpb"), "facts": ("V", "b"), "margin": ("f", "lpb"), "forwards": ("f", "lpb"),
-    "failed_facts": ("V", "f"),
+    "failed_facts": ("V", "f"), "deployed_top1": ("i", "lpb"), "deployed_nll": ("f", "lpb"),
+    "deployed_forwards": ("f", "lpb"),
 }  # fmt: skip
-OPTIONAL = ("failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards")
+DEPLOYED = ("deployed_top1", "deployed_nll", "deployed_forwards")
+OPTIONAL = ("failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards", *DEPLOYED)
 
 
 OLD_FACT = "content_hash"  # a field of FACTS before it was a CRC-32
@@ -231,6 +248,12 @@ def counts(predictions: Predictions, level: str, policy: str, labels: str = ORIG
     }
 
 
+def deployed_correct(predictions: Predictions, level: str, policy: str) -> int:
+    """How many images ``Predictions.deployed`` gets right."""
+    known = predictions.labels >= 0
+    return int((predictions.deployed(policy, level) == predictions.labels)[known].sum())
+
+
 FEWEST_FOR_CONSTANT = 10  # images: fewer may well be of one class
 
 
@@ -266,3 +289,12 @@ def mean_forwards(predictions: Predictions, level: str, policy: str) -> float:
     assert predictions.forwards is not None
     chosen = predictions.forwards[predictions.levels.index(level), predictions.policies.index(policy)]
     return float(chosen.mean(dtype=np.float64))
+
+
+def deployed_forwards(predictions: Predictions, level: str, policy: str) -> float:
+    """Forward passes per image with the answers of ``Predictions.deployed``."""
+    if predictions.deployed_forwards is not None:
+        chosen = predictions.deployed_forwards[predictions.levels.index(level), predictions.policies.index(policy)]
+        if (chosen >= 0).all():
+            return float(chosen.mean(dtype=np.float64))
+    return mean_forwards(predictions, level, policy)

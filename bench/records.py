@@ -118,6 +118,12 @@ class Accuracy:
     agreement: float | None = None  # share of images with the answer of the whole policy
     first_threshold: float | None = None  # of the margin, certified by the first half, by which the second is stopped
     second_threshold: float | None = None  # the other way round
+    # The one threshold that thresholds.json and recipes hold: the stricter of the two, or that of the recipe which is
+    # measured again. And what comes of it, on all images:
+    deployed_threshold: float | None = None
+    deployed_correct: int | None = None  # top-1; None for the second set of labels
+    deployed_agreement: float | None = None  # share of images with the answer of the whole policy
+    deployed_forwards: float | None = None  # forward passes per image
     images_needed: int | None = None  # in each half, where the risk could not be certified and a number would do
     note: str | None = None
 
@@ -292,7 +298,8 @@ LEAST: dict[str, float] = {
     "S": 1, "K": 1, "param_count": 0, "published_top1": 0, "batch_size": 1, "batch_images": 0, "workers": 0,
     "processes": 1, "prefetch": 0, "hw_load": 0, "seed": -(1 << 63), "n_views": 0, "images": 1, "unreadable": 0,
     "top1_correct": 0, "top5_correct": 0, "nll_mean": 0, "newly_correct": 0, "newly_wrong": 0, "mean_views": 0,
-    "fitting_batch_size": 1, "forwards": 0, "agreement": 0, "images_needed": 0, "crops": 0, "counts": 0,
+    "fitting_batch_size": 1, "forwards": 0, "agreement": 0, "deployed_correct": 0,
+    "deployed_agreement": 0, "deployed_forwards": 0, "images_needed": 0, "crops": 0, "counts": 0,
     "durations_s": 1e-12, "interval_ms": 0, "peak_mem_bytes": 0, "gpu_used_bytes": 0, "frame_error_levels": 0,
     "crops_per_forward": 1, "latency_ms": 0, "rows": 0,
     "expected": 0, "scored": 0, "unreadable_at_scan": 0, "unreadable_when_decoded": 0,

@@ -161,10 +161,23 @@ class Recipe:
         self.require_same_weights(classifier.weight_hash)
         self.require_same_sizes(spec.S, spec.K, spec.interpolation, spec.crop_mode)
 
+    @property
+    def threshold(self) -> float | None:
+        """Of the margin above which images are stopped, of a policy with a risk.
+
+        Raises RecipeError where it is no number between 0 and 1.
+        """
+        if self.use.stopping is None:
+            return None
+        value = self.use.stopping.get("threshold")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise RecipeError(f'{self.path}: `stopping` needs a "threshold" between 0 and 1, not {value!r}')
+        return float(value)
+
     def multicrop_arguments(self) -> dict[str, Any]:
         """Keywords of ``models.MultiCrop``."""
         own = ("weight_hash", "torchcompile", "tf32", "cudnn_benchmark", "stopping")
-        stopping = {"thresholds": self.use.stopping["threshold"]} if self.use.stopping else {}
+        stopping = {} if self.threshold is None else {"thresholds": self.threshold}
         return {name: value for name, value in asdict(self.use).items() if name not in own} | stopping
 
     def run_options(self) -> dict[str, Any]:

@@ -339,6 +339,11 @@ class Calibrated:
         return None if first is None or second is None else max(first, second)
 
 
+def stop_at(running: Running, threshold: float) -> Stopped:
+    """All images stopped at one threshold of the margin, as ``models.early_stopping`` stops them."""
+    return stop(running, margin_above(running, threshold))
+
+
 def calibrate(running: Running, second: np.ndarray, tolerance: float, level: str) -> Calibrated:
     """Score each half (``second`` bool [b]) with the threshold that the other half certifies, jointly with 95 %.
 

@@ -22,7 +22,7 @@ from bench.measure.partial_results import PartialResults, fill, log_kept
 from bench.measure.same_images import require_one_data_set
 from bench.measure.scoring import no_predictions, scored
 from bench.measure.stopped import Outcome, stop_all, write_thresholds
-from bench.predictions import Predictions, counts, mean_forwards, nan_note, odd_answers
+from bench.predictions import Predictions, counts, deployed_correct, mean_forwards, nan_note, odd_answers
 from pipelines.backends import reference
 from pipelines.batch import CropBatch, Failure
 from pipelines.data.decode import READS, decode_error
@@ -193,6 +193,8 @@ def _accuracies(
             return
         outcome = stopped.get((policy.name, level))
         fields = outcome.fields() if outcome else {}
+        if outcome and outcome.deployed is not None and labels == records.ORIGINAL:
+            fields["deployed_correct"] = deployed_correct(predictions, level, policy.name)
         if note := nan_note(predictions, level, policy.name):
             fields["note"] = note
         yield records.Accuracy(

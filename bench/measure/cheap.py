@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.job import Job
-from bench.predictions import Predictions, mean_forwards
+from bench.predictions import Predictions, deployed_forwards
 from bench.records import LOAD, MODEL
 from models import thresholds
 from models.early_stopping import answers
@@ -68,15 +68,18 @@ def cheap_timings(job: Job, out: Path) -> tuple[list[Timing], dict[str, str]]:
 
 
 def scored_answers(job: Job, out: Path) -> ScoredAnswers:
-    """The accuracy pass's answers at the softmax level; none where nothing was scored, or in another process."""
+    """The accuracy pass's answers at the softmax level, at the thresholds that the timed passes use; none where nothing
+    was scored, or in another process."""
     path = out / job.predictions_name
     if not job.processes.is_main or job.why_no_accuracy is not None or not path.exists():
         return {}
     scored = Predictions.load(path)
-    level, rows = scored.levels.index(LEVEL), scored.rows.tolist()
+    rows = scored.rows.tolist()
     return {
-        name: Scored(dict(zip(rows, scored.top1[level, p].tolist(), strict=True)), mean_forwards(scored, LEVEL, name))
-        for p, name in enumerate(scored.policies)
+        name: Scored(
+            dict(zip(rows, scored.deployed(name, LEVEL).tolist(), strict=True)), deployed_forwards(scored, LEVEL, name)
+        )
+        for name in scored.policies
         if any(name == policy.name and (policy.dense or policy.suffix) for policy in job.policies)
     }
 

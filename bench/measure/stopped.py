@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.job import Job
-from bench.predictions import BY_POLICY, NOT_KEPT, Predictions, of_policies
+from bench.predictions import BY_POLICY, DEPLOYED, NOT_KEPT, Predictions, of_policies
 from models import thresholds
 from models.stopping import (
     Certificate,
@@ -26,6 +26,7 @@ from models.stopping import (
     stage_weights,
     stages_of,
     stop,
+    stop_at,
 )
 from models.thresholds import Threshold
 from pipelines.crops import Policy
@@ -35,6 +36,7 @@ ONLY_SOFTMAX = "~exact needs scores between 0 and 1 that bound what other views 
 NEVER = "~exact can never stop here: at no stage do the views seen outweigh those to come"
 # What stands in the file for a policy at a level that it does not have: no class, and numbers that cannot occur.
 NOTHING: dict[str, Any] = {"top1": -1, "in_top5": False, "nll": -1.0, "margin": NOT_KEPT, "forwards": -1.0}
+OF_RECIPE = "all images are stopped at the recipe's threshold; it is not calibrated again"
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Outcome:
     level: str
     stopped: Stopped | None
     halves: tuple[Certificate, ...] = ()
-    threshold: float | None = None
+    threshold: float | None = None  # for other images
     note: str | None = None
+    deployed: Stopped | None = None  # these images at that threshold
 
     @property
     def mean_views(self) -> float:
@@ -55,13 +58,16 @@ class Outcome:
         return float((self.stopped.stage + 1).mean())
 
     def fields(self) -> dict[str, Any]:
-        """Those of bench.records.Accuracy that only stopped policies have."""
+        """Those of bench.records.Accuracy that only stopped policies have, but for ``deployed_correct``."""
         assert self.stopped is not None
         lacking = [half.images_needed for half in self.halves if half.threshold is None]
         return {
             "agreement": float(self.stopped.agrees.mean()),
             "first_threshold": self.halves[0].threshold if self.halves else None,
             "second_threshold": self.halves[1].threshold if self.halves else None,
+            "deployed_threshold": self.threshold,
+            "deployed_agreement": float(self.deployed.agrees.mean()) if self.deployed else None,
+            "deployed_forwards": float(self.deployed.forwards.mean()) if self.deployed else None,
             "images_needed": None if not lacking or None in lacking else max(n for n in lacking if n is not None),
             "note": self.note,
         }
@@ -79,56 +85,104 @@ def stop_all(predictions: Predictions, job: Job) -> tuple[Predictions, list[Outc
     second = second_half(job.data.names(predictions.rows), job.config.data.seed)
     shapes, costs = job.uncovered(predictions.rows), job.forwards(predictions.rows)
     outcomes: list[Outcome] = []
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in BY_POLICY if getattr(predictions, name) is not None}
+    kept = [name for name in BY_POLICY if getattr(predictions, name) is not None]
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*kept, *DEPLOYED)}
     for policy in job.stopped:
         weight, cost = stage_weights(policy, shapes), costs[:, stage_columns(policy, job.views)]
-        found = [_column(predictions, policy, level, weight, cost, second) for level in predictions.levels]
-        outcomes += [outcome for outcome, _ in found]
+        own = [_Views(predictions, policy, level, weight, cost) for level in predictions.levels]
+        found = [_outcome(views, second, job.recipe_thresholds.get((policy.name, views.level))) for views in own]
+        outcomes += found
+        taken = [_columns(views, outcome, kept) for views, outcome in zip(own, found, strict=True)]
         for name, parts in columns.items():
-            parts.append(np.stack([column[name] for _, column in found]))
+            parts.append(np.stack([one[name] for one in taken]))
     together: dict[str, Any] = {
-        name: np.concatenate([getattr(visible, name), np.stack(c, axis=1)], 1) for name, c in columns.items()
+        name: np.concatenate([_of_plain(visible, name), np.stack(c, axis=1)], 1) for name, c in columns.items()
     }
     policies = [*visible.policies, *(policy.name for policy in job.stopped)]
     return replace(visible, policies=policies, **together), outcomes
 
 
-def _column(
-    predictions: Predictions, policy: Policy, level: str, weight: np.ndarray, cost: np.ndarray, second: np.ndarray
-) -> tuple[Outcome, dict[str, np.ndarray]]:
-    """The outcome, and for each of BY_POLICY the stopped answers [b]."""
-    i, names = predictions.levels.index(level), predictions.policies
-    stages = [names.index(stage.prefix.name) for stage in stages_of(policy)]
-    whole = names.index(policy.whole.name)
-    assert predictions.margin is not None
-    running = Running(
-        predictions.top1[i, stages].T,
-        predictions.margin[i, stages].T,
-        weight,
-        np.where(weight > 0, cost, 0.0),
-        predictions.top1[i, whole],
-    )
-    outcome = _outcome(policy, level, running, second)
-    images = np.arange(len(running))
-    stored = {name: values for name in BY_POLICY if (values := getattr(predictions, name)) is not None}
-    if outcome.stopped is None:
-        empty = {name: np.full(len(images), NOTHING.get(name, -1), values.dtype) for name, values in stored.items()}
-        return outcome, empty
-    stage = outcome.stopped.stage
-    # An image's last view of its own (adaptive policies) completes the whole policy.
-    complete = np.cumsum(weight, axis=1)[images, stage] == weight.sum(axis=1)
-    chosen = np.where(complete, whole, np.array(stages)[stage])
-    column = {name: values[i, chosen, images] for name, values in stored.items()}
-    return outcome, column | {"forwards": outcome.stopped.forwards.astype(np.float32)}
+def _of_plain(visible: Predictions, name: str) -> np.ndarray:
+    """An array [l, p, b] of the policies that are not stopped."""
+    if name in DEPLOYED:
+        return np.full(visible.top1.shape, -1, np.int32 if name == "deployed_top1" else np.float32)
+    values: np.ndarray = getattr(visible, name)
+    return values
 
 
-def _outcome(policy: Policy, level: str, running: Running, second: np.ndarray) -> Outcome:
+@dataclass(frozen=True, eq=False)
+class _Views:
+    """The stages of one stopped policy at one level. ``weight`` and ``cost`` float64 [b, t]."""
+
+    predictions: Predictions
+    policy: Policy
+    level: str
+    weight: np.ndarray
+    cost: np.ndarray
+
+    @property
+    def stages(self) -> list[int]:
+        """The stages' columns among the predictions' policies."""
+        return [self.predictions.policies.index(stage.prefix.name) for stage in stages_of(self.policy)]
+
+    @property
+    def whole(self) -> int:
+        return self.predictions.policies.index(self.policy.whole.name)
+
+    def running(self) -> Running:
+        i, stages, stored = self.predictions.levels.index(self.level), self.stages, self.predictions
+        assert stored.margin is not None
+        cost = np.where(self.weight > 0, self.cost, 0.0)
+        return Running(
+            stored.top1[i, stages].T, stored.margin[i, stages].T, self.weight, cost, stored.top1[i, self.whole]
+        )
+
+    def at(self, stage: np.ndarray, name: str) -> np.ndarray:
+        """Of one of BY_POLICY's arrays the value of each image at its stage, [b] -> [b]."""
+        images = np.arange(len(stage))
+        # An image's last view of its own (adaptive policies) completes the whole policy.
+        complete = np.cumsum(self.weight, axis=1)[images, stage] == self.weight.sum(axis=1)
+        chosen = np.where(complete, self.whole, np.array(self.stages)[stage])
+        values: np.ndarray = getattr(self.predictions, name)
+        return values[self.predictions.levels.index(self.level), chosen, images]
+
+
+def _columns(views: _Views, outcome: Outcome, kept: list[str]) -> dict[str, np.ndarray]:
+    """For each of BY_POLICY that is ``kept`` and each of DEPLOYED the stopped answers [b]."""
+    images = len(views.weight)
+    column: dict[str, np.ndarray] = {}
+    for name in kept:
+        if outcome.stopped is None:
+            column[name] = np.full(images, NOTHING.get(name, -1), getattr(views.predictions, name).dtype)
+        else:
+            column[name] = views.at(outcome.stopped.stage, name)
+    if outcome.stopped is not None:
+        column["forwards"] = outcome.stopped.forwards.astype(np.float32)
+    if outcome.deployed is None:
+        nothing = np.full(images, -1, np.float32)
+        return column | {"deployed_top1": nothing.astype(np.int32)} | dict.fromkeys(DEPLOYED[1:], nothing)
+    stage = outcome.deployed.stage
+    return column | {
+        "deployed_top1": views.at(stage, "top1"),
+        "deployed_nll": views.at(stage, "nll"),
+        "deployed_forwards": outcome.deployed.forwards.astype(np.float32),
+    }
+
+
+def _outcome(views: _Views, second: np.ndarray, given: float | None) -> Outcome:
+    """``second`` bool [b]: the halves that calibrate each other; ``given``: a recipe's threshold, which is used as it
+    is."""
+    policy, level, running = views.policy, views.level, views.running()
     rule = rule_of(policy)
+    if given is not None:
+        stopped = stop_at(running, given)
+        return Outcome(policy, level, stopped, threshold=given, note=OF_RECIPE, deployed=stopped)
     if rule.kind == "exact" and level != "softmax":
         return Outcome(policy, level, None, note=ONLY_SOFTMAX)
     if rule.tolerance is not None:
         done = calibrate(running, second, rule.tolerance, level)
-        return Outcome(policy, level, done.stopped, done.halves, done.threshold, done.fallback)
+        deployed = None if done.threshold is None else stop_at(running, done.threshold)
+        return Outcome(policy, level, done.stopped, done.halves, done.threshold, done.fallback, deployed)
     never = rule.kind == "exact" and not can_stop_exactly(running.weight).any()
     stopped = stop(running, SIMPLE_RULES[rule.kind](running))
     return Outcome(policy, level, stopped, note=NEVER if never else None)
@@ -156,6 +210,6 @@ def write_thresholds(out: Path, job: Job, outcomes: list[Outcome], images: int) 
                 valid_labels=valid.words(network.valid_labels, network.num_classes),
             )
             for one in outcomes
-            if one.halves
+            if one.halves or one.threshold is not None
         ],
     )

@@ -88,8 +88,7 @@ def test_timed_answers_are_the_scored_ones(scored: Any) -> None:
     assert {"CC+3DC", "CC+WI", "4RC~exact", "CC+2DC+2RC~sqrt"} <= set(timed)
     for name, one in timed.items():
         assert one.crops is None and one.rate > 0
-        # A risk is timed with the stricter of the two halves' thresholds, scored with each half's other.
-        assert one.agreement == 1 or name.endswith("%")
+        assert one.agreement == 1, name
     assert "as scored" in scored.stdout and "CC+3DC" in scored.stdout
 
 

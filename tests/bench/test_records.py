@@ -89,7 +89,7 @@ OPTIONAL = {
     "mean_views", "labels", "adapt", "folded", "processes", "prefetch", "mmap", "hw_load", "crop_operator",
     "fitting_batch_size", "rank_rates", "cpu_s", "disturbed", "tf32", "cudnn_benchmark", "hybrid_huffman_threshold",
     "forwards", "agreement", "first_threshold", "second_threshold", "images_needed", "note",
-    "valid_labels",
+    "valid_labels", "deployed_threshold", "deployed_correct", "deployed_agreement", "deployed_forwards",
 }  # fmt: skip
 
 
