@@ -125,7 +125,7 @@ def choose(found: Candidates, targets: Sequence[Target], seed: int = 0, screened
     outcomes[wanted[best]] = CHOSEN
     rest = [wanted[i] for i in finalists if i != best]
     for i, difference in zip(rest, compared, strict=True):
-        outcomes[i] = TIE if difference.is_tie else DROPPED if difference.low > 0 else BETTER
+        outcomes[i] = TIE if difference.is_tie else DROPPED if difference.difference > 0 else BETTER
     return Choice(
         chosen=found.found[wanted[best]],
         considered=len(found.found),
@@ -256,7 +256,7 @@ def _row(pair: tuple[Candidate, Difference]) -> list[str]:
 
 
 def _better_lines(choice: Choice) -> list[str]:
-    better = [(one, difference) for one, difference in choice.rivals if difference.high < 0]
+    better = [(one, d) for one, d in choice.rivals if not d.is_tie and d.difference < 0]
     if not better:
         return []
     return [
