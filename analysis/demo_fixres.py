@@ -20,7 +20,7 @@ from bench.records import ORIGINAL, REAL, Run
 
 # Printed tables that the demo data cannot have a counterpart of, and why.
 NO_COUNTERPART = {
-    "FixRes Table 1": "the demo networks have no cells to fine-tune; classifier and BatchNorm stand in other rows",
+    "FixRes Table 1": "the demo networks have no cells; a row tunes layer4 in their place",
     "FixRes Table 2": "networks of other papers",
     "FixRes Table 7": "times of a training from scratch; those of fine-tuning are in the notes",
     "FixEfficientNet Tables 4 to 6": "the demo data has no second test set, as ImageNet-V2 is",
@@ -120,6 +120,7 @@ def as_in(one: AtSize, labels: str) -> str:
         ("classifier+bn", "test"): "FixRes Tables 4, 6, 8",
         ("classifier+bn", "train"): "FixRes Table 6",
         ("classifier+bn", "test2"): "FixRes Tables 2, 8",
+        ("from:layer4", "test"): "FixRes Tables 1, 10",
     }.get((one.adaptation, one.augmentation), "none")
 
 

@@ -74,7 +74,11 @@ NOT_SHIPPED = {  # method without +fixres -> why WEIGHTS has no entry
     "baseline": "timm has no such network",
 }
 OWN_RESNET = ("resnet50", "repeated_augmentation")  # what FixRes fine-tuned in its Tables 4 to 8
-LAYERS = {"classifier": "classifier", "classifier+batch_norm": "classifier+bn"}
+LAYERS = {
+    "classifier": "classifier",
+    "classifier+batch_norm": "classifier+bn",
+    "classifier+batch_norm+last_three_cells": "from:cell_9",  # of timm's PNASNet-5
+}
 AUGMENTATIONS = {"test_da": "test", "test_da2": "test2", "train_da": "train"}
 FROM_SCRATCH = "times of a training from scratch: nothing is trained from scratch on ImageNet here"
 
@@ -316,8 +320,6 @@ def _is_adapted(score: _Score, asked: Wanted) -> bool:
 
 
 def _how_to_adapt(asked: Wanted) -> str:
-    if asked.adaptation.endswith("last_three_cells"):
-        return "the last three cells cannot be fine-tuned here, only classifier and BatchNorm"
     if asked.adaptation.startswith("distribution+"):
         return (
             "needs the weights of finetune --adapt gaussian --tune classifier at this size, and a run of them with "

@@ -65,9 +65,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 3
 NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
-HEAD = "head"  # folder of the first part of `new_head` with `tune` last-block or all
+HEAD = "head"  # folder of the first part of `new_head` with `tune` last-block, from:NAME or all
 DEFAULT_EPOCHS, DEFAULT_MOMENTUM, DEFAULT_WEIGHT_DECAY = 60, 0.9, 1e-4  # of sgd
-AFTER_HEAD = ("last-block", "all")
+TUNES = ("classifier", "classifier+bn", "last-block", "all")
+FROM = "from:"  # and the name of a module
 CHECKED_IMAGES = 4  # their crops are compared with the reference before any is trained on
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (
@@ -79,6 +80,19 @@ NOT_HERE = (
 )  # fmt: skip
 REPEATED = ("model_kwargs", "num_classes", "interpolation", "crop_mode", "adapt")  # scoring needs them again
 log = logging.getLogger(__name__)
+
+
+def tuned_layers(text: str) -> str:
+    """One of TUNES, or from:NAME. Raises ValueError for anything else."""
+    named = text.startswith(FROM) and len(text) > len(FROM)
+    if text not in TUNES and not named:
+        raise ValueError(f"{text!r} is not one of {', '.join(TUNES)}, {FROM}NAME")
+    return text
+
+
+def comes_after_head(tune: str | None) -> bool:
+    """Whether a new head is first trained alone."""
+    return tune in ("last-block", "all") or (tune or "").startswith(FROM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +109,12 @@ class FineTuneConfig:
     )
     tune: str | None = option(
         "--tune",
-        choices=("classifier", "classifier+bn", "last-block", "all"),
-        help="default: classifier+bn where there is a BatchNorm before the pooling, else classifier; with --new-head "
-        "classifier. last-block, all: the last block or the whole network, with --new-head after the classifier alone",
+        metavar="LAYERS",
+        parse=tuned_layers,
+        help="classifier, classifier+bn, last-block, from:NAME or all (default: classifier+bn where there is a "
+        "BatchNorm before the pooling, else classifier; with --new-head classifier). last-block, from:NAME, all: the "
+        "last block, the module of this name and what runs after it (from:layer4), or the whole network; with "
+        "--new-head after the classifier alone",
     )
     opt: str | None = option(
         "--opt",
@@ -318,7 +335,7 @@ def run_seeds(out: Path, command: Command) -> int:
 def run_into(out: Path, command: Command, note: dict[str, Any] | None, store: ActivationStore | None) -> int:
     """``run`` in a folder that is locked; ``note``: of the run that is continued."""
     started = time.monotonic()
-    if command.own.new_head and command.own.tune in AFTER_HEAD:
+    if command.own.new_head and comes_after_head(command.own.tune):
         command, note = after_head(out, command, note, store)
     log.info("loading torch, timm and the data backend ...")
     job = load(command)
@@ -383,7 +400,7 @@ def load(command: Command) -> Job:
     scan = scanning.scan(root, workers=config.loading.workers or 1)
     if len(scan.unreadable):
         log.warning("%d files cannot be read as images and are left out; %s lists them", len(scan.unreadable), NOTE)
-    first_part = own.new_head and own.tune not in AFTER_HEAD  # the second part's network has these classes already
+    first_part = own.new_head and not comes_after_head(own.tune)  # the second part's network has these classes already
     return make_job(found[0], scan, config, new_classes=new_classes(scan, config) if first_part else None)
 
 
@@ -422,7 +439,7 @@ def make_recipe(own: FineTuneConfig, job: Job) -> Recipe:
             raise UserError(f"`{given[0]}` is an option of sgd, and `opt` lbfgs has no such thing: leave it out")
         return Recipe(**shared, opt="lbfgs", epochs=1, batch_size=1, weight_decay=own.weight_decay)
     batch_size = own.train_batch or (NEW_HEAD_BATCH if own.new_head else PAPER_BATCH)
-    usual_lr = new_head_lr if own.new_head and tune not in AFTER_HEAD else scaled_lr
+    usual_lr = new_head_lr if own.new_head and not comes_after_head(tune) else scaled_lr
     return Recipe(
         **shared,
         epochs=own.epochs or DEFAULT_EPOCHS,

@@ -17,7 +17,8 @@ in MobileNetV3). ``classifier+bn`` adds "the batch normalization that precedes t
 gradient, its running statistics by seeing batches ("In this way the batch statistics are adapted to the increased
 resolution"), so that it, and it alone, is in training mode. All else is frozen and in evaluation mode, dropout too.
 ``models.fixres.layers.LAYERS`` says which modules these are in the families. ``last-block`` trains the last block
-before the pooling and all behind it, ``all`` everything, as networks usually are: BatchNorms and dropout too.
+before the pooling and all behind it, ``from:NAME`` the module of this name and all behind it ("the last three cells" of
+PNASNet in Table 1, "layer 4" in Table 10), ``all`` everything, as networks usually are: BatchNorms and dropout too.
 
 **How.** By SGD, as the papers do. Or, where the classifier is one linear layer on features that do not change, by
 going to the one optimum that it has (``Recipe.opt`` lbfgs; ``models.fixres.linear_head``).
@@ -28,8 +29,6 @@ trained when it was lowest is the result, and with ``patience`` training ends ea
 **What is computed once.** The network is split where training begins. Whatever lies before is run without gradients, in
 batches of one fixed shape; under test DA, where an image is the same crop in every epoch, it is run once an image and
 kept. Batches of one shape make both ways equal bit for bit.
-
-Left out: fine-tuning "the last three cells" (PNASNet, Table 1) and all of "layer 4" (Table 10).
 """
 
 from __future__ import annotations
@@ -52,9 +51,17 @@ from models.checkpoints import CLASS_NAMES
 from models.classifier import Classifier
 from models.fixres.held_out import HeldOut
 from models.fixres.kept import ActivationStore, KeptActivations, frozen_hash
-from models.fixres.layers import classifier_parameters, last_batch_norm, last_block, pooled_features, probe_batch
+from models.fixres.layers import (
+    LastBlock,
+    classifier_parameters,
+    from_module,
+    last_batch_norm,
+    last_block,
+    pooled_features,
+    probe_batch,
+)
 from models.fixres.linear_head import Solution, only_linear_layer, solve
-from models.fixres.recipe import Recipe
+from models.fixres.recipe import FROM, Recipe
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
 from pipelines.crops import uniforms
 from pipelines.files import whole_path
@@ -130,7 +137,7 @@ class FineTuning:
         self.parameters = classifier_parameters(classifier, x)
         self.classifier_names = list(self.parameters)
         self.batch_norm = self._batch_norm(x) if recipe.tune == "classifier+bn" else None
-        self.block = last_block(classifier, x) if recipe.tune == "last-block" else None
+        self.block = self._block(x)
         self.linear_layer = self._linear_layer(x) if recipe.opt == "lbfgs" else None
         self.solution: Solution | None = None  # of lbfgs
         self.split = self._split(x)
@@ -180,6 +187,11 @@ class FineTuning:
         if not getattr(module, "track_running_stats", True):
             self.notes.append(f"{name} keeps no running statistics: it always uses those of the batch")
         return name
+
+    def _block(self, x: Tensor) -> LastBlock | None:
+        if self.recipe.tune.startswith(FROM):
+            return from_module(self.classifier, x, self.recipe.tune.removeprefix(FROM))
+        return last_block(self.classifier, x) if self.recipe.tune == "last-block" else None
 
     def _linear_layer(self, x: Tensor) -> str:
         name = only_linear_layer(self.classifier, self.parameters, pooled_features(self.classifier, x))

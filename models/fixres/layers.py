@@ -77,7 +77,8 @@ def last_batch_norm(classifier: Classifier, x: Tensor) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LastBlock:
-    """``name``: the block's module. ``behind``: the modules with parameters that run after it, up to the pooling."""
+    """``name``: the module at which training begins. ``behind``: the modules with parameters that run after its first
+    layer and are not in it, up to the pooling."""
 
     name: str
     behind: tuple[str, ...]
@@ -89,6 +90,34 @@ def last_block(classifier: Classifier, x: Tensor) -> LastBlock:
 
     Raises ValueError where the network has no pooled features, or no such module.
     """
+    ran = _run_order(classifier, x)
+    for i, name in reversed(list(enumerate(ran))):
+        if (block := _block_of(classifier.net, name)) is not None:
+            return LastBlock(block, _not_in(block, ran[i + 1 :]))
+    raise ValueError(
+        f"`tune` last-block: {classifier.name} is not made of numbered blocks; use `tune` classifier or all"
+    )
+
+
+def from_module(classifier: Classifier, x: Tensor, name: str) -> LastBlock:
+    """The module ``name`` and all that runs after its first layer: ``layer4`` of SENet-154 (FixRes Table 10),
+    ``cell_9`` for the last three cells of PNASNet-5 (Table 1).
+
+    Raises ValueError where the network has no such module, or has it behind the pooling, or has no pooled features.
+    """
+    ran = _run_order(classifier, x)
+    first = next((i for i, one in enumerate(ran) if f"{one}.".startswith(f"{name}.")), None)
+    if not name or first is None:
+        known = ", ".join(dict.fromkeys(one.partition(".")[0] for one in ran))
+        raise ValueError(
+            f"`tune` from:{name}: {classifier.name} has no layers of this name before its pooling, but {known} and "
+            "what is in them"
+        )
+    return LastBlock(name, _not_in(name, ran[first:]))
+
+
+def _run_order(classifier: Classifier, x: Tensor) -> list[str]:
+    """Names of the modules that have parameters of their own, as they run, up to the pooling."""
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -100,13 +129,11 @@ def last_block(classifier: Classifier, x: Tensor) -> LastBlock:
     finally:
         for hook in hooks:
             hook.remove()
-    for i, name in reversed(list(enumerate(ran))):
-        if (block := _block_of(classifier.net, name)) is not None:
-            behind = tuple(dict.fromkeys(one for one in ran[i + 1 :] if not one.startswith(f"{block}.")))
-            return LastBlock(block, behind)
-    raise ValueError(
-        f"`tune` last-block: {classifier.name} is not made of numbered blocks; use `tune` classifier or all"
-    )
+    return ran
+
+
+def _not_in(block: str, ran: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for one in ran if not f"{one}.".startswith(f"{block}.")))
 
 
 def _block_of(net: nn.Module, name: str) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipelines.training_crops import AUGMENTATIONS
 
 TUNES = ("classifier", "classifier+bn", "last-block", "all")
+FROM = "from:"  # and the name of a module
 OPTS = ("sgd", "lbfgs")
 
 PAPER_LR, PAPER_BATCH = 0.008, 512  # FixRes Section 5, ResNet-50. ResNeXt-101 32x48d: 0.0008 with 256
@@ -31,14 +32,15 @@ class Recipe:
     ``momentum``, ``weight_decay``: of the training recipe that it cites ([15], He et al. 2019, "Bag of tricks").
     ``jitter``: strength of brightness, contrast and saturation; timm's default, and fb.resnet.torch's.
     ``tune`` all: every parameter, all BatchNorms in training mode, as in ordinary training (Table 3's transfer).
-    ``tune`` last-block: the last block before the pooling, and all behind it, likewise.
+    ``tune`` last-block: the last block before the pooling, and all behind it, likewise. ``from:NAME``: the module
+    of this name in its place (FixRes Table 1: ``from:cell_9``, timm's name; Table 10: ``from:layer4``).
     ``opt`` lbfgs: not the paper's. The best classifier on features that do not change, in one step (linear_head.py).
     ``label_smoothing``: none in FixRes; FixEfficientNet 3.1 adds it and prints no value (0.1 is the usual one).
 
     Raises ValueError, naming the field, for what cannot be trained.
     """
 
-    tune: str = "classifier+bn"  # one of TUNES
+    tune: str = "classifier+bn"  # one of TUNES, or from:NAME
     augmentation: str = "test"  # one of AUGMENTATIONS
     epochs: int = 60
     batch_size: int = PAPER_BATCH
@@ -54,8 +56,8 @@ class Recipe:
     seed: int = 0  # of the order of images and of random windows
 
     def __post_init__(self) -> None:
-        if self.tune not in TUNES:
-            raise ValueError(f"`tune` {self.tune!r} is not one of {', '.join(TUNES)}")
+        if self.tune not in TUNES and not self.tune.startswith(FROM):
+            raise ValueError(f"`tune` {self.tune!r} is not one of {', '.join(TUNES)}, {FROM}NAME")
         if self.opt not in OPTS:
             raise ValueError(f"`opt` {self.opt!r} is not one of {', '.join(OPTS)}")
         if self.augmentation not in AUGMENTATIONS:

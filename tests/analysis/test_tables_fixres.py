@@ -333,3 +333,16 @@ def test_the_committed_demo_table_is_of_all_images_and_complete():
     assert found[found["adaptation"] != "none"]["gain"].notna().all()
     for row in found.to_dict("records"):
         assert row["top1_low"] < row["top1"] < row["top1_high"]
+
+
+def test_the_last_three_cells_of_pnasnet(scored):
+    """FixRes Table 1, third line: only a network whose cells 9 to 11 were trained stands beside it."""
+    where = {"adaptation": "classifier+batch_norm+last_three_cells", "test_res": 480}
+    pnasnet = {"model": "pnasnet5large.tf_in1k", "family": None, "variant": None}
+    run = scored("cells", 41_850, weight_hash="tt", K=480, **pnasnet)
+    own = tuning(base="pnasnet5large.tf_in1k", train_res=331, K=480, layers="from:cell_9", label_smoothing=0.0)
+    one = cell(fill("fixres_table1", run, tunings=[own]), **where)
+    assert one.measured.value == 83.7 and one.difference == pytest.approx(0)
+    for layers in ("classifier+bn", "from:cell_10"):
+        one = cell(fill("fixres_table1", run, tunings=[replace(own, layers=layers)]), **where)
+        assert one.measured is None and one.why_not.endswith("finetune --img-size 480 --tune from:cell_9")

@@ -180,7 +180,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, tune: str, epoch: int, run: Callabl
         assert run() == 130
 
 
-@pytest.mark.parametrize("tune", ["last-block", "all"])
+@pytest.mark.parametrize("tune", ["last-block", "all", "from:layer4"])
 def test_first_the_classifier_then_more_of_the_network(
     command: Flags, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str
 ) -> None:
@@ -192,7 +192,7 @@ def test_first_the_classifier_then_more_of_the_network(
     assert first["recipe"]["tune"] == "classifier" and first["result"] == note_of(alone)["result"]
     assert note["base"]["weight_hash"] == first["result"]["weight_hash"] and note["recipe"]["tune"] == tune
     assert note["recipe"]["lr"] == pytest.approx(0.008 * 32 / 512) and note["recipe"]["patience"] == 10  # a lower rate
-    assert note["tuned"]["block"] == ("layer4.0" if tune == "last-block" else None)
+    assert note["tuned"]["block"] == {"last-block": "layer4.0", "from:layer4": "layer4"}.get(tune)
     assert note["data"]["held_out"] == first["data"]["held_out"] == 32
     # killed in the first part, then in the second: the same weights
     stopped(monkeypatch, "classifier", 1, lambda: finetune.main(command(cut, *more)))
@@ -204,7 +204,7 @@ def test_first_the_classifier_then_more_of_the_network(
     assert own.class_names == base.class_names == tuple(sorted(CLASSES))
     tensors = own.net.state_dict()
     changed = {name for name, tensor in base.net.state_dict().items() if not torch.equal(tensor, tensors[name])}
-    if tune == "last-block":
+    if tune != "all":
         assert changed and all(name.startswith(("layer4.0.", "fc.")) for name in changed)
     else:
         assert "conv1.0.weight" in changed

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.fixres import linear_head
-from models.fixres.layers import classifier_parameters, last_block, pooled_features, probe_batch
+from models.fixres.layers import classifier_parameters, from_module, last_block, pooled_features, probe_batch
 from models.fixres.linear_head import only_linear_layer, solve
 from models.loading import load
 
@@ -102,6 +102,44 @@ def test_the_last_block(model: str, block: str, behind: tuple[str, ...]) -> None
     classifier = load(model, weights="random", num_classes=4, img_size=64)
     found = last_block(classifier, probe_batch(classifier))
     assert (found.name, found.behind) == (block, behind)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "behind"),
+    [
+        ("test_resnet", "layer4", ()),
+        ("legacy_seresnet18", "layer4", ()),  # the library's SENet-154 is of this class
+        ("tf_efficientnet_lite0", "blocks.5", ("blocks.6.0",)),
+        ("torchvision:mobilenet_v2", "features.18", ()),
+    ],
+)
+def test_all_from_a_module_on(model: str, name: str, behind: tuple[str, ...]) -> None:
+    classifier = load(model, weights="random", num_classes=4, img_size=64)
+    found = from_module(classifier, probe_batch(classifier), name)
+    assert found.name == name
+    assert all(any(one.startswith(f"{part}.") for one in found.behind) for part in behind)
+    assert not any(f"{one}.".startswith(f"{name}.") for one in found.behind)
+
+
+def test_the_last_three_cells_of_pnasnet() -> None:
+    """FixRes Table 1: the cells 9, 10 and 11 are trained, whole, and nothing before them."""
+    kwargs = {"num_classes": 4, "img_size": 64}
+    classifier = load("pnasnet5large", weights="random", **kwargs)
+    found = from_module(classifier, probe_batch(classifier), "cell_9")
+    trained = {name.partition(".")[0] for name in (found.name, *found.behind)}
+    assert trained == {"cell_9", "cell_10", "cell_11"}
+    of_cells = {name for name, _ in classifier.net.named_parameters() if name.partition(".")[0] in trained}
+    parts = (found.name, *found.behind)
+    assert of_cells == {
+        name for name, _ in classifier.net.named_parameters() if any(name.startswith(f"{part}.") for part in parts)
+    }
+
+
+@pytest.mark.parametrize("name", ["layer9", "fc", "layer", ""])
+def test_a_module_that_is_not_there_is_named(name: str) -> None:
+    classifier = load("test_resnet", weights="random", num_classes=4, img_size=64)
+    with pytest.raises(ValueError, match=f"`tune` from:{name}: .*no layers of this name .* but conv1, .*layer4"):
+        from_module(classifier, probe_batch(classifier), name)
 
 
 def test_a_network_without_blocks_says_so() -> None:

@@ -143,8 +143,9 @@ def trained_by_plain_torch(tuning: FineTuning, recipe: Recipe, modules: list[str
     [
         ({"tune": "all", "augmentation": "train"}, [""], None),
         ({"tune": "last-block"}, ["layer4.0", "fc"], "before layer4.0"),
+        ({"tune": "from:layer3"}, ["layer3", "layer4", "fc"], "before layer3"),
     ],
-    ids=["the whole network", "the last block"],
+    ids=["the whole network", "the last block", "from a module on"],
 )
 def test_more_of_the_network_is_trained_as_plain_torch_trains_it(
     colours: Any, changed: dict[str, Any], modules: list[str], where: str | None
