@@ -26,7 +26,7 @@ from bench import records
 from bench.compare import loader_records
 from bench.compare.gpu_steps import HEADLINE, NETWORKS, PARITY_HW_LOADS, folder_of
 from bench.compare.loader_table import OURS
-from bench.measure.variants import COMPILED, TIMM
+from models.variants import COMPILED, TIMM
 from pipelines.files import write_whole
 from pipelines.text import csv_text
 

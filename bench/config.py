@@ -174,8 +174,8 @@ class NetworkConfig:
         "--preset",
         choices=("fast", "eager"),
         help="fast: try --fold, --channels-last, --torchcompile, --amp-dtype and --tf32 on this machine, and take the "
-        "fastest that gives the plain network's answers on 300 of the images; takes a few minutes where compiling "
-        "does; eager: the same without --torchcompile, in seconds",
+        "fastest that gives plain float32's answers on 300 crops; a few minutes where compiling takes long; eager: the "
+        "same without --torchcompile, in seconds",
     )
     tf32: bool = switch(
         "--tf32",

@@ -82,7 +82,7 @@ class Job:
         self.pipeline_images_per_sec: float | None = plan.pipeline_images_per_sec if plan else None
         self.failed: list[Failure] = []
         self.adapted = False
-        self.preset: dict[str, Any] | None = None  # what `preset` chose, and why (bench.measure.preset.Choice)
+        self.preset: dict[str, Any] | None = None  # what `preset` chose, and why (models.preset.Choice)
         self.home = home_of(self.data)
         self.home_identity = folder_identity(self.home)
 

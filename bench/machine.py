@@ -69,16 +69,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def computes_bfloat16() -> bool:
-    """Whether the processor computes with bfloat16, as far as the system says; others emulate it, slowly."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-
-
 def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 

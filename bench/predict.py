@@ -27,21 +27,23 @@ from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
 from pipelines.files import whole_file, write_whole
-from pipelines.schemas import DamagedFile, checked_fields, parse_json_line, read_json_object, read_text
+from pipelines.schemas import DamagedFile, checked_fields, parse_json_line, read_json_object, read_text, typed
 from pipelines.text import csv_text, visible_lines
 
 if TYPE_CHECKING:
     from models import MultiCrop
     from models.multicrop import ImageResult
+    from models.preset import Choice
 
 log = logging.getLogger(__name__)
 FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # Options that a recipe takes the place of.
 IN_RECIPE = (
     "model", "policy", "level", "weights", "checkpoint", "num_classes", "img_size", "crop_pct", "interpolation",
-    "device", "batch_size", "data_backend", "seed", "valid_labels",
+    "device", "batch_size", "data_backend", "seed", "valid_labels", "preset",
 )  # fmt: skip
 LIMITS = ("max_megapixels", "max_megabytes", "max_resized_megapixels")  # beyond which images are left out
+AMP_DTYPES = ("float32", "float16", "bfloat16")
 FLUSH_ROWS = 64  # rows that an interruption may lose
 
 
@@ -85,6 +87,12 @@ class PredictConfig:
     interpolation: str | None = shared(NetworkConfig, "interpolation")
     valid_labels: Path | None = shared(DataConfig, "valid_labels")
     device: str | None = shared(NetworkConfig, "device")
+    preset: str | None = shared(
+        NetworkConfig,
+        "preset",
+        help="fast: try faster ways of running the network here, which takes minutes, and take the fastest that gives "
+        "plain float32's answers on 300 crops; pays for many images (FILE.preset.json: what was measured)",
+    )
     batch_size: int | None = option(
         "--batch-size", "-b", metavar="N", parse=values.batch, help="crops per forward pass (default: by crop size)"
     )
@@ -172,6 +180,7 @@ def load(config: PredictConfig) -> MultiCrop:
         device=resolved_device(config.device),
         backend=config.data_backend,
         batch_size=config.batch_size,
+        preset=config.preset,
         seed=config.seed,
         num_classes=config.num_classes,
         img_size=config.img_size,
@@ -206,11 +215,17 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> list[dict[st
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent):
         rows = kept_rows(config, classify, lines, note)
+        if rows and preset_file(out).exists():
+            classify.use(kept_preset(preset_file(out)))
+        else:
+            preset_file(out).unlink(missing_ok=True)
         if rows:
             log.info("%d images were classified before and are kept", len(rows))
         with lines.open("a", encoding="utf-8") as file:
             remaining = classify(config.images, done={row["filename"] for row in rows})
             for image in shown(remaining, len(rows), quiet=config.quiet):
+                if classify.preset and not preset_file(out).exists():  # before the first row: a continuation needs it
+                    write_whole(preset_file(out), json.dumps(asdict(classify.preset), indent=1) + "\n")
                 rows.append(row_of(image, config.topk))
                 file.write(json.dumps(rows[-1]) + "\n")
                 if len(rows) % FLUSH_ROWS == 0:
@@ -219,6 +234,24 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> list[dict[st
         lines.unlink()
         note.unlink()
     return rows
+
+
+def preset_file(out: Path) -> Path:
+    """Where it says which setting `preset` took, and why."""
+    return out.with_name(f"{out.name}.preset.json")
+
+
+def kept_preset(path: Path) -> Choice:
+    """With which setting the rows were made. Raises DamagedFile."""
+    from models.preset import Choice
+    from models.variants import Variant
+
+    choice = typed(Choice, read_json_object(path), str(path))
+    known = {name: type(value) for name, value in Variant().options().items()}
+    options = checked_fields(choice.options, known, f"{path}: `options`")
+    if options.keys() != known.keys() or options["amp_dtype"] not in AMP_DTYPES:
+        raise DamagedFile(f"{path}: `options` is not what `preset` writes: delete it and the unfinished rows")
+    return choice
 
 
 def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:

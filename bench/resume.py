@@ -36,7 +36,7 @@ class NetworkPlan:
     expected_s: float
     description: dict[str, Any]  # for run.json
     pipeline_images_per_sec: float | None = None  # roughly, all views of the accuracy pass being made
-    preset: dict[str, Any] | None = None  # bench.measure.preset.Choice
+    preset: dict[str, Any] | None = None  # models.preset.Choice
 
     def stored(self) -> dict[str, Any]:
         """As it stands in run.json."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import glob
 import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,16 @@ from models.classifier import Classifier
 from models.dense import Dense, DenseAbsent
 from models.early_stopping import Answered, answers
 from models.loading import load
-from models.predict import GpuModes, Network, default_batch_size
+from models.predict import Network, default_batch_size
+from models.preset import CROPS, Choice, crops_of, network_arguments, pipeline_gone, policy_for
+from models.preset import choose as choose_variant
 from models.recipe import read_recipe
 from models.stopping import rule_of
 from models.thresholds import find
+from models.variants import Variant, default_variant
 from pipelines.backends import BACKENDS, backend, choose
 from pipelines.batch import DEFAULT_MAX_RESIZED, CropBatch, LoadConfig, Source, default_batch_images
-from pipelines.crops import Planner, Policy, parse_policy, union
+from pipelines.crops import Planner, Policy, Views, parse_policy, union
 from pipelines.data.dataset import Dataset, DatasetError
 from pipelines.data.labels.valid import checked_valid_labels, read_valid_labels
 from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
@@ -77,7 +81,15 @@ class MultiCrop:
     ``workers``: decoding processes of the torchvision backend; 0, the default, starts none (DALI decodes in threads).
     ``seed``: of the random crops, which depend on it and the image's name. ``class_names``: for the classes in order.
     ``thresholds``: the folder of a run that calibrated a policy such as ``CC+3DC~1%``, or the threshold itself.
-    ``valid_labels``: outputs, or a file of them, among which answers are. Images beyond ``max_megapixels`` or
+    ``valid_labels``: outputs, or a file of them, among which answers are.
+
+    ``preset="fast"``: the first call tries faster ways of running the network on its images (``models.preset``), which
+    takes minutes, and the fastest that gives the plain float32 network's answers on 300 crops is used from then on; the
+    attribute ``preset`` then says which and why (a ``models.preset.Choice``; ``None`` before). It decides
+    ``amp_dtype``, ``channels_last``, ``fold``, ``torchcompile``, ``tf32`` and ``cudnn_benchmark``. ``"eager"``: the same
+    without what would have to be compiled.
+
+    Images beyond ``max_megapixels`` or
     ``max_megabytes`` come with an error before they are decoded; of those that would have more than
     ``max_resized_megapixels`` when resized, the windows are cut one by one. The others are those of
     ``multicrop-bench run``.
@@ -111,6 +123,10 @@ class MultiCrop:
         amp_dtype: str = "float32",
         channels_last: bool | None = None,
         fold: bool = False,
+        torchcompile: bool = False,
+        tf32: bool = False,
+        cudnn_benchmark: bool = False,
+        preset: str | None = None,
         class_names: Sequence[str] | None = None,
         thresholds: str | Path | float | None = None,
         valid_labels: Sequence[int] | str | Path | None = None,
@@ -123,28 +139,24 @@ class MultiCrop:
         self.policy, self.level, self.seed, self.workers = parse_policy(policy), level, seed, workers
         self.amp_dtype = amp_dtype
         self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        self.classifier = load(
-            model,
-            weights=weights or ("demo" if model.endswith(":demo") and checkpoint is None else "pretrained"),
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            num_classes=num_classes,
-            model_kwargs=model_kwargs,
-            img_size=img_size,
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-            interpolation=interpolation,
-            seed=seed,
-        )
-        _settle(self.classifier, valid_labels, fold)
+        asked = Variant(bool(channels_last), fold, amp_dtype, torchcompile, tf32, cudnn_benchmark)
+        self._choosing, self._eager = _choosing(preset, asked), preset == "eager"
+        self.preset: Choice | None = None
+        usual = default_variant(self.device) if channels_last is None else asked
+        self._variant = replace(asked, channels_last=usual.channels_last)
+        sizes = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+        how: dict[str, Any] = {"num_classes": num_classes, "model_kwargs": model_kwargs, "seed": seed, **sizes}
+        self._load = partial(_loaded, model, valid_labels, weights=weights, checkpoint=checkpoint, **how)
+        self.classifier = self._load(fold=fold)
         if level == "feature" and self.classifier.feature_absent_reason:
             raise ValueError(f"{model} has no feature level: {self.classifier.feature_absent_reason}")
         self.backend, _ = choose(backend, device=self.device)
-        dense = _dense(self.classifier, self.policy)
+        self._dense = _dense(self.classifier, self.policy)
         self.threshold = _threshold(self.classifier, self.policy, level, thresholds)
-        self.planner = _planner(self.classifier, self.policy, seed, dense)
+        self.planner = _planner(self.classifier, self.policy, seed, self._dense)
         self.views = self.planner.views
         self.classes = class_names_for(self.classifier, class_names)
-        self._settings = _network_settings(self.classifier, self.device, batch_size, amp_dtype, channels_last, dense)
+        self.batch_size = batch_size or default_batch_size(self.classifier.spec.K, self.device)
         self.limits, self.max_resized_megapixels = ImageLimits(max_megapixels, max_megabytes), max_resized_megapixels
         self._lock = threading.Lock()
         self._taken = 0  # how often a network was asked for
@@ -165,8 +177,6 @@ class MultiCrop:
         read.require_same_packages()
         made = cls(**read.multicrop_arguments(), workers=workers, class_names=class_names, **limits)
         read.require_same_network(made.classifier)
-        made._settings["compiled"] = read.use.torchcompile
-        made._settings["modes"] = GpuModes(read.use.tf32, read.use.cudnn_benchmark)
         return made
 
     def __call__(self, images: Any, *, done: Collection[str] = ()) -> Iterator[ImageResult]:
@@ -218,6 +228,7 @@ class MultiCrop:
         """One result for each row, in order."""
         if not len(rows):
             return
+        self._choose_variant(source, rows)
         with closing(self.batches(source, rows)) as batches, closing(self.answered(batches, source)) as answered:
             for one in answered:
                 results: dict[int, tuple[np.ndarray | None, str | None]]
@@ -231,7 +242,7 @@ class MultiCrop:
 
     def batches(self, source: Source, rows: np.ndarray) -> Generator[CropBatch, None, None]:
         """The crops of these rows of a data set."""
-        loader = backend(self.backend)(source, self.planner, self._load_config())
+        loader = backend(self.backend)(source, self.planner, self._load_config(self.views))
         try:
             yield from loader.batches(rows)
         finally:
@@ -258,11 +269,53 @@ class MultiCrop:
     def _take(self) -> Network:
         with self._lock:
             self._taken += 1
-            return self._idle.pop() if self._idle else Network(self.classifier, **self._settings)
+            return self._idle.pop() if self._idle else self._network(self.classifier, self._dense, self._variant)
 
-    def _load_config(self) -> LoadConfig:
+    def _network(self, classifier: Classifier, dense: Dense | None, variant: Variant) -> Network:
+        arguments = network_arguments(variant)
+        return Network(classifier, batch_size=self.batch_size, device=self.device, dense=dense, **arguments)
+
+    def _made(self, variant: Variant) -> Network:
+        """A network whose weights are its own."""
+        classifier = self._load(fold=variant.fold)
+        return self._network(classifier, _dense(classifier, self.policy), variant)
+
+    def _choose_variant(self, source: Source, rows: np.ndarray) -> None:
+        """``preset``: choose by the first images of which any can be read, and keep that."""
+        if self._choosing is None:
+            return
+        with self._choosing:
+            if self.preset is not None:
+                return
+            crops, images = self._sample(source, rows)
+            if images:
+                self.use(
+                    *choose_variant(self._made, crops, images=images, label=self.classifier.name, eager=self._eager)
+                )
+
+    def use(self, choice: Choice, network: Network | None = None) -> None:
+        """Run the network as a preset chose, here or in an earlier process, from now on."""
+        network = network or self._made(Variant.of(choice.options))
+        with self._lock:
+            self.classifier, self._dense, self._variant = network.classifier, network.dense, Variant.of(choice.options)
+            self._idle, self.amp_dtype = [network], self._variant.amp_dtype
+            self.preset = choice
+
+    def _sample(self, source: Source, rows: np.ndarray) -> tuple[torch.Tensor, int]:
+        """At most CROPS crops of some of these images, and of how many."""
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, min(CROPS, len(rows))).astype(np.int64))]
+        planner = _planner(self.classifier, parse_policy(policy_for(len(some))), self.seed, None)
+        loader = backend(self.backend)(source, planner, self._load_config(planner.views))
+        try:
+            found = crops_of(loader.batches(some))
+        finally:
+            loader.close()
+        pipeline_gone(self.device)
+        return found
+
+    def _load_config(self, views: Views) -> LoadConfig:
         on_gpu = BACKENDS[self.backend].on_gpu
-        images = default_batch_images(self.views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
+        images = default_batch_images(views.cost(self.classifier.spec.K), self.classifier.spec.K, gpu=on_gpu)
         workers = self.workers or (0 if BACKENDS[self.backend].uses_processes else usable_cores())
         return LoadConfig(
             batch_images=images,
@@ -272,32 +325,40 @@ class MultiCrop:
         )
 
 
-def _settle(classifier: Classifier, valid_labels: Sequence[int] | str | Path | None, fold: bool) -> None:
-    """Among which outputs answers are, and folding. Raises DatasetError for outputs that the network does not have."""
+def _loaded(
+    model: str,
+    valid_labels: Sequence[int] | str | Path | None,
+    *,
+    weights: str | None,
+    checkpoint: str | Path | None,
+    fold: bool,
+    **how: Any,
+) -> Classifier:
+    """``models.loading.load``, with the outputs among which answers are. Raises DatasetError for outputs that the
+    network does not have."""
+    usual = "demo" if model.endswith(":demo") and checkpoint is None else "pretrained"
+    path = None if checkpoint is None else Path(checkpoint)
+    classifier = load(model, weights=weights or usual, checkpoint=path, **how)
     if isinstance(valid_labels, str | Path):
         classifier.restrict(read_valid_labels(Path(valid_labels), classifier.num_classes))
     elif valid_labels is not None:
         classifier.restrict(checked_valid_labels(valid_labels, classifier.num_classes))
     if fold:
         classifier.fold()
+    return classifier
 
 
-def _network_settings(
-    classifier: Classifier,
-    device: str,
-    batch_size: int | None,
-    amp_dtype: str,
-    channels_last: bool | None,
-    dense: Dense | None,
-) -> dict[str, Any]:
-    """Arguments of ``models.predict.Network``."""
-    return {
-        "batch_size": batch_size or default_batch_size(classifier.spec.K, device),
-        "device": device,
-        "amp_dtype": amp_dtype,
-        "channels_last": device == "cpu" if channels_last is None else channels_last,
-        "dense": dense,
-    }
+def _choosing(preset: str | None, asked: Variant) -> AbstractContextManager[Any] | None:
+    """What a call holds while it chooses; None where there is nothing to choose. Raises ValueError for another preset,
+    and for a setting beside it."""
+    if preset is None:
+        return None
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` {preset!r} is not known: {' and '.join(PRESETS)} are")
+    plain = Variant().options()
+    if given := [name for name, value in asked.options().items() if value != plain[name]]:
+        raise ValueError(f"`preset` {preset} decides `{given[0]}`: leave one of them out")
+    return threading.Lock()
 
 
 def _dense(classifier: Classifier, policy: Policy) -> Dense | None:

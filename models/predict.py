@@ -322,7 +322,7 @@ class _Inputs:
     """The network's input batches: one for each crop size, one for each shape of frames."""
 
     def __init__(self, network: Network, views: Views) -> None:
-        self.network, self.views, self.queue = network, views, _Queue()
+        self.network, self.views, self.queue = network, views, Queue()
         self.whole_view = views.dense.get("WI")
         self.batches: dict[tuple[int, ...], _InputBatch] = {}
         self.number = 0  # of the batch of images
@@ -360,7 +360,7 @@ class _Inputs:
             batch.flush()
 
 
-class _Queue:
+class Queue:
     """Bounds how far the host runs ahead of a GPU: it waits for the forward pass MAX_QUEUED passes back, whose end lies
     behind it as a rule. Unbounded, crops and outputs of many batches would wait in the GPU's memory."""
 
@@ -383,7 +383,7 @@ class _InputBatch:
 
     buffer: Tensor
 
-    def __init__(self, queue: _Queue) -> None:
+    def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.filled: list[tuple[_Pending, np.ndarray]] = []  # what lies in it, in order: whose, and where it belongs
         self.used = 0
@@ -422,7 +422,7 @@ class _InputBatch:
 
 
 class _CropInput(_InputBatch):
-    def __init__(self, network: Network, key: tuple[int, ...], queue: _Queue) -> None:
+    def __init__(self, network: Network, key: tuple[int, ...], queue: Queue) -> None:
         super().__init__(queue)
         self.network, (self.K,) = network, key
         self.buffer = network.buffer_of(self.K)
@@ -432,7 +432,7 @@ class _CropInput(_InputBatch):
 
 
 class _FrameInput(_InputBatch):
-    def __init__(self, network: Network, key: tuple[int, ...], queue: _Queue) -> None:
+    def __init__(self, network: Network, key: tuple[int, ...], queue: Queue) -> None:
         super().__init__(queue)
         height, width, whole = key
         self.network, self.whole = network, bool(whole)

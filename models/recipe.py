@@ -176,7 +176,7 @@ class Recipe:
 
     def multicrop_arguments(self) -> dict[str, Any]:
         """Keywords of ``models.MultiCrop``."""
-        own = ("weight_hash", "torchcompile", "tf32", "cudnn_benchmark", "stopping")
+        own = ("weight_hash", "stopping")
         stopping = {} if self.threshold is None else {"thresholds": self.threshold}
         return {name: value for name, value in asdict(self.use).items() if name not in own} | stopping
 

@@ -1,5 +1,5 @@
-"""What the system grants this process: processor cores, and a folder for caches. A container grants less than it
-shows."""
+"""What the system grants this process: processor cores, their instructions, and a folder for caches. A container grants
+less than it shows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def usable_cores() -> int:
         cores = os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor computes with bfloat16, as far as the system says; others emulate it, slowly."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def cpu_quota() -> float | None:

@@ -24,10 +24,10 @@ from bench import cases, logs, values
 from bench.config import RunConfig, option, switch
 from bench.errors import exit_status
 from bench.files import new_folder_if
-from bench.measure.variants import PLAIN, TIMM, Variant, variants
 from bench.options import add_options, build_parser, flag_names, group_flags
 from bench.options import parse as parse_options
 from bench.setup import find_images, make_job, resolve
+from models.variants import PLAIN, TIMM, Variant, variants
 from pipelines.crops import parse_policy
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from bench import records
 from bench.compare import loader_records
 from bench.compare.gpu_steps import HEADLINE, NETWORKS
 from bench.compare.loader_records import NotTimed, Timed, Workload
-from bench.measure.variants import COMPILED, PLAIN, TIMM
 from bench.records import Setting, Throughput
+from models.variants import COMPILED, PLAIN, TIMM
 
 SETTING = Setting(
     model="resnet50.a1_in1k", family="resnet", variant="50", weights="random", weight_hash="aa", param_count=25,

@@ -480,7 +480,7 @@ def test_the_host_runs_two_forward_passes_ahead_of_a_gpu_and_no_more(monkeypatch
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
     list(predict(map(batch_of, ([0, 1], [2, 3])), network_of("test_resnet", batch_size=2), VIEWS))
     assert happened == []
-    monkeypatch.setattr(predict_module._Queue, "passed", on_gpu(predict_module._Queue.passed))
+    monkeypatch.setattr(predict_module.Queue, "passed", on_gpu(predict_module.Queue.passed))
     list(predict(map(batch_of, ([0, 1], [2, 3])), network_of("test_resnet", batch_size=2), VIEWS))
     forwards = -(-4 * VIEWS.total // 2)
     expected = [("record", n) for n in range(2)]

@@ -6,10 +6,9 @@ whose answers are those of the plain network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from bench.config import NetworkConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Variant:
     as_timm: bool = False
 
     def options(self) -> dict[str, Any]:
-        """The options of a run that say the same: fields of bench.config.NetworkConfig."""
+        """The options of a run, and keywords of ``models.MultiCrop``, that say the same."""
         return {
             "channels_last": self.channels_last,
             "fold": self.fold,
@@ -35,19 +34,22 @@ class Variant:
             "cudnn_benchmark": self.cudnn_benchmark,
         }
 
-    def applied_to(self, network: NetworkConfig) -> NetworkConfig:
-        """The configuration of a network that is run so."""
-        return replace(network, preset=None, **self.options())
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Variant:
+        """The variant whose ``options`` these are."""
+        renamed = {"compiled" if name == "torchcompile" else name: value for name, value in options.items()}
+        return cls(**renamed)
 
 
 PLAIN, TIMM = "plain", "timm's benchmark"
+CHANNELS_LAST, BFLOAT16 = "channels-last", "bfloat16, channels-last"
 FOLDED, COMPILED = "channels-last, fold", "channels-last, fold, compiled"
 EAGER = {
     PLAIN: Variant(),
-    "channels-last": Variant(channels_last=True),
+    CHANNELS_LAST: Variant(channels_last=True),
     "fold": Variant(fold=True),
     FOLDED: Variant(channels_last=True, fold=True),
-    "bfloat16, channels-last": Variant(channels_last=True, amp_dtype="bfloat16"),
+    BFLOAT16: Variant(channels_last=True, amp_dtype="bfloat16"),
 }
 GPU_EAGER = {f"float16, {FOLDED}": Variant(channels_last=True, fold=True, amp_dtype="float16", cudnn_benchmark=True)}
 
@@ -74,10 +76,19 @@ def variants(device: str, with_compiled: bool) -> dict[str, Variant]:
 
 
 def preset_candidates(device: str, *, bfloat16_on_cpu: bool) -> dict[str, Variant]:
-    """What the preset chooses from, ``plain`` first. ``bfloat16_on_cpu``: the processor computes with it; emulated, one
-    forward pass may take a minute."""
-    first = {PLAIN: EAGER[PLAIN], FOLDED: EAGER[FOLDED]}
+    """What the preset chooses from, in the order in which it is tried: ``plain``, then what needs no compiler, then
+    what is compiled, the one that is expected to be the fastest first. ``bfloat16_on_cpu``: the processor computes with
+    it; emulated, one forward pass may take a minute."""
     if device.startswith("cuda"):
-        found = compiled(on_gpu=True, tf32=True) | compiled("bfloat16", on_gpu=True) | compiled("float16", on_gpu=True)
-        return {**first, **GPU_EAGER, **found}
-    return {**first, **compiled(on_gpu=False), **(compiled("bfloat16", on_gpu=False) if bfloat16_on_cpu else {})}
+        first = {PLAIN: EAGER[PLAIN], FOLDED: EAGER[FOLDED], **GPU_EAGER}
+        types = compiled("float16", on_gpu=True) | compiled("bfloat16", on_gpu=True)
+        return {**first, **types, **compiled(on_gpu=True, tf32=True)}
+    first = {name: EAGER[name] for name in (PLAIN, CHANNELS_LAST, "fold", FOLDED)}
+    if not bfloat16_on_cpu:
+        return {**first, **compiled(on_gpu=False)}
+    return {**first, BFLOAT16: EAGER[BFLOAT16], **compiled("bfloat16", on_gpu=False), **compiled(on_gpu=False)}
+
+
+def default_variant(device: str) -> Variant:
+    """How a network is run where nothing is asked for."""
+    return Variant(channels_last=not device.startswith("cuda"))
