@@ -2,8 +2,8 @@
 
 A worker process decodes (libjpeg-turbo) and resizes a whole batch with torchvision's uint8 kernels; what travels
 through the queue is the resized frames or the crops, whichever is fewer bytes: one tensor a batch, so one piece of
-shared memory. JPEGs that libjpeg-turbo decodes to RGB go through simplejpeg, or torchvision; anything else under an
-image's name (PNG, CMYK ...) goes through PIL, as timm loads it.
+shared memory. JPEGs that libjpeg-turbo decodes to RGB go through it (``pipelines.backends.jpeg``); anything else under
+an image's name (PNG, CMYK ...) goes through PIL, as timm loads it.
 
 At 20 crops of 224 pixels each crop's bytes are copied once, into memory that is taken anew: 695 images/s on two cores,
 against 385 when crops were stacked and joined (with half of them mirrored 655, against 175). Decoding and resizing
@@ -15,7 +15,6 @@ a spawned worker imports torch anew for every pass.
 
 from __future__ import annotations
 
-import io
 import logging
 import multiprocessing
 import os
@@ -30,23 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-try:
-    import simplejpeg
-except ImportError:  # not built for this system
-    simplejpeg = None
-
+from pipelines.backends.jpeg import decode_rgb, header_of
 from pipelines.batch import CropBatch, Failure, Group, LoadConfig, Source, dense_groups
 from pipelines.bounds import bounded, fitting, pieces
 from pipelines.crops import Plan, Planner
-from pipelines.data.decode import changed, decode, decode_error, stored_size
+from pipelines.data.decode import changed, decode_error
 from pipelines.data.faults import MachineFault, fault, is_of_machine
-from pipelines.data.limits import without_pillow_limit
 from pipelines.data.spans import Span
 from pipelines.workers import safe_start
 
@@ -340,7 +332,8 @@ class _Batches(Dataset):
             data = span.read()
             if request.until == "read":
                 return ""
-            if reason := changed(plan.source_sizes[k], np.array(stored_size(io.BytesIO(data)))):  # before it is decoded
+            header = header_of(data)
+            if reason := changed(plan.source_sizes[k], np.array([header.height, header.width])):  # before it is decoded
                 return reason
             image = decode_rgb(data)
         except Exception as error:  # whatever a decoder raises, the image costs itself only
@@ -371,28 +364,6 @@ Shape = tuple[int, ...]
 
 def fresh(shape: Shape) -> np.ndarray:
     return np.empty(shape, np.uint8)
-
-
-def decode_rgb(data: bytes) -> torch.Tensor:
-    """uint8 [3, H, W] (channels last in memory): plain JPEGs by libjpeg-turbo, all else through PIL; same pixels."""
-    with without_pillow_limit(), Image.open(io.BytesIO(data)) as header:
-        plain = header.format == "JPEG" and header.mode in ("RGB", "L")
-    if plain:
-        return decode_plain_jpeg(data)
-    return torch.from_numpy(decode(io.BytesIO(data))).permute(2, 0, 1)
-
-
-def decode_plain_jpeg(data: bytes) -> torch.Tensor:
-    """The same through simplejpeg where it is installed, else through torchvision, whose decoders are deprecated; what
-    simplejpeg refuses, the reference decides. All bind libjpeg-turbo: their pixels are equal."""
-    if simplejpeg is not None:
-        try:
-            # Not its defaults: the fast cosine transform and upsampling give other pixels.
-            pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-        except ValueError:
-            pixels = decode(io.BytesIO(data))
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def cut_all(plan: Plan, g: int, frames: dict[int, np.ndarray], take: Callable[[Shape], np.ndarray]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The torchvision backend's two JPEG decoders, against PIL: the same pixels, and the same files refused."""
+"""The torchvision backend's JPEG decoders, against PIL: the same pixels, and the same files refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.backends import torchvision as backend
+from pipelines.backends import jpeg
 
 
 def encoded(height: int, width: int, *, grey: bool = False, **how: object) -> bytes:
@@ -29,27 +29,81 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("with_simplejpeg", [True, False])
+def decoder(name: str) -> jpeg.Decode:
+    try:
+        return jpeg.DECODERS[name]()
+    except ImportError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("name", jpeg.DECODERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_are_pils(kind: str, with_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if with_simplejpeg:
-        pytest.importorskip("simplejpeg")
-        monkeypatch.setattr(backend, "decode_jpeg", None)  # torchvision's is not called
-    else:
-        monkeypatch.setattr(backend, "simplejpeg", None)
-    found = backend.decode_rgb(KINDS[kind])
+def test_pixels_are_pils(kind: str, name: str) -> None:
+    found = decoder(name)(KINDS[kind])
     expected = np.array(Image.open(io.BytesIO(KINDS[kind])).convert("RGB"))
     assert found.dtype == torch.uint8 and np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+    assert torch.equal(jpeg.decode_rgb(KINDS[kind]), found)
 
 
+@pytest.mark.parametrize("name", jpeg.DECODERS)
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
-def test_a_file_cut_short_is_refused_by_both(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_cut_short_is_refused_by_all(share: float, name: str) -> None:
     whole = encoded(200, 300)
-    for with_simplejpeg in (True, False):
-        if not with_simplejpeg:
-            monkeypatch.setattr(backend, "simplejpeg", None)
-        with pytest.raises((RuntimeError, OSError)):
-            backend.decode_rgb(whole[: int(share * len(whole))])
+    with pytest.raises((RuntimeError, OSError)):
+        decoder(name)(whole[: int(share * len(whole))])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_header_says_what_pillow_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    fast = jpeg.header_of(KINDS[kind])
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert fast == jpeg.header_of(KINDS[kind]) and fast.plain
+
+
+def other_kinds() -> dict[str, bytes]:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8))
+    files = {name: io.BytesIO() for name in ("CMYK", "two pictures", "PNG", "turned")}
+    picture.convert("CMYK").save(files["CMYK"], "JPEG")
+    picture.save(files["two pictures"], "MPO", save_all=True, append_images=[picture.rotate(180)])
+    picture.save(files["PNG"], "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(files["turned"], "JPEG", exif=exif)
+    return {name: file.getvalue() for name, file in files.items()}
+
+
+OTHERS = other_kinds()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_plain_jpeg_is_read_as_pillow_reads_it(kind: str) -> None:
+    expected = np.array(Image.open(io.BytesIO(OTHERS[kind])).convert("RGB"))
+    assert np.array_equal(jpeg.decode_rgb(OTHERS[kind]).permute(1, 2, 0).numpy(), expected)
+    header = jpeg.header_of(OTHERS[kind])
+    assert (header.height, header.width) == expected.shape[:2]
+    assert header.plain == (kind in ("two pictures", "turned"))
+
+
+@pytest.mark.parametrize("name", jpeg.DECODERS)
+def test_no_decoder_turns_an_image_by_its_exif_orientation(name: str) -> None:
+    assert decoder(name)(OTHERS["turned"]).shape == (3, 40, 60)
+
+
+def test_the_next_decoder_is_taken_where_one_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> jpeg.Decode:
+        raise ImportError("no module")
+
+    def broken() -> jpeg.Decode:
+        raise RuntimeError("Could not load a library")
+
+    def third(data: bytes) -> torch.Tensor:
+        return torch.zeros(3, 1, 1)
+
+    monkeypatch.setattr(jpeg, "DECODERS", {"a": missing, "b": broken, "c": lambda: third, "d": lambda: jpeg.by_pillow})
+    assert jpeg.first_there() is third
+    monkeypatch.setattr(jpeg, "DECODERS", {"a": missing})
+    assert jpeg.first_there() is jpeg.by_pillow
 
 
 def test_what_simplejpeg_refuses_pil_decides() -> None:
@@ -62,4 +116,4 @@ def test_what_simplejpeg_refuses_pil_decides() -> None:
     with pytest.raises(ValueError):
         simplejpeg.decode_jpeg(damaged, colorspace="RGB")
     expected = np.array(Image.open(io.BytesIO(damaged)).convert("RGB"))
-    assert np.array_equal(backend.decode_rgb(damaged).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(jpeg.decode_rgb(damaged).permute(1, 2, 0).numpy(), expected)
