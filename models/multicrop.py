@@ -27,7 +27,7 @@ from models.dense import Dense, DenseAbsent
 from models.early_stopping import Answered, answers
 from models.loading import load
 from models.predict import Network, default_batch_size
-from models.preset import CROPS, Choice, crops_of, network_arguments, pipeline_gone, policy_for
+from models.preset import CROPS, PRESETS, Choice, crops_of, network_arguments, pipeline_gone, policy_for
 from models.preset import choose as choose_variant
 from models.recipe import read_recipe
 from models.stopping import rule_of
@@ -86,8 +86,8 @@ class MultiCrop:
     ``preset="fast"``: the first call tries faster ways of running the network on its images (``models.preset``), which
     takes minutes, and the fastest that gives the plain float32 network's answers on 300 crops is used from then on; the
     attribute ``preset`` then says which and why (a ``models.preset.Choice``; ``None`` before). It decides
-    ``amp_dtype``, ``channels_last``, ``fold``, ``torchcompile``, ``tf32`` and ``cudnn_benchmark``. ``"eager"``: the same
-    without what would have to be compiled.
+    ``amp_dtype``, ``channels_last``, ``fold``, ``torchcompile``, ``tf32`` and ``cudnn_benchmark``. ``"eager"``: the
+    same without what would have to be compiled.
 
     Images beyond ``max_megapixels`` or
     ``max_megabytes`` come with an error before they are decoded; of those that would have more than

@@ -117,7 +117,8 @@ def choose(
     """Measure the candidates on this machine: the choice, and its network, ready.
 
     ``make``: a network of its own for each variant, whose weights no other one changes. ``crops``: uint8 [m, K, K, 3],
-    m at least 1, of so many ``images``. ``eager``: compile nothing. ``stops``: which errors are not a candidate's, and are raised.
+    m at least 1, of so many ``images``. ``eager``: compile nothing. ``stops``: which errors are not
+    a candidate's, and are raised.
     """
     plain_network = make(Variant())
     device = str(plain_network.device)
@@ -128,8 +129,8 @@ def choose(
     ]
     compiled = sum(one.options["torchcompile"] for one in found)
     log.info(
-        "preset: %d ways of running %s are tried, %d of them compiled, which takes a minute or more each; none of those "
-        "is begun after %d minutes ...", len(found), label, compiled, MOST_SECONDS / 60,
+        "preset: %d ways of running %s are tried, %d of them compiled, which takes a minute or more each; none of "
+        "those is begun after %d minutes ...", len(found), label, compiled, MOST_SECONDS / 60,
     )  # fmt: skip
     networks: dict[str, Network] = {}
     plain: Tensor | None = None
