@@ -121,12 +121,7 @@ def choose(
     a candidate's, and are raised.
     """
     plain_network = make(Variant())
-    device = str(plain_network.device)
-    found = [
-        Candidate(name, variant.options())
-        for name, variant in preset_candidates(device, bfloat16_on_cpu=computes_bfloat16()).items()
-        if not (variant.compiled and eager)
-    ]
+    found = _candidates(str(plain_network.device), eager)
     compiled = sum(one.options["torchcompile"] for one in found)
     log.info(
         "preset: %d ways of running %s are tried, %d of them compiled, which takes a minute or more each; none of "
@@ -166,6 +161,11 @@ def choose(
     networks.clear()
     gc.collect()
     return choice, taken
+
+
+def _candidates(device: str, eager: bool) -> list[Candidate]:
+    variants = preset_candidates(device, bfloat16_on_cpu=computes_bfloat16())
+    return [Candidate(name, one.options()) for name, one in variants.items() if not (one.compiled and eager)]
 
 
 class _Budget:
