@@ -8,6 +8,7 @@ A folder is known by its file: ``finetune.json`` (multicrop-bench finetune), ``r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.schemas import DamagedFile, read_json_object, read_npz
+from pipelines.schemas import DamagedFile, as_type, read_csv, read_json_object, read_npz, required_fields
 
+ANSWERS_NAME = re.compile(r"([a-z]+)-(\d{1,6})-(\d{1,6})", re.ASCII)
 ANSWERS = "answers"  # folder of train-low-test-high: NETWORK-K.npz, which images are right
+# What is read of an experiment's files, and of which type: of a fine-tuning's note, of the parts in it, and so on.
+TUNING: dict[str, Any] = {"device": str, "step_ms": dict[str, dict[str, float]]}
+TUNING_PARTS: dict[str, dict[str, Any]] = {
+    "base": {"model": str, "weights": str, "weight_hash": str, "train_K": int | None},
+    "result": {"weight_hash": str},
+    "input": {"K": int},
+    "recipe": {"tune": str, "augmentation": str, "label_smoothing": float, "batch_size": int},
+    "data": {"is_demo": bool},
+}
+STEP = ("median", "min", "max")  # of each stage in `step_ms`
+TRAINED_SETTINGS = {
+    "family": str, "min_area": float, "images": int, "epochs": int, "adapt_images": int, "adapt_epochs": int,
+    "seed": int,
+}  # fmt: skip
+TRAINED_ENVIRONMENT = {"cpu": str | None, "packages": dict[str, str | None]}
+TRAINED_COLUMNS = {
+    "family": str, "crop": str, "train_res": int, "test_res": int, "S": int, "adaptation": str, "images": int,
+    "top1_correct": int, "newly_correct": int, "newly_wrong": int, "top1": float, "top1_low": float, "top1_high": float,
+}  # fmt: skip
+ACTIVATIONS = {
+    "model": str, "is_demo": bool, "data": str, "train_K": int, "points": list[float], "cdf": dict[str, list[float]],
+}  # fmt: skip
+GAINS = ("gain", "gain_low", "gain_high")  # of an adaptation; empty where it could not be made
+ACTIVATION_COLUMNS = {
+    "K": int, "crops": int, "zero_percent": float, "above_2_percent": float, "fitted_on": str, "images": int,
+    "top1": float,
+    **{f"{name}_{ending}": float | None for name in ("frechet", "gaussian") for ending in GAINS},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +149,11 @@ def _read(folder: Path, file: str) -> Any:
 def _tuning(folder: Path, note: dict[str, Any]) -> Tuning:
     if note.get("status") != "finished":
         raise ValueError("this fine-tuning has not finished; continue it with multicrop-bench finetune --resume")
+    where = str(folder / "finetune.json")
+    note = required_fields(note, TUNING | dict.fromkeys(TUNING_PARTS, dict[str, Any]), where)
+    note |= {name: required_fields(note[name], part, f"{where}: `{name}`") for name, part in TUNING_PARTS.items()}
+    for stage, ms in note["step_ms"].items():
+        required_fields(ms, dict.fromkeys(STEP, float), f"{where}: `step_ms`, {stage}")
     recipe, base = note["recipe"], note["base"]
     return Tuning(
         folder=folder.name, base=base["model"], base_weights=base["weights"], base_hash=base["weight_hash"],
@@ -126,11 +161,50 @@ def _tuning(folder: Path, note: dict[str, Any]) -> Tuning:
         weight_hash=note["result"]["weight_hash"], K=note["input"]["K"], layers=recipe["tune"],
         augmentation=recipe["augmentation"], label_smoothing=recipe["label_smoothing"],
         batch_size=recipe["batch_size"], device=note["device"], is_demo=note["data"]["is_demo"],
-        step_ms=note["step_ms"], adapt=note.get("adapt"),
+        step_ms=note["step_ms"], adapt=as_type(note.get("adapt"), str | None, f"{where}: `adapt`"),
     )  # fmt: skip
 
 
+def read_trained(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """results.csv and results.json of train-low-test-high. Raises DamagedFile, naming the file and the field."""
+    path = folder / "results.json"
+    info = _trained_info(read_json_object(path), path)
+    return with_rows(read_csv(folder / "results.csv", TRAINED_COLUMNS), folder / "results.csv"), info
+
+
+def _trained_info(info: dict[str, Any], path: Path) -> dict[str, Any]:
+    info = required_fields(info, {"settings": dict[str, Any], "environment": dict[str, Any]}, str(path))
+    settings = required_fields(info["settings"], TRAINED_SETTINGS, f"{path}: `settings`")
+    environment = required_fields(info["environment"], TRAINED_ENVIRONMENT, f"{path}: `environment`")
+    return {**info, "settings": settings, "environment": environment}
+
+
+def with_rows(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table, which must not be empty."""
+    if frame.empty:
+        raise DamagedFile(f"{path} has a header and no row")
+    return frame
+
+
+def read_activations(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """activations.csv and activations.json. Raises DamagedFile, naming the file and the field."""
+    path = folder / "activations.json"
+    info = _activations_info(read_json_object(path), path)
+    return with_rows(read_csv(folder / "activations.csv", ACTIVATION_COLUMNS), folder / "activations.csv"), info
+
+
+def _activations_info(info: dict[str, Any], path: Path) -> dict[str, Any]:
+    info = required_fields(info, ACTIVATIONS, str(path), {"train_K": 1})
+    for K, shares in info["cdf"].items():
+        if not K.isdecimal() or not K.isascii() or len(K) > 6 or len(shares) != len(info["points"]):
+            raise DamagedFile(
+                f"{path}: `cdf` needs a share for each of `points` at each crop size, not as at {K[:20]!r}"
+            )
+    return info
+
+
 def _trained(folder: Path, info: dict[str, Any]) -> TrainedSizes:
+    info = _trained_info(info, folder / "results.json")
     paths = sorted((folder / ANSWERS).glob("*.npz"))
     if not paths:
         raise ValueError(f"the folder holds no {ANSWERS}/*.npz: run the experiment again in a new folder")
@@ -138,20 +212,26 @@ def _trained(folder: Path, info: dict[str, Any]) -> TrainedSizes:
     answers = []
     for path in paths:
         file = read_npz(path)
+        if file.get("names", np.zeros(0)).dtype.kind != "U":
+            raise DamagedFile(f"{path}: `names` holds no names of images")
         if names is None:
             names = file["names"]
         elif not np.array_equal(names, file["names"]):
             raise ValueError(f"{path.name} is of other images than {paths[0].name}")
-        crop, train_res, test_res = path.stem.split("-")
+        named = ANSWERS_NAME.fullmatch(path.stem)
+        if named is None:
+            raise DamagedFile(f"{path} is not named CROP-TRAIN_SIZE-TEST_SIZE.npz: it is another program's")
         for layers in file.keys() - {"names"}:
-            answers.append(TrainedAnswers(crop, int(train_res), int(test_res), layers, file[layers]))
+            if file[layers].dtype != np.bool_ or file[layers].shape != names.shape:
+                raise DamagedFile(f"{path}: `{layers}` does not say of each image whether the answer is right")
+            answers.append(TrainedAnswers(named[1], int(named[2]), int(named[3]), layers, file[layers]))
     assert names is not None
     answers.sort(key=lambda one: (one.crop, one.train_res, one.test_res, one.layers != "none"))
     return TrainedSizes(folder.name, info["settings"]["family"], names, tuple(answers))
 
 
 def _activations(folder: Path, info: dict[str, Any]) -> Activations:
-    frame = pd.read_csv(folder / "activations.csv")
+    frame, info = read_activations(folder)
     return Activations(folder.name, info["model"], info["is_demo"], info["train_K"], frame)
 
 

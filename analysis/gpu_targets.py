@@ -13,11 +13,9 @@ Read from the results folder of ``multicrop-bench compare gpu``:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -28,6 +26,7 @@ from bench.compare.gpu_steps import HEADLINE, NETWORKS, PARITY_HW_LOADS, folder_
 from bench.compare.loader_table import OURS
 from models.variants import COMPILED, TIMM
 from pipelines.files import write_whole
+from pipelines.schemas import DamagedFile, read_csv, read_json, required_fields
 from pipelines.text import csv_text
 
 OVER_PIL = {1: 5.0, 20: 20.0}  # crops -> times as fast
@@ -35,6 +34,10 @@ FAR_APART, FAR, NEAR = 1.5, 0.95, 0.85
 KERNELS, KERNELS_FROM_CROPS = 0.95, 5
 AGREEMENT = 0.99
 WHO = ("ours", "timm")
+# What is read of the steps' files.
+NETWORK_COLUMNS = {"variant": str, "crops_per_sec": float, "batch_size": int}
+KERNEL_COLUMNS = {"model": str, "crops": int, "kernel_share": float | None}
+PARITY = {"images": int, "top1_agreement": dict[str, dict[str, float]], "frames": dict[str, dict[str, float]]}
 Why = Callable[[str], str]  # the name of a step -> why what it should have written is not there
 
 
@@ -60,8 +63,8 @@ def targets(folder: Path, why: Why) -> list[Target]:
     for table in TABLES:
         try:
             found += list(table(folder, why))
-        except (ValueError, KeyError, OSError) as error:
-            found.append(Target(table.__name__.replace("_", " "), None, None, f"{type(error).__name__}: {error}"))
+        except (ValueError, OSError) as error:
+            found.append(Target(table.__name__.replace("_", " "), None, None, str(error)))
     return found
 
 
@@ -103,7 +106,7 @@ def network_alone(folder: Path, why: Why) -> Iterator[Target]:
     for model in NETWORKS:
         what = f"network alone over timm's benchmark, {model}"
         paths = sorted(folder.glob(f"network/{folder_of(model)}-*/network.csv"))
-        table = pd.concat([pd.read_csv(path) for path in paths]) if paths else None
+        table = pd.concat([read_csv(path, NETWORK_COLUMNS) for path in paths]) if paths else None
         if table is None:
             yield Target(what, 1.0, None, why(f"network-{model}"))
             continue
@@ -124,7 +127,7 @@ def network_alone(folder: Path, why: Why) -> Iterator[Target]:
 def kernels_active(folder: Path, why: Why) -> Iterator[Target]:
     """At each crop count from KERNELS_FROM_CROPS on."""
     path = folder / "kernels.csv"
-    table = pd.read_csv(path) if path.is_file() else None
+    table = read_csv(path, KERNEL_COLUMNS) if path.is_file() else None
     if table is None:
         yield Target("kernels active, share of wall time", KERNELS, None, why("kernels"))
         return
@@ -138,14 +141,16 @@ def same_answer(folder: Path, why: Why) -> Iterator[Target]:
     """Top-1 of dali-gpu and of each CPU backend, at the policy where they agree least."""
     for load in PARITY_HW_LOADS:
         path = folder / "parity" / f"hw-{load}" / "parity.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = required_fields(read_json(path), PARITY, str(path)) if path.is_file() else {}
         pairs = {pair: shares for pair, shares in found.get("top1_agreement", {}).items() if "dali-gpu" in pair}
         if not pairs:
             note = "dali-gpu was not compared" if found else why(f"parity-{load}")
             yield Target(f"same answer, JPEG engine's share {load}", AGREEMENT, None, note)
         for pair, shares in pairs.items():
+            frames = found["frames"].get(pair, {})
+            if not shares or "mean" not in frames:
+                raise DamagedFile(f"{path}: {pair} lacks its shares, or the mean difference of its frames")
             least = min(shares, key=lambda policy: shares[policy])
-            frames = found["frames"][pair]
             note = f"at {least}, {found['images']} images; frames differ by {frames['mean']:.3f} grey levels"
             yield Target(f"same answer, {pair}, JPEG engine's share {load}", AGREEMENT, shares[least], note)
 

@@ -22,10 +22,17 @@ from scipy.stats import binomtest
 from analysis.runs import is_v2
 from analysis.text import visible
 from bench.records import LABELS, MODEL, ORIGINAL, REAL, Accuracy, Run, Setting
-from pipelines.schemas import read_npz
+from pipelines.schemas import read_csv, read_npz
 
 FOLDER = Path(__file__).parent / "published" / "timm"
-COLUMNS = ("model", "top1", "top5", "img_size", "crop_pct", "interpolation")  # of timm's, those that are used
+COLUMNS = {  # of timm's, those that are used
+    "model": str,
+    "top1": float,
+    "top5": float,
+    "img_size": int,
+    "crop_pct": float,
+    "interpolation": str,
+}
 IMAGENET, IMAGENET_REAL, IMAGENET_V2 = FILES = (
     "results-imagenet.csv",
     "results-imagenet-real.csv",
@@ -111,13 +118,11 @@ def known_answer(setting: Setting, labels: str = ORIGINAL) -> KnownAnswer | None
 def read_results(path: Path) -> dict[str, KnownAnswer]:
     """Published figures by the network's name, of a CSV file with timm's columns; none where there is no file.
 
-    Raises ValueError, naming the file, where a column is missing.
+    Raises DamagedFile, naming the line and the column.
     """
     if not path.is_file():
         return {}
-    frame = pd.read_csv(path)
-    if missing := sorted(set(COLUMNS) - set(frame.columns)):
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)} of timm's results files")
+    frame = read_csv(path, COLUMNS)
     rows: list[dict[str, Any]] = frame[list(COLUMNS)].to_dict("records")  # type: ignore[assignment]
     return {row["model"]: KnownAnswer(**row, file=path.name) for row in rows}
 

@@ -25,7 +25,6 @@ from typing import Any
 if not __package__:  # run as `multicrop-bench report`: search the repo root, not analysis/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -53,6 +52,7 @@ from analysis.tables import (
 from analysis.timing_notes import latency_notes, timing_notes
 from bench.records import DECODE, READ, RESIZE, Accuracy, Latency, Run, Setting, Throughput
 from pipelines.files import write_whole
+from pipelines.schemas import read_csv
 
 HERE = Path(__file__).parent
 TEMPLATE, SCRIPT = "report_template.html", "report.js"
@@ -323,14 +323,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield prefix + key, "unknown" if value is None else value
 
 
+UNREADABLE = ["name", "stage", "reason"]  # columns of unreadable.csv
+
+
 def unreadable_grid(runs: Sequence[Run]) -> Grid:
     """Every run's unreadable.csv; without a row the title is shown alone."""
     rows = []
     for run in runs:
         path = run.folder / "unreadable.csv"
         if path.is_file():
-            table = pd.read_csv(path, dtype=object, keep_default_na=False, encoding_errors="surrogateescape")
-            rows += [(run.folder.name, *row) for row in table[["name", "stage", "reason"]].itertuples(index=False)]
+            table = read_csv(path, dict.fromkeys(UNREADABLE, str), encoding_errors="surrogateescape")
+            rows += [(run.folder.name, *row) for row in table[UNREADABLE].itertuples(index=False)]
     return Grid("Every image could be read.", ("Run", "Image", "Stage", "Reason"), tuple(rows), ())
 
 

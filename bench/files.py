@@ -17,6 +17,7 @@ import filelock
 
 from bench.errors import UserError
 from pipelines.files import PART, write_whole
+from pipelines.schemas import DamagedFile, read_json, required_fields
 
 log = logging.getLogger(__name__)
 LOCK, WRITER = ".lock", ".writer.json"  # in a folder that is being written: the lock, and whose it is
@@ -62,10 +63,10 @@ def locked(folder: Path) -> Iterator[None]:
 def writer(folder: Path) -> str:
     """Which process writes to a folder, or last did without coming to its end: ``process 12 on host ...``; or ""."""
     try:
-        note = json.loads((folder / WRITER).read_text(encoding="utf-8"))
-        return f"process {note['process']:d} on host {note['host']!s}, since {note['since']!s}"
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        note = required_fields(read_json(folder / WRITER), {"process": int, "host": str, "since": str}, WRITER)
+    except DamagedFile:  # none, or not ours
         return ""
+    return f"process {note['process']} on host {note['host']}, since {note['since']}"
 
 
 @contextmanager

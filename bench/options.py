@@ -12,6 +12,7 @@ from bench import values
 from bench.config import DEFAULT_CROPS, Option, RunConfig, option_of
 from bench.errors import with_flags
 from models.recipe import read_recipe
+from pipelines.schemas import DamagedFile, read_text
 
 T = TypeVar("T")
 
@@ -187,12 +188,12 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def listed_models(path: Path) -> list[str]:
-    """The names in a text file, one a line; ``#`` begins a comment. Raises ValueError where there is none."""
+    """The names in a text file, one a line; ``#`` begins a comment. Raises DamagedFile where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"`model_list` {path} cannot be read: {error}") from error
+        lines = read_text(path).splitlines()
+    except DamagedFile as error:
+        raise DamagedFile(f"`model_list` {error}") from error
     found = [name for line in lines if (name := line.partition("#")[0].strip())]
     if not found:
-        raise ValueError(f"`model_list` {path} names no network: write one name a line")
+        raise DamagedFile(f"`model_list` {path} names no network: write one name a line")
     return found

@@ -5,10 +5,11 @@
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
     multicrop-bench predict --recipe recipe.json photos/ --out answers.csv
 
-Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it could not be read,
-and for each of the k classes index, label (the wnid, for ImageNet), name and probability. The format follows the ending
-of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues where it stopped when it is given again: rows
-that were written stay, and the images without one follow, those added to the folder meanwhile among them.
+Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it has no answer (it
+cannot be read, or the network gives NaN), and for each of the k classes index, label (the wnid, for ImageNet), name and
+probability. The format follows the ending of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues
+where it stopped when it is given again: rows that were written stay, and the images without one follow, those added to
+the folder meanwhile among them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
 from pipelines.files import whole_file, write_whole
-from pipelines.schemas import DamagedFile, checked_fields, parse_json_line, read_json_object, read_text, typed
-from pipelines.text import csv_text, visible_lines
+from pipelines.schemas import (
+    DamagedFile,
+    checked_fields,
+    parse_json_line,
+    read_json_object,
+    read_text,
+    required_fields,
+    typed,
+)
+from pipelines.text import csv_text, visible, visible_lines
 
 if TYPE_CHECKING:
     from models import MultiCrop
@@ -151,12 +160,12 @@ def run(config: PredictConfig) -> int:
 
 
 def say_unreadable(rows: list[dict[str, Any]]) -> None:
-    """How many images could not be read, and the first of them with the reasons."""
+    """How many images have no answer, and the first of them with the reasons."""
     from pipelines.data.dataset import left_out_lines
 
     failed = [(row["filename"], row["error"]) for row in rows if row["error"] is not None]
     if failed:
-        log.info("%d of %d images could not be read", len(failed), len(rows))
+        log.info("%d of %d images have no answer", len(failed), len(rows))
     for line in left_out_lines(failed):
         log.info("  %s", line)
 
@@ -276,18 +285,37 @@ def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Pat
     return []
 
 
+IMAGE = {"filename": str, "error": str | None}
+ROW = {
+    "index": int,
+    "label": str | None,
+    "name": str | None,
+    "prob": float,
+}  # of each of the k classes, with _i behind
+
+
 def whole_rows(lines: Path) -> list[dict[str, Any]]:
     """The rows of a file whose last line may be cut off; the cut line is removed from it."""
     text = read_text(lines)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_whole(lines, whole)
-    rows = [parse_json_line(row, f"{lines}, line {n}") for n, row in enumerate(whole.splitlines(), 1)]
-    for number, row in enumerate(rows, 1):
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
         where = f"{lines}, line {number}"
-        if "error" not in checked_fields(row, {"filename": str, "error": str | None}, where) or "filename" not in row:
-            raise DamagedFile(f"{where} lacks `filename` or `error`: delete {lines} to begin again")
-    return rows
+        row = parse_json_line(line, where)
+        types = {name: ROW.get(name.rpartition("_")[0]) for name in row.keys() - IMAGE.keys()}
+        if other := [name for name, kind in types.items() if kind is None or not name.rpartition("_")[2].isdecimal()]:
+            raise DamagedFile(
+                f"{where}: `{visible(other[0][:40])}` is no field of a row: delete {lines} to begin again"
+            )
+        row = required_fields(row, IMAGE | types, where)
+        if any("\ud800" <= sign <= "\udfff" for value in row.values() if isinstance(value, str) for sign in value):
+            raise DamagedFile(f"{where} holds what is no text: delete {lines} to begin again")
+        if row["filename"] in rows:
+            raise DamagedFile(f"{where}: {row['filename']!r} comes twice: delete {lines} to begin again")
+        rows[row["filename"]] = row
+    return list(rows.values())
 
 
 def frame(rows: list[dict[str, Any]]) -> Any:

@@ -8,6 +8,7 @@ for image in classify("photos/"):
 from __future__ import annotations
 
 import glob
+import logging
 import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
@@ -44,13 +45,16 @@ from pipelines.data.scanning import scan
 from pipelines.data.tars import is_pattern
 from pipelines.surroundings import usable_cores
 
+log = logging.getLogger(__name__)
+NAN = "the network gave NaN: half precision may overflow, or the weights hold NaN"
+FEWEST_OF_ONE_CLASS = 10  # images with one and the same answer, from which on a note says so
 BLOCK_IMAGES = 256  # of a list or iterator, looked at together: memory stays bounded
 GLOB_SIGNS = "*?["
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One image: its probabilities, or why it could not be read."""
+    """One image: its probabilities, or why there are none: it could not be read, or the network gave NaN."""
 
     name: str
     probabilities: np.ndarray | None  # float64 [n classes], sums to 1; None where there is an error
@@ -61,10 +65,10 @@ class ImageResult:
         """The k most probable classes: (index, wnid, name, probability). wnid and name are None where they are not
         known.
 
-        Of equal probabilities the lower index comes first. Raises ValueError for an image that could not be read.
+        Of equal probabilities the lower index comes first. Raises ValueError for an image without an answer.
         """
         if self.probabilities is None:
-            raise ValueError(f"{self.name} could not be read: {self.error}")
+            raise ValueError(f"{self.name} has no answer: {self.error}")
         order = np.argsort(-self.probabilities, kind="stable")[:k].tolist()
         return [(i, self.classes.wnid(i), self.classes.name(i), float(self.probabilities[i])) for i in order]
 
@@ -185,18 +189,36 @@ class MultiCrop:
         ``images``: a folder, a glob, a tar or its pattern; one path, bytes of an encoded image, PIL image or uint8
         array [H, W, 3]; or an iterable of such items, read a few hundred ahead. In a folder an image's name is its path
         below the folder; else the path as given, or ``image N``. An unreadable image comes with its ``error`` and does
-        not stop the others. ``done``: names of images to leave out, to continue what was interrupted.
+        not stop the others; one for which the network gave NaN too. ``done``: names of images to leave out, to continue
+        what was interrupted. A warning is logged where ten images or more all get one class.
 
         Raises pipelines.data.dataset.DatasetError for a folder, glob or tar that is not there or holds no image.
         """
         if isinstance(images, str | Path):
             path = Path(images).expanduser()
             if path.is_dir() or (is_pattern(images) and not _is_glob_of_files(str(images))):
-                return self._scanned(path, frozenset(done))
+                return self._noting_one_class(self._scanned(path, frozenset(done)))
             if not path.is_file():
-                return self._listed(_matching(path), frozenset(done))
+                return self._noting_one_class(self._listed(_matching(path), frozenset(done)))
         one = isinstance(images, str | Path | bytes | bytearray | memoryview | np.ndarray) or hasattr(images, "convert")
-        return self._listed([images] if one else images, frozenset(done))
+        return self._noting_one_class(self._listed([images] if one else images, frozenset(done)))
+
+    def _noting_one_class(self, results: Iterator[ImageResult]) -> Iterator[ImageResult]:
+        """Pass them on; at the end a warning, where all answers are one class."""
+        images, classes = 0, set[int]()
+        for result in results:
+            if result.probabilities is not None and len(classes) < 2:
+                classes.add(int(result.probabilities.argmax()))
+                images += 1
+            yield result
+        if len(classes) == 1 and images >= FEWEST_OF_ONE_CLASS and self.classifier.num_classes > 1:
+            (index,) = classes
+            name = f" ({self.classes.name(index)})" if self.classes.name(index) else ""
+            log.warning(
+                "the network answers class %d%s for all %d images: unless they all show it, check weights, mean and "
+                "std (of equal scores, the class with the lowest number is the answer)",
+                index, name, images,
+            )  # fmt: skip
 
     def dataset(self, root: str | Path) -> Dataset:
         """The images of a folder or of tars, without labels."""
@@ -235,7 +257,10 @@ class MultiCrop:
                 results = {failure.row: (None, failure.reason) for failure in one.failed}
                 if one.log_p is not None:
                     probabilities = one.log_p.exp().cpu().numpy()
-                    results |= {row: (p, None) for row, p in zip(one.rows.tolist(), probabilities, strict=True)}
+                    results |= {
+                        row: (None, NAN) if np.isnan(p).any() else (p, None)
+                        for row, p in zip(one.rows.tolist(), probabilities, strict=True)
+                    }
                 names = source.names(np.array(sorted(results), dtype=np.int64))
                 for name, row in zip(names, sorted(results), strict=True):
                     yield ImageResult(name, *results[row], self.classes)

@@ -1,4 +1,4 @@
-"""Files that were written earlier, checked on reading: JSON against types and ranges, and .npz archives.
+"""Files that were written earlier, checked on reading: JSON and CSV against types and ranges, and .npz archives.
 
 One schema for each file: a dataclass (``typed``), or a table field name -> type (``checked_fields``). A file that does
 not fit raises ``DamagedFile``, which names the file, the line and the field.
@@ -6,8 +6,11 @@ not fit raises ``DamagedFile``, which names the file, the line and the field.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import re
 import types
 import typing
 import zipfile
@@ -16,9 +19,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 MOST_WHOLE = 1 << 63  # a whole number beyond this is no count: NumPy's int64 cannot hold it
@@ -152,6 +158,15 @@ def checked_fields(
     return out
 
 
+def required_fields(
+    values: Any, hints: Mapping[str, Any], where: str, least: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """``checked_fields`` of an object that must have all of these fields. Raises DamagedFile, naming the field."""
+    if missing := sorted(hints.keys() - as_object(values, where).keys()):
+        raise DamagedFile(f"{where}: missing fields: {shown_names(missing)}")
+    return checked_fields(values, hints, where, least)
+
+
 def as_type(value: Any, hint: Any, where: str) -> Any:
     """``value``, when it is of the type: dataclasses are made, whole numbers become floats where those are wanted.
     Numbers must be finite. Raises DamagedFile."""
@@ -226,6 +241,91 @@ def words(hint: Any) -> str:
 
 def shown_names(names: list[str]) -> str:
     return ", ".join(name if len(name) <= 40 else shown(name) for name in names[:5])
+
+
+# ------------------------------------------------------------------------------------------------------------------ CSV
+
+MOST_DIGITS = 18  # of a whole number in a cell: NumPy's int64 holds it
+
+
+def read_csv(path: Path, columns: Mapping[str, Any], encoding_errors: str = "strict") -> pd.DataFrame:
+    """A table with a header that names at least ``columns``: name -> ``str``, ``int``, ``float`` or ``bool``, or one of
+    them ``| None`` where a cell may be empty. Other columns hold numbers where each of their cells is one, else text.
+
+    Raises DamagedFile, naming the line and the column.
+    """
+    import pandas as pd
+
+    rows = _csv_rows(path, encoding_errors)
+    header = next(rows, (1, []))[1]
+    if missing := [name for name in columns if name not in header]:
+        raise DamagedFile(f"{path}, line 1: missing columns: {shown_names(missing)}")
+    if len(set(header)) < len(header):
+        raise DamagedFile(f"{path}, line 1: a column comes twice")
+    cells: list[list[str]] = []
+    numbers: list[int] = []
+    for number, row in rows:
+        if len(row) != len(header):
+            raise DamagedFile(f"{path}, line {number}: {len(row)} fields, and the header has {len(header)}")
+        cells.append(row)
+        numbers.append(number)
+    table: dict[str, Any] = {}
+    for i, name in enumerate(header):
+        texts = [row[i] for row in cells]
+        places = [f"{path}, line {number}: `{name}`" for number in numbers]
+        hint = columns.get(name) or (float | None if all(map(_may_be_number, texts)) else str)
+        values = [_cell(text, hint, place) for text, place in zip(texts, places, strict=True)]
+        table[name] = pd.Series(values, dtype=_dtype(hint))
+    return pd.DataFrame(table)
+
+
+def _dtype(hint: Any) -> str:
+    """Text as objects: pandas' own type of text holds no bytes of names that are not UTF-8."""
+    kinds = typing.get_args(hint) or (hint,)
+    if str in kinds:
+        return "object"
+    return "float64" if float in kinds or types.NoneType in kinds else "int64" if int in kinds else "bool"
+
+
+def _csv_rows(path: Path, encoding_errors: str) -> typing.Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of each row that is not blank. Raises DamagedFile for what is no CSV."""
+    try:
+        text = path.read_bytes().decode("utf-8", encoding_errors)
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{path} cannot be read: {_reason(error)}") from error
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from ((rows.line_num, row) for row in rows if row)
+    except csv.Error as error:
+        raise DamagedFile(f"{path}, line {rows.line_num}: it is no CSV ({error})") from error
+
+
+def _may_be_number(text: str) -> bool:
+    return text == "" or _number(text) is not None
+
+
+def _number(text: str) -> float | None:
+    """What a cell says, if it is a finite number."""
+    try:
+        value = float(text) if "_" not in text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _cell(text: str, hint: Any, where: str) -> Any:
+    kinds = typing.get_args(hint) or (hint,)
+    if text == "" and types.NoneType in kinds:
+        return None
+    if str in kinds:
+        return text
+    if bool in kinds and text in ("True", "False"):
+        return text == "True"
+    if int in kinds and re.fullmatch(rf"[+-]?\d{{1,{MOST_DIGITS}}}(\.0*)?", text, re.ASCII):
+        return int(text.partition(".")[0])
+    if float in kinds and (value := _number(text)) is not None:
+        return value
+    raise DamagedFile(f"{where} is {shown(text)}, and should be {words(hint)}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- .npz

@@ -5,7 +5,6 @@ multicrop-bench figures DIR        # a folder that multicrop-bench activations w
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
+from analysis.experiments import read_activations
 from analysis.runs import Inputs, experiment_folders
 from analysis.text import name_text
+from pipelines.schemas import DamagedFile
 
 NAMES = {"frechet": "Fréchet, behind the pooling", "gaussian": "Gaussian, before the last activation"}
 
@@ -41,12 +42,11 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the folder, for one that multicrop-bench activations did not write."""
+    """Raises DamagedFile, naming the folder, for one that multicrop-bench activations did not write."""
     try:
-        frame = pd.read_csv(folder / "activations.csv")
-        info: dict[str, Any] = json.loads((folder / "activations.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} was not written by multicrop-bench activations: {error}") from error
+        frame, info = read_activations(folder)
+    except DamagedFile as error:
+        raise DamagedFile(f"{folder} was not written by multicrop-bench activations: {error}") from error
     demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else name_text(info["data"])
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "

@@ -10,7 +10,6 @@ highest. Filled marks: tested as trained.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
+from analysis.experiments import read_trained
 from analysis.published import load
 from analysis.runs import Inputs, experiment_folders
 from analysis.text import name_text
+from pipelines.schemas import DamagedFile
 
 RESIZED, FIXED = (
     "RandomResizedCrop",
@@ -49,12 +50,11 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 
 
 def read(folder: Path) -> Data:
-    """Raises ValueError, naming the file, for a folder that multicrop-bench train-low-test-high did not finish."""
+    """Raises DamagedFile, naming the file, for a folder that multicrop-bench train-low-test-high did not finish."""
     try:
-        frame = pd.read_csv(folder / "results.csv")
-        info = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a finished run of multicrop-bench train-low-test-high: {error}") from error
+        frame, info = read_trained(folder)
+    except DamagedFile as error:
+        raise DamagedFile(f"{folder} is not a finished run of multicrop-bench train-low-test-high: {error}") from error
     resized, fixed = frame[frame["crop"] == RESIZED], frame[frame["crop"] == FIXED]
     ours = (
         resized[resized["adaptation"] == "none"],
@@ -71,7 +71,7 @@ def read(folder: Path) -> Data:
         "(paper: 0.08), right with random crops of a fixed size.",
         f"Trained on {settings['images']:,} images for {settings['epochs']} epochs, fine-tuned on "
         f"{min(settings['adapt_images'], settings['images']):,} for {settings['adapt_epochs']}; centre crops; "
-        f"seed {settings['seed']}; {name_text(environment['cpu'])}, torch {environment['packages']['torch']}.",
+        f"seed {settings['seed']}; {name_text(environment['cpu'])}, torch {environment['packages'].get('torch')}.",
     ]
     return Data("Train low, test high: published, and in small", published(), ours, notes)
 

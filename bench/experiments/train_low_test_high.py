@@ -34,7 +34,7 @@ from bench.config import DataConfig, LoadingConfig, OutputConfig, option, to_pla
 from bench.errors import UserError, exit_status
 from bench.files import LOCK, WRITER, locked
 from bench.options import group_flags, parse_group, shared
-from pipelines.schemas import DamagedFile, checked_fields, read_json_lines, read_json_object
+from pipelines.schemas import read_json, read_json_lines, read_json_object, required_fields
 
 
 def count(flag: str, default: int, what: str) -> Any:
@@ -270,15 +270,15 @@ def open_folder(out: Path, settings: dict[str, Any]) -> set[tuple[str, int]]:
     return set()
 
 
+SCORED = {"network": str, "test_res": int, "rows": list[Row], "fine_tuning": list[dict[str, Any]]}  # a line's fields
+
+
 def read_log(out: Path) -> list[dict[str, Any]]:
     """scored.jsonl: a line for each network and test size."""
     path = out / "scored.jsonl"
-    lines = []
-    for number, line in enumerate(read_json_lines(path), 1):
-        lines.append(checked_fields(line, {"network": str, "test_res": int}, f"{path}, line {number}"))
-        if missing := {"network", "test_res"} - line.keys():
-            raise DamagedFile(f"{path}, line {number}: `{min(missing)}` is missing")
-    return lines
+    return [
+        required_fields(line, SCORED, f"{path}, line {number}") for number, line in enumerate(read_json_lines(path), 1)
+    ]
 
 
 def weights_path(out: Path, trained: Trained) -> Path:
@@ -453,19 +453,16 @@ def finish(config: TrainLowTestHigh, elapsed_s: float) -> int:
 
     entries = read_log(config.out)
     rows = sorted(
-        (Row(**row) for entry in entries for row in entry["rows"]),
+        (row for entry in entries for row in entry["rows"]),
         key=lambda r: (r.crop != CROPS["train"], r.train_res, r.test_res, r.adaptation != "none"),
     )
     write_csv(config.out / "results.csv", rows)
     info = {
         "about": ABOUT,
-        "settings": json.loads((config.out / "settings.json").read_text(encoding="utf-8")),
+        "settings": read_json_object(config.out / "settings.json"),
         "environment": machine.environment(),
         "peaks": peaks(rows),
-        "training": {
-            path.stem: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((config.out / "networks").glob("*.json"))
-        },
+        "training": {path.stem: read_json(path) for path in sorted((config.out / "networks").glob("*.json"))},
         "fine_tuning": {f"{entry['network']} at {entry['test_res']}": entry["fine_tuning"] for entry in entries},
     }
     write_whole(config.out / "results.json", json.dumps(info, indent=1, allow_nan=False) + "\n")

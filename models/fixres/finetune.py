@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ from models.fixres.recipe import FROM, Recipe
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
 from pipelines.crops import uniforms
 from pipelines.files import whole_path
+from pipelines.schemas import DamagedFile, required_fields
 from pipelines.training_crops import TrainingCrops, epoch_order
 
 
@@ -459,16 +461,12 @@ class FineTuning:
 
     def load_state(self, path: Path) -> list[dict[str, object]]:
         """Go on from ``save_state``'s file; returns its log. Raises ValueError when it is not of this run."""
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                about = json.loads((file.metadata() or {})["about"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a saved state of a fine-tuning ({error}): start again in a new `out`"
-            ) from error
+        about, tensors = read_state(path, held_out=self._held_out is not None)
         own = self.tuned_state()
-        if about["recipe"] != asdict(self.recipe) or not set(own) <= set(tensors):
+        needed = own | ({f"best/{name}": tensor for name, tensor in own.items()} if self._held_out is not None else {})
+        perhaps = {f"momentum/{name}": parameter for name, parameter in self.parameters.items()}
+        fits = all(tensors[name].shape == one.shape for name, one in (perhaps | needed).items() if name in tensors)
+        if about["recipe"] != asdict(self.recipe) or not set(needed) <= set(tensors) or not fits:
             raise ValueError(
                 f"{path} belongs to a fine-tuning with another recipe or network: start again in a new `out`"
             )
@@ -486,6 +484,26 @@ class FineTuning:
 def _is_in(name: str, module: str) -> bool:
     """Whether the parameter or buffer is the module's; "" is the whole network."""
     return not module or name.startswith(f"{module}.")
+
+
+STATE = {"recipe": dict[str, Any], "epochs_done": int, "log": list[dict[str, Any]]}  # what `about` holds
+# Beside them, with images held out. A number that is not finite is one here: a loss that was never lower.
+STATE_HELD_OUT = {"best_epoch": (int,), "best_loss": (int, float)}
+
+
+def read_state(path: Path, *, held_out: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``FineTuning.save_state`` wrote: its plain values and its tensors. Raises DamagedFile."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            about = required_fields(json.loads((file.metadata() or {})["about"]), STATE, "about", {"epochs_done": 0})
+            for name, kinds in STATE_HELD_OUT.items() if held_out else ():
+                if type(about.get(name)) not in kinds:
+                    raise DamagedFile(f"about: `{name}` is {about.get(name)!r:.40}, no number")
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
+        raise DamagedFile(
+            f"{path} is not a saved state of a fine-tuning ({error}): start again in a new `out`"
+        ) from error
 
 
 def _check_data(crops: TrainingCrops, labels: np.ndarray, recipe: Recipe, num_classes: int) -> None:

@@ -529,15 +529,25 @@ def read_cache(path: Path, mark: dict[bytes, bytes], schema: pa.Schema) -> pa.Ta
     if not path.exists():
         return nothing
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
         stored = table.schema.metadata or {}
         if any(stored.get(key) != value for key, value in _versioned(mark).items()):
             return nothing
+        if stored.get(CHECKSUM) != _checksum(stored):
+            raise ValueError("its facts have another checksum")
         return table.cast(schema.with_metadata(stored))
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"the header cache {path} is damaged ({error}): reading all headers again and replacing it"
         warnings.warn(visible(message), stacklevel=2)
         return nothing
+
+
+CHECKSUM = b"multicrop_checksum"  # of the facts beside the rows; the rows have those of Parquet
+
+
+def _checksum(facts: dict[bytes, bytes]) -> bytes:
+    known = sorted((key, value) for key, value in facts.items() if key not in (CHECKSUM, b"ARROW:schema"))
+    return hashlib.sha256(b"\0".join(part for pair in known for part in pair)).hexdigest().encode()
 
 
 def _versioned(mark: dict[bytes, bytes]) -> dict[bytes, bytes]:
@@ -548,8 +558,10 @@ def write_cache(path: Path, mark: dict[bytes, bytes], table: pa.Table) -> None:
     """Atomically: another reader, or the start after a killed run, finds a whole file. Failure costs time only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        facts = _versioned(mark)
+        table = table.replace_schema_metadata({**facts, CHECKSUM: _checksum(facts)})
         with whole_path(path) as part:
-            pq.write_table(table.replace_schema_metadata(_versioned(mark)), part, compression="zstd")
+            pq.write_table(table, part, compression="zstd", write_page_checksum=True)
     except OSError as error:
         message = (
             f"cannot write the header cache {path} ({error}): the next start reads all headers again; "

@@ -189,6 +189,7 @@ def _read_parquet(path: str) -> _Shard:
                         "images: write it anew with row_group_size=100"
                     )
                 table = file.read_row_group(group, columns=columns.wanted, use_threads=False)
+                table.validate(full=True)
                 offsets = range(start, start + table.num_rows)
                 yield from columns.rows(table, list(offsets))
                 start += table.num_rows
@@ -205,6 +206,7 @@ def _read_arrow(path: str) -> _Shard:
         except pa.ArrowInvalid:
             reader = pa.ipc.open_file(pa.BufferReader(whole))
         table = reader.read_all()
+        table.validate(full=True)  # else damaged text would end Python's own reading of it
         columns = _Columns.of(table.schema, path)
         places = _places(flat(table[columns.image.split(".")[0]]), whole, path)
         return _Shard(_index(columns.rows(table, places)), columns.classes)
@@ -285,5 +287,5 @@ def _class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()

@@ -137,7 +137,7 @@ def test_answers_of_the_gpu_are_held_against_each_other_backends(tmp_path: Path)
     assert (absent.verdict, absent.note) == ("absent", "because of parity-0")
     assert [(target.measured, target.verdict) for target in compared] == [(0.98, "miss"), (0.99, "pass")]
     assert compared[0].note == "at 10RC, 9 images; frames differ by 0.500 grey levels"
-    (folder / "parity.json").write_text(json.dumps({"images": 9, "top1_agreement": {}}))
+    (folder / "parity.json").write_text(json.dumps({"images": 9, "top1_agreement": {}, "frames": {}}))
     assert [target.note for target in found(tmp_path, "same answer")][1] == "dali-gpu was not compared"
 
 
@@ -146,9 +146,9 @@ def test_what_is_damaged_hides_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "loaders" / "1" / "loaders.jsonl").write_text('{"schema": 2, "ki')
     (target,) = found(tmp_path, "over pil")
     assert (target.wanted, target.verdict) == (None, "absent")
-    assert target.note.startswith("DamagedFile: ") and "loaders.jsonl, line 1" in target.note
+    assert "loaders.jsonl, line 1" in target.note
     assert len(found(tmp_path, "network alone")) == len(NETWORKS)
-    assert gpu_targets.text([target])[1].startswith("over pil       -         -  absent  DamagedFile")
+    assert gpu_targets.text([target])[1].startswith("over pil       -         -  absent  /")
 
 
 def test_the_table_is_written_and_printed(tmp_path: Path) -> None:

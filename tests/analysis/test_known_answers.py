@@ -157,7 +157,7 @@ def test_files_as_timm_writes_them_are_read(tmp_path: Path, monkeypatch: pytest.
     ]
     assert [one and one.top1 for one in found] == [69.76, 77.4, 57.2, None]
     (tmp_path / "short.csv").write_text("model,top1\nx,1\n")
-    with pytest.raises(ValueError, match=r"short\.csv lacks the columns crop_pct"):
+    with pytest.raises(ValueError, match=r"short\.csv, line 1: missing columns: top5, img_size"):
         known_answers.read_results(tmp_path / "short.csv")
     known_answers.read_results.cache_clear()
 

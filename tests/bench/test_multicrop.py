@@ -88,12 +88,40 @@ def test_an_unreadable_image_comes_in_its_place_with_its_error(classify: MultiCr
     assert [image.name for image in found] == sorted(path.name for path in folder.iterdir())
     errors = {image.name: image.error for image in found if image.error}
     assert set(errors) == {"2-broken.jpg", "3-text.jpg"} and "no image that Pillow knows" in str(errors["3-text.jpg"])
-    with pytest.raises(ValueError, match=r"2-broken.jpg could not be read"):
+    with pytest.raises(ValueError, match=r"2-broken.jpg has no answer"):
         next(image for image in found if image.name == "2-broken.jpg").top()
     (folder / "2-broken.jpg").unlink()
     (folder / "3-text.jpg").unlink()
     alone = {image.name: image for image in classify(folder)}
     assert all(equal(image, alone[image.name]) for image in found if image.error is None)
+
+
+def test_a_network_that_gives_nan_has_no_answer_and_says_why(folder: Path, weights_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(weights_file)
+    save_file(state | {"fc.weight": state["fc.weight"] * float("nan")}, tmp_path / "nan.safetensors")
+    (folder / "2-broken.jpg").unlink()
+    (folder / "3-text.jpg").unlink()
+    found = list(
+        MultiCrop("test_resnet", checkpoint=tmp_path / "nan.safetensors", **SMALL)(sorted(folder.glob("*.jpg")))
+    )
+    assert len(found) == 5 and all(image.probabilities is None for image in found)
+    assert all("the network gave NaN" in str(image.error) for image in found)
+
+
+def test_one_class_for_all_images_is_noted(
+    demo_root: Path, weights_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(weights_file)
+    save_file(state | {"fc.weight": state["fc.weight"] * 0}, tmp_path / "zero.safetensors")
+    paths = sorted(demo_root.rglob("*.jpg"))[:10]
+    constant = MultiCrop("test_resnet", checkpoint=tmp_path / "zero.safetensors", policy="CC", **SMALL)
+    assert len(list(constant(paths[:9]))) == 9 and not caplog.records  # so few may well be of one class
+    (answer,) = {image.top(1)[0][0] for image in constant(paths)}
+    assert f"answers class {answer}" in caplog.text and "for all 10 images" in caplog.text
 
 
 def test_every_kind_of_image_gives_the_same_pixels(weights_file: Path, folder: Path) -> None:

@@ -184,7 +184,7 @@ def test_damaged_images_are_named_with_reasons_and_decoders_are_silent(
     done = shell(f"{sys.executable} -m bench predict {images} {how}", tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0
     said = [line for line in done.stderr.splitlines() if line and "image/s" not in line]
-    assert said[0].endswith("of 4 images could not be read") and said[1].startswith("  1.jpg: ")
+    assert said[0].endswith("of 4 images have no answer") and said[1].startswith("  1.jpg: ")
     assert all(line.startswith("  ") and ".jpg: " in line for line in said[1:]), said
 
 

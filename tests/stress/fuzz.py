@@ -14,6 +14,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import warnings
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -455,17 +457,24 @@ def header_cache_in(path: Path) -> Any:
     return frame(read_cache(path, {b"root": b"x"}, CACHED))
 
 
+def picture() -> bytes:
+    """A PNG of 9 x 9 pixels."""
+    import io
+
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(png, "PNG")
+    return png.getvalue()
+
+
 def make_tar(folder: Path) -> Path:
     import io
     import tarfile
 
-    from PIL import Image
-
-    picture = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(picture, "PNG")
     path = folder / "val.tar"
     with tarfile.open(path, "w") as archive:
-        for name, content in (("a.png", picture.getvalue()), ("a.cls", b"3"), ("a.json", b'{"label": 3}')):
+        for name, content in (("a.png", picture()), ("a.cls", b"3"), ("a.json", b'{"label": 3}')):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -473,16 +482,11 @@ def make_tar(folder: Path) -> Path:
 
 
 def make_parquet(folder: Path) -> Path:
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
 
-    picture = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(picture, "PNG")
     path = folder / "val.parquet"
-    rows = pa.table({"image": [{"bytes": picture.getvalue(), "path": "a.png"}], "label": [3]})
+    rows = pa.table({"image": [{"bytes": picture(), "path": "a.png"}], "label": [3]})
     pq.write_table(rows, path)
     return path
 
@@ -507,6 +511,267 @@ def demo_table_in(path: Path) -> Any:
 
     demo = read_demo_table(path, path)
     return None if demo is None else with_demo_columns(scan_of(path.parent).table.iloc[:1], demo, path.parent)
+
+
+def make_synsets(folder: Path) -> Path:
+    return writes("synsets.txt", "".join(f"{wnid} name\n" for wnid in synsets()))(folder)
+
+
+def make_arrow(folder: Path) -> Path:
+    import pyarrow as pa
+
+    table = pa.table({"image": [{"bytes": picture(), "path": "a.png"}], "label": [3]})
+    path = folder / "data.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return path
+
+
+def index_cache_of(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """A maker of the cached index of a tar or a Parquet file, which lies beside the cache."""
+
+    def make_cache(folder: Path) -> Path:
+        (folder / "data").mkdir()
+        shards_in(make(folder / "data"))
+        (path,) = (folder / "data" / "cache").rglob("*.parquet")
+        return path
+
+    return make_cache
+
+
+def index_cache_in(path: Path) -> None:
+    """Raises AssertionError where a damaged cache changes what is found."""
+    from pipelines.data.scanning import scan
+
+    folder = path.parents[2]
+    (source,) = (one for one in folder.iterdir() if one.is_file())
+    with_cache = scan(source, workers=1, cache=path.parents[1], progress=False)
+    shutil.rmtree(folder / "none", ignore_errors=True)
+    fresh = scan(source, workers=1, cache=folder / "none", progress=False)
+    assert with_cache.table.equals(fresh.table), "the damaged index was believed"
+    assert (with_cache.folders, with_cache.other_files) == (fresh.folders, fresh.other_files)
+
+
+def make_arrays(folder: Path) -> Path:
+    path = folder / "w.npz"
+    np.savez(path, **{"head/bias": np.zeros(3), "head/kernel": np.zeros((2, 3))})
+    return path
+
+
+def arrays_in(path: Path) -> Any:
+    from models.checkpoints import classes_in_arrays
+
+    return classes_in_arrays(path)
+
+
+def make_state(folder: Path) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    about = {"recipe": {"tune": "classifier"}, "epochs_done": 2, "log": [{"loss": 1.5}], "best_epoch": 1}
+    path = folder / "state.safetensors"
+    save_file({"fc.weight": torch.ones(2, 3)}, path, {"about": json.dumps(about | {"best_loss": 0.5})})
+    return path
+
+
+def state_in(path: Path) -> Any:
+    from models.fixres.finetune import read_state
+
+    return read_state(path, held_out=True)
+
+
+def make_rows(folder: Path) -> Path:
+    answer = {"index_0": 3, "label_0": "n01440764", "name_0": "tench", "prob_0": 0.5}
+    rows = [{"filename": "a.jpg", "error": None, **answer}, {"filename": "b.jpg", "error": "no image"}]
+    return writes(".out.csv.lines", "".join(json.dumps(row) + "\n" for row in rows))(folder)
+
+
+def rows_in(path: Path) -> Any:
+    from bench.predict import as_text, whole_rows
+
+    rows = whole_rows(path)
+    return [as_text(rows, form) for form in ("json", "csv")] if rows else None
+
+
+def predict_rows(note: Path) -> Any:
+    """``bench.predict.kept_rows`` with a network that is not needed."""
+    from bench.predict import PredictConfig, kept_rows
+
+    network = SimpleNamespace(weight_hash="aa")
+    classify: Any = SimpleNamespace(
+        policy=SimpleNamespace(name="CC"), level="softmax", seed=0, classifier=network, backend="dali-cpu"
+    )
+    return kept_rows(PredictConfig(images="/images", model="net"), classify, note.with_name("rows"), note)
+
+
+def make_predict_note(folder: Path) -> Path:
+    note = folder / ".out.csv.json"
+    predict_rows(note)
+    (folder / "rows").write_text("")
+    return note
+
+
+def images_in(path: Path) -> Any:
+    from bench.compare.recommend import settled_images
+
+    asked: Any = SimpleNamespace(out=path.parent)
+    return settled_images(asked, [], 0)
+
+
+def model_list_in(path: Path) -> Any:
+    from bench.options import listed_models
+
+    return listed_models(path)
+
+
+def writer_in(path: Path) -> Any:
+    from bench.files import writer
+
+    return writer(path.parent)
+
+
+def unreadable_in(path: Path) -> Any:
+    from analysis.report import unreadable_grid
+
+    run: Any = SimpleNamespace(folder=path.parent)
+    return unreadable_grid([run])
+
+
+def timm_results_in(path: Path) -> Any:
+    from analysis.known_answers import read_results
+
+    return read_results.__wrapped__(path)
+
+
+TIMM = "model,top1,top5,param_count,img_size,crop_pct,interpolation\nresnet18,69.7,89.1,11.69,224,0.875,bilinear\n"
+
+
+def within(*folders: str, name: str, text: str) -> Callable[[Path], Path]:
+    """A maker of a text file some folders below."""
+
+    def make(folder: Path) -> Path:
+        inner = folder.joinpath(*folders)
+        inner.mkdir(parents=True)
+        return writes(name, text)(inner)
+
+    return make
+
+
+def targets_of(table: str, depth: int) -> Callable[[Path], Any]:
+    """Reads one table of a GPU's targets, whose folder is so many levels above the file."""
+
+    def read(path: Path) -> Any:
+        from analysis import gpu_targets
+
+        return list(getattr(gpu_targets, table)(path.parents[depth], str))
+
+    return read
+
+
+def make_network_table(folder: Path) -> Path:
+    from bench.compare.gpu_steps import HEADLINE, folder_of
+    from bench.measure.variants import COMPILED, TIMM
+
+    text = f'variant,batch_size,crops_per_sec\n"{TIMM}",64,90.5\n"ours{COMPILED}",64,95.5\n'
+    return within("network", f"{folder_of(HEADLINE)}-64", name="network.csv", text=text)(folder)
+
+
+PARITY = json.dumps(
+    {
+        "images": 9,
+        "top1_agreement": {"dali-gpu - dali-cpu": {"CC": 1.0}},
+        "frames": {"dali-gpu - dali-cpu": {"mean": 0.5, "worst": 1.0}},
+    }
+)
+TRAINED_ROW = {
+    "family": "resnet", "crop": "RandomResizedCrop", "train_res": 32, "test_res": 48, "S": 55, "adaptation": "none",
+    "images": 100, "top1_correct": 50, "newly_correct": 0, "newly_wrong": 0, "top1": 50.0, "top1_low": 40.0,
+    "top1_high": 60.0,
+}  # fmt: skip
+ACTIVATION_ROW = {
+    "K": 64, "crops": 100, "zero_percent": 50.0, "above_2_percent": 1.5, "fitted_on": "train", "images": 100,
+    "top1": 60.0,
+    **{f"{name}_{end}": "" for name in ("frechet", "gaussian") for end in ("gain", "gain_low", "gain_high", "reason")},
+}  # fmt: skip
+
+
+def table_text(row: dict[str, Any]) -> str:
+    return f"{','.join(row)}\n" + 2 * f"{','.join(map(str, row.values()))}\n"
+
+
+def make_trained(folder: Path) -> None:
+    """All files of train-low-test-high."""
+    settings = {
+        "family": "resnet", "min_area": 0.25, "images": 100, "epochs": 2, "adapt_images": 50, "adapt_epochs": 1,
+        "seed": 0,
+    }  # fmt: skip
+    environment = {"cpu": "a CPU", "packages": {"torch": "2"}}
+    writes("results.json", json.dumps({"settings": settings, "environment": environment}))(folder)
+    writes("results.csv", table_text(TRAINED_ROW))(folder)
+    (folder / "answers").mkdir()
+    np.savez(folder / "answers" / "train-32-48.npz", names=np.array(NAMES), none=np.ones(4, bool))
+
+
+def make_activations(folder: Path) -> None:
+    info = {
+        "model": "net", "is_demo": True, "data": "val", "train_K": 64, "points": [0.0, 1.0], "cdf": {"64": [0.5, 1.0]},
+    }  # fmt: skip
+    writes("activations.json", json.dumps(info))(folder)
+    writes("activations.csv", table_text(ACTIVATION_ROW))(folder)
+
+
+def make_tuned_network(folder: Path) -> None:
+    note = {
+        "status": "finished", "device": "cpu", "adapt": None,
+        "step_ms": {"trunk": {"median": 1.5, "min": 1.0, "max": 2.0, "steps": 9}},
+        "base": {"model": "net", "weights": "demo", "weight_hash": "aa", "train_K": 64},
+        "result": {"weight_hash": "bb"}, "input": {"K": 96},
+        "recipe": {"tune": "classifier", "augmentation": "test", "label_smoothing": 0.0, "batch_size": 8},
+        "data": {"is_demo": True},
+    }  # fmt: skip
+    writes("finetune.json", json.dumps(note))(folder)
+
+
+def one_of(make: Callable[[Path], None], name: str) -> Callable[[Path], Path]:
+    """A maker of an experiment's folder, of which that file is changed."""
+
+    def make_one(folder: Path) -> Path:
+        make(folder)
+        return folder / name
+
+    return make_one
+
+
+def experiment_in(path: Path) -> Any:
+    """As figures, claims and the report read it."""
+    from analysis.experiments import split
+    from analysis.figures import activations, train_low_test_high
+
+    folder = path.parent.parent if path.parent.name == "answers" else path.parent
+    figures = {"activations": activations.read, "results": train_low_test_high.read}
+    return split([folder]), [figures[path.stem](folder) if path.stem in figures else None]
+
+
+def make_scored(folder: Path) -> Path:
+    from dataclasses import fields
+
+    from bench.experiments.train_low_test_high import Row
+
+    row = {one.name: TRAINED_ROW[one.name] for one in fields(Row)}
+    line = {"network": "train-32", "test_res": 48, "rows": [row], "fine_tuning": [{"loss": 1.5}]}
+    return writes("scored.jsonl", 2 * f"{json.dumps(line)}\n")(folder)
+
+
+def scored_in(path: Path) -> Any:
+    from bench.experiments.train_low_test_high import read_log
+
+    return [[row.derived() for row in entry["rows"]] for entry in read_log(path.parent)]
+
+
+def experiment_settings_in(path: Path) -> Any:
+    from bench.experiments.train_low_test_high import open_folder
+
+    return open_folder(path.parent, {"images": 100, "epochs": 2})
 
 
 CSV = "name,label\n" + "".join(f"{name},{number}\n" for number, name in enumerate(NAMES))
@@ -543,7 +808,45 @@ READERS: dict[str, Reader] = {
     "header cache": Reader(make_header_cache, header_cache_in, is_forgiving=True),
     "tar": Reader(make_tar, shards_in, must_name=False),
     "Parquet": Reader(make_parquet, shards_in, must_name=False),
+    "Arrow": Reader(make_arrow, shards_in, must_name=False),
+    "tar, cached index": Reader(index_cache_of(make_tar), index_cache_in, is_forgiving=True),
+    "Parquet, cached index": Reader(index_cache_of(make_parquet), index_cache_in, is_forgiving=True),
     "demo.csv": Reader(make_demo_table, demo_table_in),
+    "synsets, text": Reader(make_synsets, synsets_in),
+    "class map, indices": Reader(writes("map.txt", "".join(f"class {n} {9 - n}\n" for n in range(10))), class_map_in),
+    "valid labels, wnids": Reader(writes("valid.txt", "n01440764\nn01443537\n"), valid_labels_in),
+    "checkpoint, NumPy": Reader(make_arrays, arrays_in),
+    "fine-tuning, state": Reader(make_state, state_in),
+    "predict, rows": Reader(make_rows, rows_in, is_json=True),
+    "predict, settings": Reader(make_predict_note, predict_rows, is_json=True, must_name=False),
+    "recommend, images.json": Reader(writes("images.json", '{"images": 100}'), images_in, is_json=True),
+    "model list": Reader(writes("models.txt", "resnet18 # small\n\nresnet50\n"), model_list_in),
+    "writer of a folder": Reader(
+        writes(".writer.json", '{"process": 12, "host": "h", "since": "now"}'),
+        writer_in,
+        is_json=True,
+        is_forgiving=True,
+    ),
+    "unreadable.csv": Reader(writes("unreadable.csv", "name,stage,reason\r\na.jpg,scan,no image\r\n"), unreadable_in),
+    "timm's results": Reader(writes("results-imagenet.csv", TIMM), timm_results_in),
+    "GPU, network.csv": Reader(make_network_table, targets_of("network_alone", 2)),
+    "GPU, kernels.csv": Reader(
+        writes("kernels.csv", "model,crops,kernel_share\nresnet50,5,0.96\nresnet50,20,\n"),
+        targets_of("kernels_active", 0),
+    ),
+    "GPU, parity.json": Reader(
+        within("parity", "hw-0", name="parity.json", text=PARITY), targets_of("same_answer", 2), is_json=True
+    ),
+    "experiment, results.json": Reader(one_of(make_trained, "results.json"), experiment_in, is_json=True),
+    "experiment, results.csv": Reader(one_of(make_trained, "results.csv"), experiment_in),
+    "experiment, answers": Reader(one_of(make_trained, "answers/train-32-48.npz"), experiment_in),
+    "experiment, activations.json": Reader(one_of(make_activations, "activations.json"), experiment_in, is_json=True),
+    "experiment, activations.csv": Reader(one_of(make_activations, "activations.csv"), experiment_in),
+    "experiment, finetune.json": Reader(one_of(make_tuned_network, "finetune.json"), experiment_in, is_json=True),
+    "experiment, scored.jsonl": Reader(make_scored, scored_in, is_json=True),
+    "experiment, settings.json": Reader(
+        writes("settings.json", '{"images": 100, "epochs": 2}'), experiment_settings_in, is_json=True, must_name=False
+    ),
 }
 
 

@@ -36,5 +36,9 @@ def read_class_map(path: Path, num_classes: int, root: Path | None = None) -> di
             )
     name, count = Counter(name for name, _ in names).most_common(1)[0]
     if count > 1:
-        raise DatasetError(f"{path} has the class {name!r} {count} times: which index it has is unclear; leave one")
+        numbers = [str(number) for number, (other, _) in enumerate(names, 1) if other == name]
+        raise DatasetError(
+            f"{path} has the class {name!r} {count} times (lines {', '.join(numbers[:5])}): which index it has is "
+            "unclear; leave one"
+        )
     return dict(names)

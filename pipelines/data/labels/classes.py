@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,31 +68,37 @@ def synset_index(num_classes: int) -> dict[str, int]:
     return {wnid: index for index, wnid in enumerate(path.read_text(encoding="utf-8").split())}
 
 
-def match(tokens: Sequence[str], classes: Classes, what: str, *, are_folders: bool = False) -> tuple[list[int], str]:
-    """Output of each of the distinct ``tokens`` and the rule; ``what`` names them in messages. Raises DatasetError."""
+Lines = Mapping[str, int] | None  # word -> number of the line where it stands, for messages; None: of no file
+
+
+def match(
+    tokens: Sequence[str], classes: Classes, what: str, *, are_folders: bool = False, lines: Lines = None
+) -> tuple[list[int], str]:
+    """Output of each of the distinct ``tokens`` and the rule; ``what`` and ``lines`` name them in messages. Raises
+    DatasetError."""
     if classes.mapping is not None:
-        return by_map(tokens, classes.mapping, what), "the class map's indices"
+        return by_map(tokens, classes.mapping, what, lines), "the class map's indices"
     kinds = {kind_of(token): token for token in tokens}
     if len(kinds) > 1:
-        examples = ", ".join(f"{kind} {token!r}" for kind, token in sorted(kinds.items()))
+        examples = ", ".join(f"{kind} {some([token], lines=lines)}" for kind, token in sorted(kinds.items()))
         raise DatasetError(f"{what} are of different kinds ({examples}), so no one rule fits them: {MAP_REMEDY}")
     kind = next(iter(kinds))
     if kind == "number" and classes.order != "number":
         refuse_doubtful_numbers(tokens, classes.count, what, are_folders)
-    return MATCHERS[kind](tokens, classes.count, what)
+    return MATCHERS[kind](tokens, classes.count, what, lines)
 
 
-def by_map(tokens: Sequence[str], mapping: dict[str, int], what: str) -> list[int]:
+def by_map(tokens: Sequence[str], mapping: dict[str, int], what: str, lines: Lines = None) -> list[int]:
     missing = [token for token in tokens if token not in mapping]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(tokens)} {what} are not in the class map ({some(missing)}; the map has "
-            f"{some(list(mapping))}): add them to it, or take their images out of the folder"
+            f"{len(missing)} of {len(tokens)} {what} are not in the class map ({some(missing, lines=lines)}; the map "
+            f"has {some(list(mapping))}): add them to it, or take their images out of the folder"
         )
     return [mapping[token] for token in tokens]
 
 
-def _by_wnid(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list[int], str]:
+def _by_wnid(tokens: Sequence[str], num_classes: int, what: str, lines: Lines) -> tuple[list[int], str]:
     try:
         index = synset_index(num_classes)
     except DatasetError as error:
@@ -106,12 +112,12 @@ def _by_wnid(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list[i
     if missing:
         raise DatasetError(
             f"{len(missing)} of {len(tokens)} {what} are wnids that are not among the classes of {name} "
-            f"({some(missing)}): take their images out of the folder, or {MAP_REMEDY}"
+            f"({some(missing, lines=lines)}): take their images out of the folder, or {MAP_REMEDY}"
         )
     return [index[token] for token in tokens], f"{name} indices of their wnids"
 
 
-def _by_number(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list[int], str]:
+def _by_number(tokens: Sequence[str], num_classes: int, what: str, lines: Lines) -> tuple[list[int], str]:
     labels = [int(token) for token in tokens]
     outside = [token for token, number in zip(tokens, labels, strict=True) if number >= num_classes]
     if outside:
@@ -119,25 +125,29 @@ def _by_number(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list
         hint = "; they seem to be counted from 1, and must be from 0" if counted_from_1 else ""
         raise DatasetError(
             f"{len(outside)} of {len(tokens)} {what} are numbers beyond a model of {num_classes} classes "
-            f"({some(outside)}){hint}: check that model and data belong together, or give `class_map` FILE with "
-            "'name index' lines, or `label_order` imagefolder for class folders that ImageFolder ranked"
+            f"({some(outside, lines=lines)}){hint}: check that model and data belong together, or give `class_map` "
+            "FILE with 'name index' lines, or `label_order` imagefolder for class folders that ImageFolder ranked"
         )
     return labels, "their numbers"
 
 
-def _by_name(tokens: Sequence[str], num_classes: int, what: str) -> tuple[list[int], str]:
-    raise DatasetError(f"{what} are neither wnids nor numbers ({some(tokens)}): {MAP_REMEDY}")
+def _by_name(tokens: Sequence[str], num_classes: int, what: str, lines: Lines) -> tuple[list[int], str]:
+    raise DatasetError(f"{what} are neither wnids nor numbers ({some(tokens, lines=lines)}): {MAP_REMEDY}")
 
 
-MATCHERS: dict[str, Callable[[Sequence[str], int, str], tuple[list[int], str]]] = {
+MATCHERS: dict[str, Callable[[Sequence[str], int, str, Lines], tuple[list[int], str]]] = {
     "wnid": _by_wnid,
     "number": _by_number,
     "name": _by_name,
 }
 
 
-def some(items: Collection[str], shown: int = 3) -> str:
-    first = ", ".join(repr(item) for item, _ in zip(items, range(shown), strict=False))
+def some(items: Collection[str], shown: int = 3, lines: Lines = None) -> str:
+    """The first of them; with the numbers of their lines, where they stand in a file."""
+    first = ", ".join(
+        repr(item) + (f" (line {lines[item]})" if lines and item in lines else "")
+        for item, _ in zip(items, range(shown), strict=False)
+    )
     return first if len(items) <= shown else f"{first} and {len(items) - shown} more"
 
 

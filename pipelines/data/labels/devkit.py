@@ -78,10 +78,12 @@ def devkit_wnids(path: Path, ids: list[str], synsets_file: Path | None) -> tuple
 
 
 def _of_ids(ids: list[str], wnids: list[str], path: Path) -> list[str]:
-    outside = [number for number in ids if not number.isdigit() or not 1 <= int(number) <= DEVKIT_CLASSES]
+    outside = [number for number in ids if kind_of(number) != "number" or not 1 <= int(number[:9]) <= DEVKIT_CLASSES]
     if outside:
+        lines = {number: line for line, number in reversed(list(enumerate(ids, 1)))}
         raise DatasetError(
-            f"{path} has {len(outside)} numbers that are no ILSVRC2012_ID, 1 to {DEVKIT_CLASSES} ({some(outside)}): "
+            f"{path} has {len(outside)} numbers that are no ILSVRC2012_ID, 1 to {DEVKIT_CLASSES} "
+            f"({some(outside, lines=lines)}): "
             "for class indices counted from 0, write 'name label' lines"
         )
     return [wnids[int(number) - 1] for number in ids]

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,14 @@ LABEL_COLUMNS = ("wnid", "synset", "label", "class", "class_index", "target", "p
 
 TABLES = (".csv", ".tsv")
 Labels = tuple[np.ndarray, str]  # int64 [images], and the rule in words
+
+
+class Line(NamedTuple):
+    """Of a labels file."""
+
+    number: int  # from 1
+    name: str  # of an image; "" where the line's number says which one it is
+    token: str  # what its class is called
 
 
 def labels_file_in(scan: Scan) -> Path | None:
@@ -56,38 +65,43 @@ def _beside_imagenet(scan: Scan) -> Path | None:
 
 def labels_from_file(scan: Scan, path: Path, classes: Classes, synsets_file: Path | None) -> Labels:
     devkit = read_devkit(path, synsets_file)
-    entries = devkit or (_read_table_file if path.suffix.lower() in TABLES else _read_text_file)(path)
-    if isinstance(entries, list):
-        tokens, unused, order = _tokens_by_line(scan, path, entries, synsets_file)
+    is_table = path.suffix.lower() in TABLES
+    if devkit:
+        lines = [Line(number, "", wnid) for number, wnid in enumerate(devkit, 1)]
     else:
-        tokens, unused, order = _tokens_by_name(scan, path, entries)
+        lines = (_read_table_file if is_table else _read_text_file)(path)
+    if lines and not is_table and not lines[0].name:
+        tokens, unused, order = _tokens_by_line(scan, path, lines, synsets_file)
+    else:
+        tokens, unused, order = _tokens_by_name(scan, path, _without_repeats(path, lines))
     distinct = sorted(set(tokens))
-    labels, rule = match(distinct, classes, f"labels in {path}")
-    if not devkit and isinstance(entries, dict):
+    first = {line.token: line.number for line in reversed(lines)}
+    labels, rule = match(distinct, classes, f"labels in {path}", lines=first)
+    if not devkit:
         order += _column_chosen(path)
     of_token = dict(zip(distinct, labels, strict=True))
     spare = f"; {unused} of its lines name no readable image here" if unused else ""
     return np.array([of_token[token] for token in tokens], dtype=np.int64), f"{path.name} {order} -> {rule}{spare}"
 
 
-def _read_text_file(path: Path) -> dict[str, str] | list[str]:
-    """name -> label for ``name label`` lines; a list of labels where every line is one word."""
+def _read_text_file(path: Path) -> list[Line]:
+    """``name label`` lines; or labels alone, where every line is one word."""
     lines = read_lines(path, "`labels_file`")
     pairs = [line.rsplit(None, 1) for line in lines]  # names may hold blanks, labels may not
     widths = {len(pair) for pair in pairs}
     if widths == {1}:
-        return [pair[0] for pair in pairs]
+        return [Line(number, "", token) for number, (token,) in enumerate(pairs, 1)]
     if widths != {2}:
-        odd = next(line for line, pair in zip(lines, pairs, strict=True) if len(pair) < 2)
+        number = next(number for number, pair in enumerate(pairs, 1) if len(pair) < 2)
         raise DatasetError(
-            f"{path} mixes 'name label' lines with others ({odd!r}): write 'name label' on each line, or give CSV with "
-            "a header and the suffix .csv"
+            f"{path} mixes 'name label' lines with others (line {number}: {lines[number - 1]!r}): write 'name label' "
+            "on each line, or give CSV with a header and the suffix .csv"
         )
-    return _without_repeats(path, ((name.strip(), token) for name, token in pairs))
+    return [Line(number, name.strip(), token) for number, (name, token) in enumerate(pairs, 1)]
 
 
-def _read_table_file(path: Path) -> dict[str, str]:
-    """name -> label from CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
+def _read_table_file(path: Path) -> list[Line]:
+    """CSV (or tab-separated) text, by NAME_COLUMNS and LABEL_COLUMNS in any case."""
     rows = _rows(path)
     header = _header(rows)
     name_column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
@@ -97,7 +111,7 @@ def _read_table_file(path: Path) -> dict[str, str]:
             f"{path} has the columns {', '.join(header)}: its first line must name a column of image names "
             f"({', '.join(NAME_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)})"
         )
-    pairs = []
+    lines = []
     for number, row in rows:
         if not row:
             continue
@@ -105,8 +119,8 @@ def _read_table_file(path: Path) -> dict[str, str]:
             raise DatasetError(f"{path}, line {number}, has {len(row)} fields and not {len(header)}: mend it")
         # Kaggle's PredictionString: the wnid, then boxes.
         words = row[label_column].split() if header[label_column] == "predictionstring" else [row[label_column].strip()]
-        pairs.append((row[name_column].strip(), words[0] if words else ""))
-    return _without_repeats(path, pairs)
+        lines.append(Line(number, row[name_column].strip(), words[0] if words else ""))
+    return lines
 
 
 def _column_chosen(path: Path) -> str:
@@ -133,13 +147,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DatasetError(f"{path}, line {rows.line_num}, is no CSV ({error}): mend it") from error
 
 
-def _without_repeats(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for name, token in pairs:
-        if name in tokens:
-            raise DatasetError(f"{path} names {name!r} twice: leave one line for each image")
-        tokens[name] = token
-    return tokens
+def _without_repeats(path: Path, lines: Iterable[Line]) -> dict[str, Line]:
+    """Image's name -> its line."""
+    of_name: dict[str, Line] = {}
+    for line in lines:
+        if before := of_name.get(line.name):
+            raise DatasetError(
+                f"{path} names {line.name!r} twice, in lines {before.number} and {line.number}: leave one line for "
+                "each image"
+            )
+        of_name[line.name] = line
+    return of_name
 
 
 def _without_folders(name: str) -> str:
@@ -158,45 +176,45 @@ NAME_KEYS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _with_slashes(names: Iterable[str], tokens: dict[str, str], path: Path) -> dict[str, str]:
+def _with_slashes(names: Iterable[str], lines: dict[str, Line], path: Path) -> dict[str, Line]:
     """The table's paths as POSIX paths: those of Windows with slashes, without ``./`` before them."""
     posix = not any("\\" in name for name in names)  # a name here may hold a backslash: then it is one
-    pairs = ((name.replace("\\", "/") if posix else name, token) for name, token in tokens.items())
-    return _without_repeats(path, ((name.removeprefix("./"), token) for name, token in pairs))
+    pairs = ((name.replace("\\", "/") if posix else name, line) for name, line in lines.items())
+    return _without_repeats(path, (line._replace(name=name.removeprefix("./")) for name, line in pairs))
 
 
-def _without_common_folders(names: list[str], tokens: dict[str, str]) -> dict[str, str]:
+def _without_common_folders(names: list[str], lines: dict[str, Line]) -> dict[str, Line]:
     """The table's paths without folders that all of them begin with (``/home/me/val``), as many as must go until one
     names an image here; unchanged where that never comes."""
     known = set(names)
-    folders = next(iter(tokens)).split("/")[:-1]
+    folders = next(iter(lines)).split("/")[:-1]
     for depth in range(1, len(folders) + 1):
         before = "/".join(folders[:depth]) + "/"
-        if not all(name.startswith(before) for name in tokens):
+        if not all(name.startswith(before) for name in lines):
             break
-        shorter = {name.removeprefix(before): token for name, token in tokens.items()}
+        shorter = {name.removeprefix(before): line for name, line in lines.items()}
         if not known.isdisjoint(shorter):
             return shorter
-    return tokens
+    return lines
 
 
-def _tokens_by_name(scan: Scan, path: Path, tokens: dict[str, str]) -> tuple[list[str], int, str]:
+def _tokens_by_name(scan: Scan, path: Path, lines: dict[str, Line]) -> tuple[list[str], int, str]:
     """(label word of each image, how many lines were left over, which of NAME_KEYS was used: the first that fits)."""
-    if not tokens:
+    if not lines:
         raise DatasetError(f"{path} has a header and no line of an image: give the file that holds the labels")
     names = scan.table["name"].tolist()
-    tokens = _with_slashes(names, tokens, path)
-    if tokens.keys().isdisjoint(names):
-        tokens = _without_common_folders(names, tokens)
+    lines = _with_slashes(names, lines, path)
+    if lines.keys().isdisjoint(names):
+        lines = _without_common_folders(names, lines)
     best: tuple[int, list[str]] = (-1, [])
     for order, key in NAME_KEYS.items():
         images = [key(name) for name in names]
-        entries = {key(name): token for name, token in tokens.items()}
+        entries = {key(name): line.token for name, line in lines.items()}
         missing = [name for name, image in zip(names, images, strict=True) if image not in entries]
         if missing:
             best = max(best, (len(names) - len(missing), missing))
             continue
-        if len(set(images)) < len(images) or len(entries) < len(tokens):
+        if len(set(images)) < len(images) or len(entries) < len(lines):
             raise DatasetError(
                 f"{path} names images {order}, and one such name stands for several: write paths relative to "
                 f"{scan.root}"
@@ -206,27 +224,35 @@ def _tokens_by_name(scan: Scan, path: Path, tokens: dict[str, str]) -> tuple[lis
         return [entries[image] for image in images], unused, order
     found, missing = best
     raise DatasetError(
-        f"{path} has {len(tokens)} lines ({some(list(tokens), 1)}) and names {found} of the {len(names)} images in "
+        f"{path} has {len(lines)} lines ({some(list(lines), 1)}) and names {found} of the {len(names)} images in "
         f"{scan.root}; {len(missing)} have no label ({some(missing)}): add them, or take those images out of the "
         "folder"
     )
 
 
-def _tokens_by_line(scan: Scan, path: Path, tokens: list[str], synsets_file: Path | None) -> tuple[list[str], int, str]:
+def _tokens_by_line(scan: Scan, path: Path, given: list[Line], synsets_file: Path | None) -> tuple[list[str], int, str]:
     """One label a line, as in the devkit's ground truth: line i belongs to the i-th image of the whole set."""
+    tokens = [line.token for line in given]
     kinds = {kind_of(token) for token in tokens}
     if kinds == {"number"}:
         tokens, how = devkit_wnids(path, tokens, synsets_file)
     elif kinds == {"wnid"}:
         how = ""
     else:
-        bad = next(token for token in tokens if kind_of(token) == "name")
         raise DatasetError(
-            f"{path} has one word a line, which must be a wnid or an ILSVRC2012_ID, and {bad!r} is neither: write "
+            f"{path} has one word a line, which must all be wnids, or all ILSVRC2012_IDs, and {_odd(given)}: write "
             "'name label' lines, or give CSV with a header and the suffix .csv"
         )
     lines, unused = _line_of_each_image(scan, path, len(tokens))
     return [tokens[line] for line in lines], unused, f"by line{how}"
+
+
+def _odd(lines: list[Line]) -> str:
+    """The first line that is neither, or else the first of another kind than line 1."""
+    if bad := next((line for line in lines if kind_of(line.token) == "name"), None):
+        return f"{bad.token!r} is neither (line {bad.number})"
+    other = next(line for line in lines if kind_of(line.token) != kind_of(lines[0].token))
+    return f"{other.token!r} (line {other.number}) is of another kind than {lines[0].token!r} (line 1)"
 
 
 def _line_of_each_image(scan: Scan, path: Path, count: int) -> tuple[list[int], int]:

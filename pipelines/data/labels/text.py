@@ -23,9 +23,13 @@ def read_text(path: Path, flag: str) -> str:
     """The whole text. A byte-order mark, as of Windows editors, does not count. Raises DatasetError."""
     refuse_absurd(path, flag)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        stored = path.read_bytes()
+        text = stored.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is no UTF-8 text ({error.reason}): give a text file as {flag}") from error
+        line = stored.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path} is no UTF-8 text (line {line}: {error.reason}): give a text file as {flag}"
+        ) from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the path given as {flag}") from error
     if not text.strip():

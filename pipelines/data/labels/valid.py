@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,28 +38,44 @@ def read_valid_labels(path: Path, num_classes: int) -> tuple[int, ...]:
     lines = [line.strip() for line in read_lines(_found(path), OPTION)]
     kinds = {kind_of(line) for line in lines}
     if kinds not in ({"number"}, {"wnid"}):
-        odd = next((line for line in lines if kind_of(line) == "name"), lines[0])
-        raise DatasetError(f"{path}: {OPTION} takes one output or one wnid a line, and not {odd!r}")
+        names = [n for n, line in enumerate(lines) if kind_of(line) == "name"]
+        odd = names[0] if names else next(n for n, line in enumerate(lines) if kind_of(line) != kind_of(lines[0]))
+        raise DatasetError(
+            f"{path}, line {odd + 1}: {OPTION} takes one output a line, or one wnid a line, and not {lines[odd]!r}"
+        )
+    first = {line: number for number, line in reversed(list(enumerate(lines, 1)))}
     index = synset_index(num_classes) if kinds == {"wnid"} else {}
     if unknown := [line for line in lines if kinds == {"wnid"} and line not in index]:
         raise DatasetError(
-            f"{path}: {some(unknown)} are no wnids of a network of {num_classes} classes: check {OPTION}"
+            f"{path}: {some(unknown, lines=first)} are no wnids of a network of {num_classes} classes: check {OPTION}"
         )
+    if beyond := [line for line in lines if not index and len(line) > 18]:
+        raise DatasetError(f"{path}: {some(beyond, lines=first)} are no outputs: check {OPTION}")
     outputs = [index[line] if index else int(line) for line in lines]
-    return checked_valid_labels(outputs, num_classes, str(path))
+    return checked_valid_labels(outputs, num_classes, str(path), are_lines=True)
 
 
-def checked_valid_labels(outputs: Sequence[int], num_classes: int, shown: str = OPTION) -> tuple[int, ...]:
-    """The outputs, which are distinct and below ``num_classes``. Raises DatasetError."""
+def checked_valid_labels(
+    outputs: Sequence[int], num_classes: int, shown: str = OPTION, *, are_lines: bool = False
+) -> tuple[int, ...]:
+    """The outputs, which are distinct and below ``num_classes``. ``are_lines``: each is a line of the file ``shown``.
+    Raises DatasetError."""
     if not outputs:
         raise DatasetError(f"{shown} names no output: give at least one")
+    first = {str(output): number for number, output in reversed(list(enumerate(outputs, 1)))} if are_lines else None
     if beyond := [str(output) for output in outputs if not 0 <= output < num_classes]:
         raise DatasetError(
-            f"{shown} has {some(beyond)}, and the network has the outputs 0 to {num_classes - 1}: give the list that "
-            f"belongs to this network as {OPTION}"
+            f"{shown} has {some(beyond, lines=first)}, and the network has the outputs 0 to {num_classes - 1}: give "
+            f"the list that belongs to this network as {OPTION}"
         )
     if len(set(outputs)) < len(outputs):
-        raise DatasetError(f"{shown} names an output twice: leave one, for the place in the list may be a class's rank")
+        output, count = Counter(outputs).most_common(1)[0]
+        places = [str(number) for number, other in enumerate(outputs, 1) if other == output]
+        where = f"lines {' and '.join(places[:2])}" if are_lines else f"{count} times"
+        raise DatasetError(
+            f"{shown} names an output twice ({output}, {where}): leave one, for the place in the list may be a class's "
+            "rank"
+        )
     return tuple(int(output) for output in outputs)
 
 
