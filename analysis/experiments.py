@@ -49,6 +49,8 @@ ACTIVATION_COLUMNS = {
     "top1": float,
     **{f"{name}_{ending}": float | None for name in ("frechet", "gaussian") for ending in GAINS},
 }  # fmt: skip
+SPARSITY = {name: ACTIVATIONS[name] for name in ("model", "is_demo", "train_K")}  # all that claims ask for
+SPARSITY_COLUMNS = {name: ACTIVATION_COLUMNS[name] for name in ("K", "zero_percent")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,9 @@ def _activations_info(info: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _trained(folder: Path, info: dict[str, Any]) -> TrainedSizes:
-    info = _trained_info(info, folder / "results.json")
+    where = str(folder / "results.json")
+    settings = required_fields(info, {"settings": dict[str, Any]}, where)["settings"]
+    family = required_fields(settings, {"family": str}, f"{where}: `settings`")["family"]
     paths = sorted((folder / ANSWERS).glob("*.npz"))
     if not paths:
         raise ValueError(f"the folder holds no {ANSWERS}/*.npz: run the experiment again in a new folder")
@@ -227,11 +231,12 @@ def _trained(folder: Path, info: dict[str, Any]) -> TrainedSizes:
             answers.append(TrainedAnswers(named[1], int(named[2]), int(named[3]), layers, file[layers]))
     assert names is not None
     answers.sort(key=lambda one: (one.crop, one.train_res, one.test_res, one.layers != "none"))
-    return TrainedSizes(folder.name, info["settings"]["family"], names, tuple(answers))
+    return TrainedSizes(folder.name, family, names, tuple(answers))
 
 
 def _activations(folder: Path, info: dict[str, Any]) -> Activations:
-    frame, info = read_activations(folder)
+    info = required_fields(info, SPARSITY, str(folder / "activations.json"), {"train_K": 1})
+    frame = read_csv(folder / "activations.csv", SPARSITY_COLUMNS)
     return Activations(folder.name, info["model"], info["is_demo"], info["train_K"], frame)
 
 

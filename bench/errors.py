@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -34,13 +35,25 @@ def one_line(error: BaseException) -> str:
     return text if known and text else f"{type(error).__name__}: {text}"
 
 
+def is_of_a_path(error: BaseException) -> bool:
+    """Whether the system refuses a file that was named: not there, no permission, a name that is too long."""
+    return isinstance(error, OSError) and error.filename is not None and not is_of_machine(error)
+
+
+def sentence(error: BaseException) -> str:
+    """The error for a user: of a file that the system refuses, its name first."""
+    if isinstance(error, OSError) and is_of_a_path(error) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}: check the path"
+    return str(error)
+
+
 def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: str = "interrupted") -> int:
     """Run a command and return its exit status: its own, 2 for an error that the user can mend, 1 where the machine
     ran out of memory or files, 130 after Ctrl-C."""
     try:
         return work()
     except (UserError, ValueError, OSError) as error:
-        print(f"error: {visible_lines(with_flags(str(error), flags))}", file=sys.stderr)
+        print(f"error: {visible_lines(with_flags(sentence(error), flags))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)

@@ -39,7 +39,7 @@ if not __package__:  # run as `python bench/run.py`: search the repo root, not b
 from bench import cases, distributed, logs, resume
 from bench.config import RunConfig, to_plain
 from bench.distributed import ALONE, Processes, is_main
-from bench.errors import Different, UserError, one_line, with_flags
+from bench.errors import Different, UserError, is_of_a_path, one_line, sentence, with_flags
 from bench.files import locked, new_folder, remove_parts
 from bench.measure import limits
 from bench.options import CommandLine, flag_names, parse
@@ -61,9 +61,8 @@ log = logging.getLogger("bench.run")
 ASK_ABOVE_S = 30 * 60
 # Exit statuses beside 0; 130 and 143 are a shell's for the two signals.
 UNREADABLE, USERS, FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
-PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-EXPECTED_ERRORS = (UserError, ValueError, *PATH_ERRORS)  # their text is enough
-EXPECTED_FAILURES = (*EXPECTED_ERRORS, RuntimeError, TimeoutError)
+EXPECTED_ERRORS = (UserError, ValueError)  # their text is enough, as that of errors of a path
+EXPECTED_FAILURES = (*EXPECTED_ERRORS, OSError, RuntimeError)
 
 
 # What may be tuned anew, or divided among another number of processes, between a run and its continuation.
@@ -108,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"error: {error}")
         return USERS
     except Exception as error:
+        if is_of_a_path(error) and not limits.is_fatal(error):
+            tell(f"error: {sentence(error)}")
+            return USERS
         if not limits.is_fatal(error) and not is_of_machine(error):
             raise
         tell(f"error: {reason_of(error)}{hint(session)}")

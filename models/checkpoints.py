@@ -52,6 +52,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     state, notes = _state_dict_in(content, path)
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if nested := [name for name, tensor in tensors.items() if tensor.is_nested]:  # it has no shape
+        raise WeightsError(f"`checkpoint` {path} holds nested tensors ({_some(nested)}): {PLAIN}")
     if others := [str(name) for name in state if str(name) not in tensors]:
         notes.append(f"beside its tensors the checkpoint has {_some(others)}, which are no weights")
     return _renamed(tensors, _without_prefixes, getattr(state, "_metadata", None)), notes
@@ -185,7 +187,7 @@ def _state_dicts(content: Any, place: str = "", depth: int = 0) -> Iterator[tupl
     if not isinstance(content, Mapping) or depth > DEEPEST:
         return
     tensors = [value for value in content.values() if isinstance(value, Tensor)]
-    if any(tensor.ndim for tensor in tensors) and all(isinstance(name, str) for name in content):
+    if any(tensor.is_nested or tensor.ndim for tensor in tensors) and all(isinstance(name, str) for name in content):
         yield place, content
         return
     for name, value in content.items():
@@ -255,6 +257,22 @@ def _some(names: list[str], shown: int = 3) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- loading
 
+PLAIN = "save floating-point weights in memory (quantized, complex and sparse ones are not cast)"
+_NUMBERS = ("weight", "bias", "running_mean", "running_var")  # last parts of names of what a network computes with
+
+
+def strange_kind(name: str, tensor: Tensor) -> str | None:
+    """What a tensor is, if it cannot be copied into a network as it is, or would be cast to other numbers."""
+    if tensor.is_meta:
+        return "without data"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized or tensor.is_complex():
+        return str(tensor.dtype).removeprefix("torch.")
+    if name.rpartition(".")[2] in _NUMBERS and not tensor.is_floating_point():
+        return str(tensor.dtype).removeprefix("torch.")
+    return None
+
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> None:
     """Copy every tensor. Raises WeightsError that names some of the missing, unexpected or misshapen ones."""
@@ -268,14 +286,15 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], path: Path, model: st
         if name in own and tensor.shape != own[name].shape
     ]
     casts = [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')} for {str(own[name].dtype).removeprefix('torch.')})"
+        f"{name} ({strange_kind(name, tensor) or str(tensor.dtype).removeprefix('torch.')} for "
+        f"{str(own[name].dtype).removeprefix('torch.')})"
         for name, tensor in state.items()
-        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+        if name in own
+        and (strange_kind(name, tensor) or (own[name].is_floating_point() and not tensor.is_floating_point()))
     ]
     if casts:
         raise WeightsError(
-            f"`checkpoint` {path} holds numbers of another kind than {model} computes with: {_some(casts)}; save "
-            "floating-point weights (quantized and complex ones are not cast)"
+            f"`checkpoint` {path} holds numbers of another kind than {model} computes with: {_some(casts)}; {PLAIN}"
         )
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     text = "; ".join(f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in problems.items() if names)

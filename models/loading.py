@@ -23,6 +23,7 @@ from models.checkpoints import (
     read_class_names,
     refuse_several,
     shared_names,
+    strange_kind,
     variants,
 )
 from models.classifier import Classifier, resized_spec
@@ -222,6 +223,8 @@ def _from_state(
     for reading, notes, held in readings:
         if asked.num_classes not in (None, held) or held < 1:
             continue
+        if any(strange_kind(name, tensor) for name, tensor in reading.items()):
+            continue  # ``load_weights`` says which; libraries would cast it without a word
         try:
             return shipped.library.build_from(shipped, {"num_classes": held, **kwargs}, reading), notes
         except UndecidedError:

@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import weakref
 from collections import deque
@@ -141,6 +142,13 @@ class Torchvision:
             yield from batches
         except MachineFault as error:  # a worker's, whose traceback the loader puts around the message
             raise MachineFault(str(error).strip().rpartition("MachineFault: ")[2]) from None
+        except OSError as error:
+            if "AF_UNIX path too long" not in str(error):
+                raise
+            raise MachineFault(
+                f"the name of the folder for temporary files, {tempfile.gettempdir()}, is too long for the workers' "
+                "sockets: set TMPDIR to one with a short name"
+            ) from None
 
     def _dense(self, plan: Plan, loaded: _Loaded) -> list[Group]:
         if not plan.dense:

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from pipelines import decoder_messages
+from pipelines import decoder_messages, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = f"{sys.executable} {ROOT / 'bench/run.py'}"
@@ -102,6 +103,25 @@ if __name__ == "__main__":
     )
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_long_name_of_the_temporary_folder_is_no_address_of_a_socket(
+    writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets of workers get a short one, where there is one; afterwards all is as it was."""
+    long = tmp_path / ("t" * 100)
+    long.mkdir()
+    short = tmp_path if writable else tmp_path / "none"
+    monkeypatch.setattr(workers, "SHORT", short)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(long))
+    with workers.safe_start():
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(short if writable else long)
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(long)
+    monkeypatch.setattr(workers, "MOST_BYTES", 10_000)
+    with workers.safe_start():
+        assert tempfile.gettempdir() == str(long)
 
 
 DECODERS = [

@@ -173,6 +173,26 @@ def test_numbers_of_another_kind_are_not_cast(dtype: torch.dtype) -> None:
         load_weights(net, state, Path("w.pt"), "net")
 
 
+STRANGE = {
+    "sparse": lambda weight: weight.to_sparse(),
+    "without data": lambda weight: torch.empty_like(weight, device="meta"),
+    "complex64": lambda weight: weight.to(torch.complex64),
+    "bool": lambda weight: weight > 0,
+    "nested tensors": lambda weight: torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)]),
+    "of another shape: fc.weight []": lambda weight: torch.tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_numbers_are_named(kind, tmp_path):
+    """Through the whole of loading: a library's own way would cast some of them without a word."""
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(state | {"fc.weight": STRANGE[kind](state["fc.weight"])}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=rf"w\.pt .*{re.escape(kind)}"):
+        load("test_resnet", checkpoint=tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floating_point_of_another_width_is_taken(dtype: torch.dtype) -> None:
     net = torch.nn.Linear(3, 2)

@@ -2,6 +2,7 @@
 
     python tests/stress/kills.py                 # 50 kills; about ten minutes on two cores
     python tests/stress/kills.py --kills 10 --seed 3
+    python tests/stress/kills.py --models mobilenet:demo --images 80 --quick
 
 Every chain of a killed run and its continuations must end with the files of an undisturbed run: predictions bit for
 bit, every line of results.jsonl once and equal but for the times in it. After each kill every file there is whole.
@@ -39,6 +40,7 @@ COMMAND = [
     "--crops", "1,3", *SETTLED, "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1",
     "--latency-queries", "2",
 ]  # fmt: skip
+QUICK = ["--no-cheap", "--crops", "1"]  # of two options of a name the last one counts
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 # A signal that comes before the handlers are there, or when the work is done, ends a process as it ends any other.
@@ -63,12 +65,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals (default: 0)")
     parser.add_argument("--models", default="resnet:demo,mobilenet:demo", metavar="NAMES", help="as in bench/run.py")
     parser.add_argument("--images", type=int, default=300, metavar="N", help="of the demo set (default: 300)")
+    parser.add_argument("--quick", action="store_true", help="without dense and stopped policies, and one crop")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where the runs lie (default: the system's)")
     return parser.parse_args(argv)
 
 
 def kill_and_compare(args: argparse.Namespace, scratch: Path, rng: random.Random) -> int:
     command = ["--models", args.models, "--limit", str(args.images), "--no-figures", *COMMAND]
+    command += QUICK * args.quick
     started = time.monotonic()
     whole = scratch / "undisturbed"
     finish(start([*command, "--out", str(whole)]))
