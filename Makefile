@@ -46,7 +46,7 @@ lint: $(VENV)/ready
 faults: $(VENV)/ready
 	$(PY) tests/stress/faults.py
 
-# Files that the suite reads, damaged 2,000 times each: labels, records, checkpoints, caches; about half an hour.
+# Files that the suite reads, damaged 2,000 times each: labels, records, checkpoints, caches, tables; about an hour.
 fuzz: $(VENV)/ready
 	$(PY) -m tests.stress.fuzz
 

@@ -329,11 +329,14 @@ def from_line(line: str, where: str = "a line of results") -> Record | FailedMod
 def _contradiction(record: Record) -> str:
     """Why a record cannot be true, or ""."""
     if isinstance(record, Accuracy):
+        wrong = record.images - record.top1_correct
+        most = {"top1_correct": record.images, "top5_correct": record.images}
+        most |= {"newly_correct": record.top1_correct, "newly_wrong": wrong}
         return next(
             (
-                f"`{name}` is {value}, of {record.images} `images`"
-                for name in ("top1_correct", "top5_correct", "newly_correct", "newly_wrong")
-                if (value := getattr(record, name)) > record.images
+                f"`{name}` is {value}, of {record.images} `images` of which {record.top1_correct} are right"
+                for name, limit in most.items()
+                if (value := getattr(record, name)) > limit
             ),
             "",
         )

@@ -71,7 +71,8 @@ def read(folder: Path) -> Data:
         "(paper: 0.08), right with random crops of a fixed size.",
         f"Trained on {settings['images']:,} images for {settings['epochs']} epochs, fine-tuned on "
         f"{min(settings['adapt_images'], settings['images']):,} for {settings['adapt_epochs']}; centre crops; "
-        f"seed {settings['seed']}; {name_text(environment['cpu'])}, torch {environment['packages'].get('torch')}.",
+        f"seed {settings['seed']}; {name_text(environment['cpu'] or 'unknown CPU')}, "
+        f"torch {environment['packages'].get('torch')}.",
     ]
     return Data("Train low, test high: published, and in small", published(), ours, notes)
 

@@ -34,7 +34,7 @@ from bench.config import DataConfig, LoadingConfig, OutputConfig, option, to_pla
 from bench.errors import UserError, exit_status
 from bench.files import LOCK, WRITER, locked
 from bench.options import group_flags, parse_group, shared
-from pipelines.schemas import read_json, read_json_lines, read_json_object, required_fields
+from pipelines.schemas import DamagedFile, read_json, read_json_lines, read_json_object, required_fields
 
 
 def count(flag: str, default: int, what: str) -> Any:
@@ -139,6 +139,16 @@ class Row:
     top1_correct: int
     newly_correct: int
     newly_wrong: int
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the counts can be those of ``images``."""
+        wrong = self.images - self.top1_correct
+        return (
+            self.images > 0
+            and 0 <= self.newly_correct <= self.top1_correct <= self.images
+            and 0 <= self.newly_wrong <= wrong
+        )
 
     def derived(self) -> dict[str, float]:
         """Percent and points, with 95 % intervals (Wilson; Newcombe for the paired gain over no adaptation)."""
@@ -276,9 +286,13 @@ SCORED = {"network": str, "test_res": int, "rows": list[Row], "fine_tuning": lis
 def read_log(out: Path) -> list[dict[str, Any]]:
     """scored.jsonl: a line for each network and test size."""
     path = out / "scored.jsonl"
-    return [
-        required_fields(line, SCORED, f"{path}, line {number}") for number, line in enumerate(read_json_lines(path), 1)
-    ]
+    lines = []
+    for number, line in enumerate(read_json_lines(path), 1):
+        where = f"{path}, line {number}"
+        lines.append(required_fields(line, SCORED, where))
+        if not all(row.is_possible for row in lines[-1]["rows"]):
+            raise DamagedFile(f"{where}: the counts of `rows` are more than there are images, or below 0")
+    return lines
 
 
 def weights_path(out: Path, trained: Trained) -> Path:

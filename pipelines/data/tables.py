@@ -170,7 +170,7 @@ def _from_cache_or_file(path: str, cache: Path) -> _Shard:
         if facts := known.schema.metadata and known.schema.metadata.get(b"table_classes"):
             return _Shard(known.replace_schema_metadata(None), tuple(json.loads(facts)))
         shard = (_read_parquet if path.endswith(SUFFIX) else _read_arrow)(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of damaged names of columns
         raise DatasetError(f"{path} cannot be read ({error}): download it again, or leave it out of `data`") from error
     write_cache(kept, {**mark, b"table_classes": json.dumps(shard.classes).encode()}, shard.rows)
     return shard

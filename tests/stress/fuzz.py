@@ -612,10 +612,10 @@ def make_predict_note(folder: Path) -> Path:
 
 
 def images_in(path: Path) -> Any:
-    from bench.compare.recommend import settled_images
+    from bench.compare.recommend import settled
 
     asked: Any = SimpleNamespace(out=path.parent)
-    return settled_images(asked, [], 0)
+    return settled(asked, "final", lambda: 1)
 
 
 def model_list_in(path: Path) -> Any:
@@ -819,7 +819,9 @@ READERS: dict[str, Reader] = {
     "fine-tuning, state": Reader(make_state, state_in),
     "predict, rows": Reader(make_rows, rows_in, is_json=True),
     "predict, settings": Reader(make_predict_note, predict_rows, is_json=True, must_name=False),
-    "recommend, images.json": Reader(writes("images.json", '{"images": 100}'), images_in, is_json=True),
+    "recommend, images.json": Reader(
+        writes("images.json", '{"screen-2": 100, "final": 1000}'), images_in, is_json=True
+    ),
     "model list": Reader(writes("models.txt", "resnet18 # small\n\nresnet50\n"), model_list_in),
     "writer of a folder": Reader(
         writes(".writer.json", '{"process": 12, "host": "h", "since": "now"}'),
