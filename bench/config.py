@@ -342,10 +342,10 @@ class MeasureConfig:
     )
     round_seconds: float = option(
         "--round-seconds",
-        default=1.0,
+        default=0.5,
         metavar="S",
         parse=values.seconds,
-        help="length of a timed segment (default: 1.0)",
+        help="length of a timed segment (default: 0.5)",
     )
     latency_queries: int = option(
         "--latency-queries",

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import stat
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -44,6 +44,8 @@ from pipelines.data.rows import span_at
 from pipelines.data.spans import Span
 from pipelines.files import whole_path
 from pipelines.text import visible
+
+log = logging.getLogger(__name__)
 
 # Folders that other programs leave in a data set, beside hidden ones (.ipynb_checkpoints, .thumbnails, .Trash-1000).
 OTHER_PROGRAMS = frozenset(
@@ -538,7 +540,7 @@ def read_cache(path: Path, mark: dict[bytes, bytes], schema: pa.Schema) -> pa.Ta
         return table.cast(schema.with_metadata(stored))
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"the header cache {path} is damaged ({error}): reading all headers again and replacing it"
-        warnings.warn(visible(message), stacklevel=2)
+        log.warning("%s", visible(message))
         return nothing
 
 
@@ -567,7 +569,7 @@ def write_cache(path: Path, mark: dict[bytes, bytes], table: pa.Table) -> None:
             f"cannot write the header cache {path} ({error}): the next start reads all headers again; "
             "set MULTICROP_CACHE to a folder that can be written"
         )
-        warnings.warn(visible(message), stacklevel=2)
+        log.warning("%s", visible(message))
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
