@@ -78,9 +78,13 @@ def compare_into(out: Path | None, config: RunConfig) -> int:
     sources = {
         name: job.make_backend(planner, job.load_config(job.views.total), name) for name in usable_backends(job.device)
     }
-    wrong = check_windows(job, sources, planner)
-    frames = compare_frames(job, sources, planner)
-    agreement = compare_top1(job, sources)
+    try:
+        wrong = check_windows(job, sources, planner)
+        frames = compare_frames(job, sources, planner)
+        agreement = compare_top1(job, sources)
+    finally:
+        for source in sources.values():
+            source.close()
     for text in report(frames, agreement):
         print(text)
     result = {

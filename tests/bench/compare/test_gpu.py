@@ -132,6 +132,14 @@ def test_the_network_alone_needs_no_dali(tmp_path: Path, monkeypatch: pytest.Mon
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("device", "fast"), [("cuda:0", True), ("cpu", False)])
+def test_networks_run_as_they_are_fastest_on_a_gpu(device: str, fast: bool) -> None:
+    network = GpuConfig(device=device).network("resnet50")
+    switches = (network.channels_last, network.torchcompile, network.fold, network.cudnn_benchmark)
+    assert [bool(one) for one in switches] == [fast] * 4
+    assert (network.amp_dtype == "float16") == fast
+
+
 def test_every_architecture_is_there_once() -> None:
     found = gpu_steps.steps(GpuConfig())
     names = [step.name for step in found]
