@@ -10,7 +10,7 @@ repository's folder ``results``, and ``-real`` and ``v2-matched-frequency``) can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,9 @@ def headline(found: Sequence[Comparison], setting: Setting) -> dict[str, Any]:
 def timm_rows(run: Run) -> pd.DataFrame:
     """One row for each network and size, as timm's ``validate.py --results-file`` writes it, the best first: the centre
     crop's top-1 and top-5 (percent), parameters in millions, crop side, crop ratio and interpolation. Where the network
-    was timed also, as timm's ``benchmark.py`` does, its crops per second alone, the milliseconds of a batch, batch size
-    and crop side."""
+    was timed also, as timm's ``benchmark.py`` does, its crops per second alone, the milliseconds of a batch, batch
+    size, crop side, and a crop's multiply-adds (billions) and activations (millions) by ``models.costs``, empty where
+    they could not be counted."""
     rows = [_timm_row(record) | _timm_speed(run, record.setting) for record in run.accuracies if is_centre_crop(record)]
     timed = any(SPEED_COLUMNS[0] in row for row in rows)
     return pd.DataFrame(rows, columns=[*TIMM_COLUMNS, *(SPEED_COLUMNS if timed else [])]).sort_values(
@@ -211,17 +212,23 @@ TIMM_COLUMNS = [
 ]  # fmt: skip
 
 
-SPEED_COLUMNS = ["infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size"]
+SPEED_COLUMNS = [
+    "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "infer_gmacs", "infer_macts",
+]  # fmt: skip
+
+
+COUNTED = {"multiply_adds": 1e9, "activations": 1e6}  # of a crop, in run.json -> the unit of timm's column
 
 
 def _timm_speed(run: Run, setting: Setting) -> dict[str, Any]:
-    """SPEED_COLUMNS, or nothing where the network alone was not timed. Multiply-adds and activations, which timm counts
-    too, are not measured here."""
+    """SPEED_COLUMNS, or nothing where the network alone was not timed."""
     timed = [one for one in run.throughputs if (one.setting, one.stage, one.policy) == (setting, MODEL, None)]
     if not timed:
         return {}
     batch = timed[0].fitting_batch_size or setting.batch_size
-    values = (round(timed[0].rate, 2), round(1000 * batch / timed[0].rate, 3), batch, setting.K)
+    stored: dict[str, Any] = next((m for m in run.info.get("models", []) if m.get("setting") == asdict(setting)), {})
+    counted = [None if (n := stored.get(name)) is None else round(n / unit, 2) for name, unit in COUNTED.items()]
+    values = (round(timed[0].rate, 2), round(1000 * batch / timed[0].rate, 3), batch, setting.K, *counted)
     return dict(zip(SPEED_COLUMNS, values, strict=True))
 
 

@@ -21,6 +21,7 @@ from bench.measure.scoring import Scoring
 from bench.resume import NetworkPlan
 from models import families
 from models.classifier import Classifier
+from models.costs import crop_cost
 from models.dense import Dense, DenseAbsent
 from models.fixres.new_head import with_new_head
 from models.loading import load
@@ -317,6 +318,12 @@ class Job:
         frames, share = self.common_frames
         return {"compiled_frames": [list(pair) for pair in sorted(frames)], "compiled_frames_share": round(share, 4)}
 
+    def _crop_cost(self) -> dict[str, int]:
+        """Multiply-adds and activations of a crop; only for ``results_file``, for counting takes a second or two."""
+        network = self.classifier
+        found = crop_cost(network.net, network.spec.K) if self.config.output.results_file else None
+        return dict(zip(("multiply_adds", "activations"), found, strict=True)) if found else {}
+
     def setting(self) -> records.Setting:
         """What the results depend on."""
         network, spec, loading = self.classifier, self.classifier.spec, self.config.loading
@@ -381,6 +388,7 @@ class Job:
             "mean": list(network.spec.mean),
             "std": list(network.spec.std),
             **sizes(network),
+            **self._crop_cost(),
             **self._compiled_frames(),
             "predictions": self.predictions_name,
             "asked": {"model": self.case.name, "img_size": self.case.img_size, "crop_pct": self.case.crop_pct},

@@ -429,6 +429,7 @@ MODEL_INFO: dict[str, Any] = {
     "model": str, "label": str, "S": int, "K": int, "own_K": int | None, "train_K": int | None, "notes": list[str],
     "label_rule": str | None, "predictions": str, "setting": dict[str, Any], "asked": dict[str, Any],
     "num_classes": int, "images": int, "batch_size": int, "crops_per_sec": float | None, "expected_s": float,
+    "multiply_adds": int | None, "activations": int | None,
 }  # fmt: skip
 ENVIRONMENT: dict[str, Any] = {"packages": dict[str, str | None], "cores_usable": int | None}
 INFO_LEAST: dict[str, float] = {"images_found": 0, "images_unreadable_at_scan": 0, "S": 1, "K": 1, "expected_s": 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,13 +178,15 @@ def test_timm_rows_of_a_timed_network_have_the_columns_of_timms_benchmark(tmp_pa
     network = Throughput(SETTING, MODEL, 1, 8, [100.0, 100.0], [0.5, 0.5], [], 0, None, 0.0)
     end_to_end = replace(network, stage="end_to_end", counts=[7.0, 7.0])
     untimed = centre_crop(20_000, setting=replace(SETTING, model="other"))
-    rows = known_answers.timm_rows(Run(tmp_path, {}, [crops, untimed, end_to_end, network]))
+    counted = {"setting": asdict(SETTING), "multiply_adds": 1_814_073_344, "activations": 2_484_712}
+    rows = known_answers.timm_rows(Run(tmp_path, {"models": [counted]}, [crops, untimed, end_to_end, network]))
     timed, other = json.loads(rows.to_json(orient="records"))
     speed = {name: timed[name] for name in known_answers.SPEED_COLUMNS}
     assert speed == {
         "infer_samples_per_sec": 200.0, "infer_step_time": 320.0, "infer_batch_size": 64, "infer_img_size": 224,
+        "infer_gmacs": 1.81, "infer_macts": 2.48,
     }  # fmt: skip
-    assert [other[name] for name in known_answers.SPEED_COLUMNS] == [None] * 4
+    assert [other[name] for name in known_answers.SPEED_COLUMNS] == [None] * 6
 
 
 def test_the_stored_figures_of_v2_and_real_are_on_both_sides_of_those_of_imagenet() -> None:

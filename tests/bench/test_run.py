@@ -575,5 +575,7 @@ def test_results_file_has_the_centre_crop_in_timms_columns(small_run: Small, tmp
     assert list(row) == columns.split()
     assert (row["model"], row["img_size"]) == (centre.setting.model, "64")
     assert float(row["top1"]) == pytest.approx(centre.top1, abs=1e-4)
+    (model,) = done.run.info["models"]
+    assert model["multiply_adds"] > model["activations"] > 0, "counted for the columns of a run that is timed"
     refused = small_run("--crops", "1", "--results-file", str(path), out="second")
     assert refused.status == 2 and "--results-file" in refused.stderr and "exists" in refused.stderr
