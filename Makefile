@@ -13,18 +13,9 @@ PYTEST := $(PY) -m pytest -q -n $(JOBS)
 demo: $(VENV)/ready
 	$(PY) -m bench run --family $(FAMILY) --crops 1,2,5,10,20
 
-# FixRes on the demo data: its tables and FixEfficientNet's, as in analysis/demo/tables.
-FIXRES := runs/fixres
-SCORE := $(PY) -m bench run --model resnet:demo --policies CC --no-throughput --yes --device cpu --img-size
-TUNE := $(PY) -m bench finetune --model resnet:demo --weights demo --device cpu --img-size 128 --epochs 8 -b 64 --tune
+# FixRes and FixEfficientNet on the demo data: their tables and claims, as in analysis/demo/tables; half an hour.
 demo-fixres: $(VENV)/ready
-	$(SCORE) 96,128 --weights demo --out $(FIXRES)/sizes
-	$(SCORE) 128 --weights demo --adapt gaussian --train-size 96 --out $(FIXRES)/gaussian
-	$(TUNE) classifier --out $(FIXRES)/classifier
-	$(SCORE) 128 --checkpoint $(FIXRES)/classifier/model.safetensors --out $(FIXRES)/classifier-scored
-	$(TUNE) classifier+bn --out $(FIXRES)/bn
-	$(SCORE) 128 --checkpoint $(FIXRES)/bn/model.safetensors --out $(FIXRES)/bn-scored
-	$(PY) -m bench tables $(addprefix $(FIXRES)/,sizes gaussian classifier classifier-scored bn bn-scored) --out $(FIXRES)/tables
+	sh analysis/demo/fixres.sh $(PY) runs/fixres
 
 # The quick tests, seven minutes on two cores.
 test: $(VENV)/ready

@@ -43,6 +43,10 @@ TRAINED_COLUMNS = {
 ACTIVATIONS = {
     "model": str, "is_demo": bool, "data": str, "train_K": int, "points": list[float], "cdf": dict[str, list[float]],
 }  # fmt: skip
+# What older folders lack: the Fréchet fit at each crop size, and which fine-tuning the network comes from, if any.
+FRECHET = dict.fromkeys(("mu", "sigma", "xi", "zero_share", "distance"), float)
+NEWER = {"weight_hash": str, "frechet": dict[str, dict[str, float]], "tuned": dict[str, Any] | None}
+TUNED_FROM = {"K": int, "base_hash": str}
 GAINS = ("gain", "gain_low", "gain_high")  # of an adaptation; empty where it could not be made
 ACTIVATION_COLUMNS = {
     "K": int, "crops": int, "zero_percent": float, "above_2_percent": float, "fitted_on": str, "images": int,
@@ -196,7 +200,14 @@ def read_activations(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _activations_info(info: dict[str, Any], path: Path) -> dict[str, Any]:
-    info = required_fields(info, ACTIVATIONS, str(path), {"train_K": 1})
+    info = {"weight_hash": "", "frechet": {}, "tuned": None} | info
+    info = required_fields(info, ACTIVATIONS | NEWER, str(path), {"train_K": 1})
+    if info["tuned"] is not None:
+        required_fields(info["tuned"], TUNED_FROM, f"{path}: `tuned`", {"K": 1})
+    for K, fit in info["frechet"].items():
+        required_fields(fit, FRECHET, f"{path}: `frechet` at {K[:20]!r}", {"sigma": 1e-12, "xi": 1e-12})
+        if K not in info["cdf"]:
+            raise DamagedFile(f"{path}: `frechet` at {K[:20]!r}, where `cdf` has no such crop size")
     for K, shares in info["cdf"].items():
         if not K.isdecimal() or not K.isascii() or len(K) > 6 or len(shares) != len(info["points"]):
             raise DamagedFile(

@@ -38,6 +38,7 @@ tune_and_score resnet-smoothing resnet $test_size --tune classifier+bn --label-s
 tune resnet-gaussian-classifier resnet $test_size --tune classifier --adapt gaussian --train-size $train_size
 score resnet-gaussian-classifier-scored resnet CC --adapt gaussian --train-size $train_size --img-size $test_size \
     --checkpoint "$out/resnet-gaussian-classifier/model.safetensors"
+tune_and_score resnet-layer4 resnet $test_size --tune from:layer4
 tune_and_score resnet-bn-test2 resnet $test_size --tune classifier+bn --augmentation test2
 tune_and_score resnet-bn-train resnet $test_size --tune classifier+bn --augmentation train
 tune_and_score resnet-classifier-train resnet $test_size --tune classifier --augmentation train
@@ -46,6 +47,22 @@ score efficientnet-sizes efficientnet CC --weights demo --img-size 96,128
 tune_and_score efficientnet-bn efficientnet $test_size --tune classifier+bn
 tune_and_score efficientnet-smoothing efficientnet $test_size --tune classifier+bn --label-smoothing 0.1
 
-[ -f "$out/activations/activations.json" ] ||
-    $python -m bench activations --model resnet:demo --weights demo --limit 500 --device cpu --img-size 64,96,128 \
-        --no-figures --out "$out/activations"
+statistics() { # NAME [options of activations]
+    name=$1
+    shift
+    [ -d "$out/$name" ] || $python -m bench activations --model resnet:demo --fit-images 500 --limit 500 --device cpu \
+        --no-figures --out "$out/$name" "$@"
+}
+statistics activations --weights demo --img-size 64,96,128
+for size in 64 128; do
+    statistics activations-$size --checkpoint "$out/resnet-bn-$size/model.safetensors" --train-size $train_size \
+        --img-size $size
+done
+
+folders=
+for folder in "$out"/*/; do
+    [ ! -f "$folder/run.json" ] && [ ! -f "$folder/finetune.json" ] && [ ! -f "$folder/activations.json" ] ||
+        folders="$folders $folder"
+done
+$python -m bench tables $folders --out "$out/tables"
+$python -m bench claims $folders

@@ -50,7 +50,9 @@ FIGURES: dict[str, Entry] = dict(
         _entry("imagenet_v2", "run", "published"),  # FixEfficientNet 2
         _entry("clean_labels", "run", "published"),
         _entry("train_low_test_high", "experiment"),  # FixRes 5, 8 on the demo data
-        _entry("activations", "experiment"),  # FixRes 3, 4, A.1, A.2
+        _entry("activations", "experiment"),  # FixRes 3, 6
+        _entry("tuned_activations", "experiment"),  # FixRes 4
+        _entry("training_time", "published"),  # the trade-off of FixRes Table 7
     )
 )
 
@@ -66,8 +68,8 @@ NOT_PRINTED: dict[str, str] = {
     "MID 4": "the histogram's numbers are not printed; `longer_side` draws it from a folder of images",
     "FixRes 1": "a picture",
     "FixRes 2": "the distribution of the areas of the crops is not printed; `object_size` draws it from images' shapes",
-    "FixRes 3, 4": _ACTIVATIONS,
-    "FixRes 6": "fitted distributions are not printed",
+    "FixRes 3, 4": f"{_ACTIVATIONS}; `activations` and `tuned_activations` draw them from folders of experiments",
+    "FixRes 6": "fitted distributions are not printed; `activations` draws them from its folder",
     "FixRes 7": "accuracy in steps of one pixel is not printed, only 224, 256 and 288 are, in the text; "
     "`resolution_sweep` draws it from a run",
     "FixEfficientNet 1": "the other networks' numbers are not printed; `accuracy_vs_parameters` draws EfficientNet's",

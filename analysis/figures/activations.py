@@ -1,4 +1,4 @@
-"""Pooled activations at each test resolution, and what mapping them back gains (FixRes, Figures 3, 4, A.1, A.2).
+"""Pooled activations at each test resolution, and what mapping them back gains (FixRes, Figures 3 and 6).
 
 multicrop-bench figures DIR        # a folder that multicrop-bench activations wrote
 """
@@ -25,14 +25,36 @@ NAMES = {"frechet": "Fréchet, behind the pooling", "gaussian": "Gaussian, befor
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """``frame``: activations.csv; ``points`` [m] and ``cdf`` {K: shares 0..1 [m]}."""
+    """``frame``: activations.csv; ``points`` [m], ``cdf`` and ``fitted`` (the Fréchet model) {K: shares 0..1 [m]}."""
 
     frame: pd.DataFrame
     points: np.ndarray
     cdf: dict[int, np.ndarray]
+    fitted: dict[int, np.ndarray]
     train_K: int
     model: str
     notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The distributions of one folder. ``tuned_from``, ``tuned_at``: of a fine-tuned network, its base's hash and K."""
+
+    points: np.ndarray
+    cdf: dict[int, np.ndarray]
+    fitted: dict[int, np.ndarray]
+    fit_distance: dict[int, float]  # the largest between the model and the positive values' shares, 0..1
+    train_K: int
+    model: str
+    weight_hash: str
+    tuned_from: str | None
+    tuned_at: int | None
+    origin: str
+
+    def at(self, K: int | None, points: np.ndarray) -> np.ndarray:
+        """The shares at other points; those above the last are not drawn (NaN)."""
+        assert K is not None
+        return np.interp(points, self.points, self.cdf[K], right=np.nan)
 
 
 def pictures(inputs: Inputs) -> dict[str, Data]:
@@ -43,10 +65,8 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
 
 def read(folder: Path) -> Data:
     """Raises DamagedFile, naming the folder, for one that multicrop-bench activations did not write."""
-    try:
-        frame, info = read_activations(folder)
-    except DamagedFile as error:
-        raise DamagedFile(f"{folder} was not written by multicrop-bench activations: {error}") from error
+    frame, info = _files(folder)
+    own = _curves(frame, info)
     demo = "the generated DEMO DATA (says nothing about ImageNet)" if info["is_demo"] else name_text(info["data"])
     notes = [
         "Left: zeros are the height at 0. Right: top-1 of the centre crop adapted less as it is, same images, 95 % "
@@ -54,8 +74,44 @@ def read(folder: Path) -> Data:
         f"Statistics of {int(frame['crops'].iloc[0]):,} centre crops of {frame['fitted_on'].iloc[0]}; accuracy of "
         f"{int(frame['images'].iloc[0]):,} images of {demo}.",
     ]
+    if own.fitted:
+        gaps = ", ".join(f"{100 * gap:.1f} at {K}" for K, gap in sorted(own.fit_distance.items()))
+        notes.insert(1, f"Dotted: the Fréchet model of the positive values; largest distance, points: {gaps}.")
+    return Data(frame, own.points, own.cdf, own.fitted, own.train_K, own.model, notes)
+
+
+def curves(folder: Path) -> Curves:
+    """Raises DamagedFile, naming the folder, for one that multicrop-bench activations did not write."""
+    return _curves(*_files(folder))
+
+
+def _files(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    try:
+        return read_activations(folder)
+    except DamagedFile as error:
+        raise DamagedFile(f"{folder} was not written by multicrop-bench activations: {error}") from error
+
+
+def _curves(frame: pd.DataFrame, info: dict[str, Any]) -> Curves:
+    points = np.array(info["points"])
     cdf = {int(K): np.array(values) for K, values in info["cdf"].items()}
-    return Data(frame, np.array(info["points"]), cdf, info["train_K"], name_text(info["model"]), notes)
+    fits = {int(K): fit for K, fit in info["frechet"].items()}
+    tuned = info["tuned"] or {}
+    data = "the generated DEMO DATA" if info["is_demo"] else name_text(info["data"])
+    return Curves(
+        points=points, cdf=cdf, fitted={K: _fitted(points, fit) for K, fit in fits.items()},
+        fit_distance={K: fit["distance"] for K, fit in fits.items()}, train_K=info["train_K"],
+        model=name_text(info["model"]), weight_hash=info["weight_hash"], tuned_from=tuned.get("base_hash"),
+        tuned_at=tuned.get("K"), origin=f"{int(frame['crops'].iloc[0]):,} centre crops of {data}.",
+    )  # fmt: skip
+
+
+def _fitted(points: np.ndarray, fit: dict[str, float]) -> np.ndarray:
+    """Shares at or below each point, zeros included: P(x) = exp(-(1 + xi (x - mu) / sigma) ** (-1 / xi)), A.1."""
+    base = np.maximum(1 + fit["xi"] * (points - fit["mu"]) / fit["sigma"], 0)
+    with np.errstate(divide="ignore"):
+        positive = np.exp(-(base ** (-1 / fit["xi"])))
+    return fit["zero_share"] + (1 - fit["zero_share"]) * positive
 
 
 @style.styled
@@ -66,7 +122,11 @@ def draw(data: Data) -> Figure:
         trained = data.train_K == K
         looks: dict[str, Any] = {"color": style.colour(i), "linewidth": 2.4 if trained else 1.2}
         left.plot(data.points, 100 * shares, gid=f"K {K}", **looks)
+        if K in data.fitted:
+            left.plot(data.points, 100 * data.fitted[K], color="black", linestyle=":", linewidth=1, gid=f"fit {K}")
         handles.append(Line2D([], [], label=f"crops of {K}" + " (as trained)" * trained, **looks))
+    if data.fitted:
+        handles.append(Line2D([], [], color="black", linestyle=":", linewidth=1, label="Fréchet model"))
     left.set_xlabel("pooled activation")
     left.set_ylabel("values at or below it, %")
     for column, label, marker in (("zero_percent", "zeros", "o"), ("above_2_percent", "above 2", "s")):

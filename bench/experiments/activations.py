@@ -242,14 +242,42 @@ def write(
         "model": job.classifier.name,
         "weights": job.classifier.weights,
         "weight_hash": job.classifier.weight_hash,
+        "tuned": tuned_from(job),
         "is_demo": job.data.is_demo,
         "data": job.data.root.name,
         "train_K": train_K,
         "points": points.round(5).tolist(),
         "cdf": {str(K): one.pooled.cdf(points).round(5).tolist() for K, one in measured.items()},
+        "frechet": {str(K): fitted for K, one in measured.items() if (fitted := frechet(one)) is not None},
         "environment": machine.environment(),
     }
     write_whole(out / "activations.json", json.dumps(info, indent=1) + "\n")
+
+
+def tuned_from(job: Job) -> dict[str, Any] | None:
+    """Size, layers and base weights of the fine-tuning that wrote the checkpoint; None for other weights."""
+    from pipelines.schemas import read_json_object
+
+    checkpoint = job.config.network.checkpoint
+    note_path = None if checkpoint is None else Path(checkpoint).parent / "finetune.json"
+    if note_path is None or not note_path.is_file():
+        return None
+    note = read_json_object(note_path)
+    if note.get("result", {}).get("weight_hash") != job.classifier.weight_hash:
+        return None
+    return {"K": note["input"]["K"], "layers": note["recipe"]["tune"], "base_hash": note["base"]["weight_hash"]}
+
+
+def frechet(here: Statistics) -> dict[str, float] | None:
+    """The fit of FixRes Figure 6: of the positive values alone. None where there is none to fit."""
+    from models.fixres.distributions import Frechet
+
+    try:
+        fit = Frechet.fit(here.pooled)
+    except ValueError:
+        return None  # the row of the table says why
+    found = {"mu": fit.mu, "sigma": fit.sigma, "xi": fit.xi, "zero_share": here.pooled.zero_share}
+    return found | {"distance": fit.distance(here.pooled)}
 
 
 def highest(train: Statistics) -> float:

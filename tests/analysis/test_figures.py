@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -19,17 +20,21 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from scipy.stats import genextreme
 
 from analysis import drawing, make_figures, style
 from analysis.figures import FIGURES, NOT_PRINTED, _gains, count_parameters, gain_by_image, gallery, longer_side
 from analysis.figures import accuracy_vs_crops as crops_figure
 from analysis.figures import accuracy_vs_parameters as parameters_figure
 from analysis.figures import accuracy_vs_speed as speed_figure
+from analysis.figures import activations as activations_figure
 from analysis.figures import crop_ratio as ratio_figure
 from analysis.figures import family_curves as family_figure
 from analysis.figures import imagenet_v2 as v2_figure
 from analysis.figures import levels as levels_figure
 from analysis.figures import throughput_vs_crops as throughput_figure
+from analysis.figures import training_time as time_figure
+from analysis.figures import tuned_activations as tuned_figure
 from analysis.published import load
 from analysis.runs import ImagePredictions, Inputs, MissingData
 from bench.predictions import Predictions
@@ -675,7 +680,7 @@ def published(tmp_path_factory):
 def test_the_published_figures_are_drawn_and_the_others_listed(published):
     out, printed = published
     drawn = {path.stem for path in out.glob("*.png")}
-    assert len(drawn) == 12
+    assert len(drawn) == 13
     for name, entry in FIGURES.items():
         if "published" in entry.sources:
             assert any(stem.startswith(name) for stem in drawn), name
@@ -712,7 +717,87 @@ def test_the_folder_of_an_experiment_has_its_own_figure(tmp_path):
     with pytest.raises(ValueError, match="activations"):
         make_figures.make_figures([tmp_path])
     inputs = drawing.inputs_of([tmp_path])
-    assert inputs.experiments == (tmp_path,) and drawing.names(inputs) == ["train_low_test_high", "activations"]
+    assert inputs.experiments == (tmp_path,)
+    assert drawing.names(inputs) == ["train_low_test_high", "activations", "tuned_activations"]
+
+
+POINTS = np.linspace(0, 3, 61)
+FIT = {"mu": 0.4, "sigma": 0.25, "xi": 0.3, "zero_share": 0.2, "distance": 0.0123}
+
+
+def activations_folder(folder, weight_hash, shares, *, tuned=None, points=POINTS):
+    """As multicrop-bench activations writes it: ``shares`` {K: share at each point}."""
+    folder.mkdir()
+    rows = [
+        {"K": K, "crops": 50, "zero_percent": 100 * cdf[0], "above_2_percent": 1.0, "fitted_on": "photos",
+         "images": 50, "top1": 80.0, **{f"{name}_{key}": None for name in ("frechet", "gaussian")
+                                        for key in ("top1", "gain", "gain_low", "gain_high", "reason")}}
+        for K, cdf in shares.items()
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "activations.csv", index=False)
+    info = {
+        "model": "net", "weight_hash": weight_hash, "tuned": tuned, "is_demo": False, "data": "photos", "train_K": 96,
+        "points": points.tolist(), "cdf": {str(K): list(cdf) for K, cdf in shares.items()},
+        "frechet": {str(K): FIT for K in shares},
+    }  # fmt: skip
+    (folder / "activations.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_activations_with_the_fitted_model(tmp_path):
+    """FixRes Figure 6: SciPy's distribution, of the values that are not zero."""
+    shares = {96: np.minimum(0.2 + POINTS, 1), 128: np.minimum(0.1 + POINTS, 1)}
+    folder = activations_folder(tmp_path / "as-it-is", "aa", shares)
+    figure = activations_figure.draw(activations_figure.pictures(Inputs((), None, (folder,)))[""])
+    lines = lines_of(figure.axes[0])
+    for K, cdf in shares.items():
+        np.testing.assert_allclose(lines[f"K {K}"][1], 100 * cdf)
+        model = 0.2 + 0.8 * genextreme(-0.3, 0.4, 0.25).cdf(POINTS)
+        np.testing.assert_allclose(lines[f"fit {K}"][1], 100 * model, atol=1e-9)
+    assert "largest distance, points: 1.2 at 96, 1.2 at 128." in words_of(figure).replace("\n", " ")
+
+
+def test_activations_before_and_after_fine_tuning(tmp_path):
+    """FixRes Figure 4: a network as it is, and two that were tuned from it, each at its own size."""
+    before = {K: np.minimum(start + POINTS / 3, 1) for K, start in ((64, 0.5), (96, 0.3), (128, 0.1))}
+    folders = [activations_folder(tmp_path / "as-it-is", "aa", before)]
+    points = np.linspace(0, 4, 81)  # another range than the base's
+    after = {K: np.minimum(start + points / 3, 1) for K, start in ((64, 0.35), (128, 0.28))}
+    for K, cdf in after.items():
+        tuned = {"K": K, "layers": "classifier+bn", "base_hash": "aa"}
+        shares = {96: np.full(81, 0.9), K: cdf}
+        folders.append(activations_folder(tmp_path / f"at-{K}", f"t{K}", shares, tuned=tuned, points=points))
+    other = {"K": 64, "layers": "classifier", "base_hash": "another network"}
+    folders.append(activations_folder(tmp_path / "other", "oo", {64: np.full(61, 0.7)}, tuned=other))
+    (data,) = tuned_figure.pictures(Inputs((), None, tuple(folders))).values()
+    for damaged in ({"frechet": {"96": {"mu": 1.0}}}, {"frechet": {"32": FIT}}, {"tuned": {"K": 64}}):
+        path = folders[-1] / "activations.json"
+        text = path.read_text()
+        path.write_text(json.dumps(json.loads(text) | damaged))
+        with pytest.raises(ValueError, match=r"activations\.json: `(frechet|tuned)`"):
+            tuned_figure.pictures(Inputs((), None, tuple(folders)))
+        path.write_text(text)
+    figure = tuned_figure.draw(data)
+    left, right = (lines_of(axes) for axes in figure.axes)
+    assert set(left) == {"as trained", "before 64", "before 128"}
+    assert set(right) == {"as trained", "after 64", "after 128"}
+    for K in (64, 128):
+        np.testing.assert_allclose(left[f"before {K}"][1], 100 * before[K])
+        np.testing.assert_allclose(right[f"after {K}"][1], np.minimum(after[K][0] + POINTS / 3, 1) * 100)
+    for panel in (left, right):
+        np.testing.assert_allclose(panel["as trained"][1], 100 * before[96])
+    assert "64: 20.0 before, 5.0 after; 128: 20.0 before, 2.0 after" in words_of(figure).replace("\n", " ")
+    with pytest.raises(MissingData, match="what was fine-tuned from it"):
+        tuned_figure.pictures(Inputs((), None, tuple(folders[:1])))
+
+
+def test_what_training_low_saves():
+    """FixRes Table 7: 124.1, 131.9, 151.5 h less 133.9, 133.9, 348.5; 77.1, 77.6, 79.0 less 77.0, 77.0, 78.2."""
+    data = time_figure.pictures(Inputs())[""]
+    assert len(data.rows) == 9 and int(data.rows["is_tuned"].sum()) == 3
+    text = words_of(time_figure.draw(data)).replace("\n", " ")
+    for said in ("128 for 224: -9.8 h, +0.1 points", "160 for 224: -2.0 h, +0.6", "224 for 384: -197.0 h, +0.8"):
+        assert said in text
 
 
 # ---- names from data

@@ -17,6 +17,7 @@ from bench.experiments import activations
 from bench.job import Job
 from bench.measure.adapt import at_size, fit, statistics
 from models.fixres.adaptation import ADAPTATIONS, attach
+from models.fixres.distributions import Frechet
 from pipelines.backends import reference
 from pipelines.crops import crop_windows, parse_policy
 
@@ -120,6 +121,9 @@ def test_the_command(
     info = json.loads((out / "activations.json").read_text())
     shares = statistics(at_size(job, 48)).pooled.cdf(np.array(info["points"]))
     np.testing.assert_allclose(info["cdf"]["48"], shares, atol=2e-3)  # the points are rounded
+    own = Frechet.fit(statistics(at_size(job, 64)).pooled)
+    assert [info["frechet"]["64"][name] for name in ("mu", "sigma")] == pytest.approx([own.mu, own.sigma], rel=1e-6)
+    assert info["tuned"] is None
     assert "trained at 48" in capsys.readouterr().out
     assert activations.main(argv) == 2  # never over results that are there
     assert activations.main([*argv[:-1], str(tmp_path / "new"), "--fit-data", str(tmp_path / "no")]) == 2
