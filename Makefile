@@ -8,7 +8,7 @@ FAMILY ?= nfnet
 JOBS ?= auto
 PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
-.PHONY: demo demo-fixres test test-slow test-all lint faults fuzz search check gpu-test gpu clean
+.PHONY: demo demo-fixres new-head test test-slow test-all lint faults fuzz search check gpu-test gpu clean
 
 demo: $(VENV)/ready
 	$(PY) -m bench run --family $(FAMILY) --crops 1,2,5,10,20
@@ -16,6 +16,13 @@ demo: $(VENV)/ready
 # FixRes and FixEfficientNet on the demo data: their tables and claims, as in analysis/demo/tables; half an hour.
 demo-fixres: $(VENV)/ready
 	sh analysis/demo/fixres.sh $(PY) runs/fixres
+
+# A new head for other classes, from pictures to a scored checkpoint: EfficientNet-Lite0, trained on ImageNet, frozen.
+HEAD ?= runs/new-head
+new-head: $(VENV)/ready
+	$(PY) -m pipelines.data.textures $(HEAD)/textures
+	$(PY) -m bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --data $(HEAD)/textures/train --img-size 224 --device cpu --out $(HEAD)/tuned
+	$(PY) -m bench run --model tf_efficientnet_lite0 --checkpoint $(HEAD)/tuned/model.safetensors --data $(HEAD)/textures/test --policies CC,4RC --no-throughput --device cpu --yes --out $(HEAD)/scored
 
 # The quick tests, seven minutes on two cores.
 test: $(VENV)/ready

@@ -10,7 +10,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import resource
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,12 +43,15 @@ from pipelines.backends import BACKENDS, backend
 from pipelines.batch import LoadConfig
 from pipelines.crops import DensePlan, Planner, Views, parse_policy, union
 from pipelines.data import photographs as photographs_command
+from pipelines.data import textures
 from pipelines.data.photographs import package_file
+from pipelines.data.textures import TEXTURES
 from tests.conftest import Listing
 from tests.models.test_checkpoint_names import Reference
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 MODEL = "tf_efficientnet_lite0"
+ROOT = Path(__file__).parent.parent
 RANDOM = 20
 S, K = 256, 224
 
@@ -423,36 +431,18 @@ def test_the_command_names_what_is_to_be_seen(photographs, capsys) -> None:
     assert rows["coffee.png"]["label_0"] == "n07920052"
 
 
-TEXTURES = ("checks", "dots", "noise", "rings", "stripes", "triangles")
-
-
-def texture(name: str, rng: np.random.Generator) -> Image.Image:
-    """A picture of 240 to 340 pixels: one pattern at a random scale and angle, in two random colours, with noise."""
-    width, height = rng.integers(240, 340, 2)
-    y, x = np.mgrid[:height, :width]
-    step, angle = rng.integers(14, 44), rng.uniform(0, np.pi)
-    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    blocks = rng.random((height // step + 1, width // step + 1)) > 0.5
-    mask = {
-        "checks": (u // step + v // step) % 2,
-        "dots": (u % step - step / 2) ** 2 + (v % step - step / 2) ** 2 < (step / 3) ** 2,
-        "noise": np.kron(blocks, np.ones((step, step)))[:height, :width],
-        "rings": np.hypot(x - width / 2, y - height / 2) // step % 2,
-        "stripes": u // step % 2,
-        "triangles": u % step > v % step,
-    }[name].astype(float)[..., None]
-    ground, figure = rng.integers(0, 256, (2, 3))
-    pixels = ground * (1 - mask) + figure * mask + rng.normal(0, 25, (height, width, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def textures(root: Path, count: int, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    for name in TEXTURES:
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            texture(name, rng).save(root / name / f"{i}.png")
-    return root
+def features_by_pil(net: Reference, root: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, pooled features of the centre crops by PIL and plain torch, labels."""
+    names = [f"{name}/{path.name}" for name in TEXTURES for path in sorted((root / name).iterdir())]
+    crops = []
+    for name in names:
+        image = resized(root / name)
+        top, left = centre(image)
+        crops.append(np.asarray(image)[top : top + K, left : left + K])
+    with torch.no_grad():
+        batches = [as_input(np.stack(crops[i : i + 20])) for i in range(0, len(crops), 20)]
+        found = torch.cat([net.features(x).mean((2, 3)) for x in batches]).double().numpy()
+    return names, found, np.array([TEXTURES.index(name.split("/")[0]) for name in names])
 
 
 @pytest.mark.parametrize(("count", "seeds"), [(8, 2), (40, 2)])
@@ -464,7 +454,8 @@ def test_a_new_head_is_within_a_point_of_scikit_learns(
     from sklearn.linear_model import LogisticRegression
 
     monkeypatch.setenv("MULTICROP_CACHE", str(tmp_path / "cache"))
-    train, test, out = textures(tmp_path / "train", count, 0), textures(tmp_path / "test", 30, 1), tmp_path / "heads"
+    train, test = textures.write(tmp_path / "train", count, 0), textures.write(tmp_path / "test", 30, 1)
+    out = tmp_path / "heads"
     given = []
 
     def noted(features: Tensor, labels: Tensor, *rest: int, **more: Any) -> linear_head.Solution:
@@ -476,20 +467,8 @@ def test_a_new_head_is_within_a_point_of_scikit_learns(
     flags += ["--seeds", str(seeds), "--device", "cpu", "--workers", "1", "--out", str(out)]
     assert finetune.main(flags) == 0
 
-    def features(root: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-        names = [f"{name}/{path.name}" for name in TEXTURES for path in sorted((root / name).iterdir())]
-        crops = []
-        for name in names:
-            image = resized(root / name)
-            top, left = centre(image)
-            crops.append(np.asarray(image)[top : top + K, left : left + K])
-        with torch.no_grad():
-            batches = [as_input(np.stack(crops[i : i + 20])) for i in range(0, len(crops), 20)]
-            found = torch.cat([reference_net.features(x).mean((2, 3)) for x in batches]).double().numpy()
-        return names, found, np.array([TEXTURES.index(name.split("/")[0]) for name in names])
-
-    names, pil_x, pil_y = features(train)
-    _, test_x, test_y = features(test)
+    names, pil_x, pil_y = features_by_pil(reference_net, train)
+    _, test_x, test_y = features_by_pil(reference_net, test)
     for seed, (x, y) in enumerate(given):
         tuned = load(MODEL, checkpoint=out / f"seed-{seed}" / "model.safetensors")
         assert tuned.class_names == TEXTURES
@@ -505,3 +484,32 @@ def test_a_new_head_is_within_a_point_of_scikit_learns(
         assert abs(got - expected.score(test_x, test_y)) <= 0.01
         apart = LogisticRegression(max_iter=20_000).fit(pil_x[kept], pil_y[kept]).score(test_x, test_y)
         assert abs(got - apart) <= 0.01 + 1 / len(test_y)  # fitted to PIL's pixels, where DALI's differ a little
+
+
+@pytest.mark.timeout(900)
+def test_the_documented_new_head_from_pictures_to_a_scored_checkpoint(tmp_path: Path, reference_net: Reference) -> None:
+    """`make new-head`, command by command at its own size: the accuracy of its `run` is within a point of what
+    scikit-learn has on features by PIL and plain torch, in less than five minutes of two cores."""
+    from sklearn.linear_model import LogisticRegression
+
+    listed = subprocess.run(
+        ["make", "-n", "-s", "new-head", f"PY={sys.executable}", f"HEAD={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    commands = [shlex.split(line) for line in listed.stdout.splitlines() if str(tmp_path) in line]
+    assert [words[2] for words in commands] == ["pipelines.data.textures", "bench", "bench"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MULTICROP_CACHE": str(tmp_path / "cache")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for command in commands:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 * 300  # seconds of processors
+    summary = {(row["policy"], row["level"]): row for row in csv.DictReader((tmp_path / "scored/summary.csv").open())}
+    names, x, y = features_by_pil(reference_net, tmp_path / "textures/train")
+    _, test_x, test_y = features_by_pil(reference_net, tmp_path / "textures/test")
+    assert len(y) == textures.TRAIN * len(TEXTURES) and len(test_y) == textures.TEST * len(TEXTURES)
+    kept = ~held_out(names, y, 0.2, 0)
+    expected = 100 * LogisticRegression(max_iter=20_000).fit(x[kept], y[kept]).score(test_x, test_y)
+    assert 70 < expected < 100
+    assert abs(float(summary["CC", "softmax"]["top1"]) - expected) <= 1

@@ -21,9 +21,11 @@ tune() { # NAME MODEL SIZE [options of finetune]; then scored at this size
     [ -f "$out/$name/model.safetensors" ] || $python -m bench finetune --model "$model:demo" --weights demo --limit 2000 \
         --epochs 4 -b 64 --min-area 0.25 --device cpu --img-size "$size" --out "$out/$name" "$@"
 }
-tune_and_score() {
+tune_and_score() { # scored with the ten fixed crops too at the size that counts
     tune "$@"
-    score "$1-scored" "$2" CC,5FC+5MFC --checkpoint "$out/$1/model.safetensors" --img-size "$3"
+    policies=CC
+    [ "$1" != "resnet-bn-$test_size" ] || policies=CC,5FC+5MFC
+    score "$1-scored" "$2" $policies --checkpoint "$out/$1/model.safetensors" --img-size "$3"
 }
 
 score resnet-sizes resnet "CC,CC+CC@$train_size" --weights demo --img-size 64,96,128,160
@@ -65,4 +67,4 @@ for folder in "$out"/*/; do
         folders="$folders $folder"
 done
 $python -m bench tables $folders --out "$out/tables"
-$python -m bench claims $folders
+$python -m bench claims $folders --out "$out/tables"
