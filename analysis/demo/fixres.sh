@@ -55,7 +55,7 @@ statistics() { # NAME [options of activations]
     [ -d "$out/$name" ] || $python -m bench activations --model resnet:demo --fit-images 500 --limit 500 --device cpu \
         --no-figures --out "$out/$name" "$@"
 }
-statistics activations --weights demo --img-size 64,96,128
+statistics activations --weights demo --img-size 64,96,128,160
 for size in 64 128; do
     statistics activations-$size --checkpoint "$out/resnet-bn-$size/model.safetensors" --train-size $train_size \
         --img-size $size
@@ -67,4 +67,4 @@ for folder in "$out"/*/; do
         folders="$folders $folder"
 done
 $python -m bench tables $folders --out "$out/tables"
-$python -m bench claims $folders --out "$out/tables"
+$python -m bench claims $folders --out "$out/tables" # committed as demo_claims.csv

@@ -59,7 +59,7 @@ def together(base: Curves, tuned: list[Curves]) -> Data:
 
 
 def distance(shares: np.ndarray, base: Curves) -> str:
-    return f"{100 * np.abs(shares - base.cdf[base.train_K]).max():.1f}"
+    return f"{100 * np.nanmax(np.abs(shares - base.cdf[base.train_K])):.1f}"
 
 
 @style.styled

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from analysis import tables, tables_fixres
+from analysis.claim_tests import ABSENT
+from analysis.claims_fixres import CLAIMS_FIXRES
 from analysis.demo_fixres import demo_fixres_frame, demo_fixres_grid
 from analysis.evidence import NO_EXPERIMENTS, evidence
 from analysis.experiments import Experiments, Tuning
@@ -326,13 +328,32 @@ def test_committed_tables_of_the_demos_runs_have_a_number_or_its_reason(name):
 
 def test_the_committed_demo_table_is_of_all_images_and_complete():
     found = pd.read_csv(DEMO_TABLES / "demo_fixres.csv")
-    cases = set(zip(found["test_res"], found["adaptation"], strict=True))
-    tuned = {(128, "none"), (128, "classifier"), (128, "classifier+bn"), (128, "gaussian")}
-    assert cases == {(96, "none"), *tuned} and (found["images"] == 1000).all()
+    columns = ["network", "test_res", "adaptation", "augmentation", "label_smoothing"]
+    cases = set(found[columns].fillna("").itertuples(index=False, name=None))
+    resnet = {(K, how, "test" if how.startswith("c") else "") for K in (64, 128)
+              for how in ("none", "frechet", "gaussian", "classifier", "classifier+bn")}  # fmt: skip
+    resnet |= {(96, "none", ""), (160, "none", ""), (160, "classifier", "test"), (160, "classifier+bn", "test")}
+    resnet |= {(128, "classifier", "train"), (128, "classifier+bn", "train"), (128, "classifier+bn", "test2")}
+    resnet |= {(128, "gaussian+classifier", "test"), (128, "from:layer4", "test")}
+    efficientnet = {(96, "none", ""), (128, "none", ""), (128, "classifier+bn", "test")}
+    plain = {("resnet", *one, 0.0) for one in resnet} | {("efficientnet", *one, 0.0) for one in efficientnet}
+    smoothed = {(name, 128, "classifier+bn", "test", 0.1) for name in ("resnet", "efficientnet")}
+    assert cases == plain | smoothed and len(cases) == len(found) == 24 and (found["images"] == 1000).all()
     assert (found["top5"].notna() | found["why_no_top5"].notna()).all()
     assert found[found["adaptation"] != "none"]["gain"].notna().all()
     for row in found.to_dict("records"):
         assert row["top1_low"] < row["top1"] < row["top1_high"]
+
+
+def test_the_committed_demo_claims_have_a_verdict_or_what_they_need():
+    """Every claim of FixRes and FixEfficientNet, from `make demo-fixres`."""
+    found = pd.read_csv(DEMO_TABLES / "demo_claims.csv", keep_default_na=False)
+    assert set(CLAIMS_FIXRES) <= set(found["claim"]) and set(found["demo"]) == {"yes"}
+    own = found[found["claim"].isin(CLAIMS_FIXRES) & (found["scope"] == "claim")]
+    assert len(own) == len(CLAIMS_FIXRES)
+    measured = own[own["verdict"] != ABSENT]
+    assert len(measured) >= 15 and ((measured["effect"] != "") | (measured["note"] != "")).all()
+    assert (own.loc[own["verdict"] == ABSENT, "note"] != "").all()
 
 
 def test_the_last_three_cells_of_pnasnet(scored):
