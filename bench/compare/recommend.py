@@ -103,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: that of ``analysis.recommend`` for runs; of a search 0, or 2 for what the user can
     correct, 130 after Ctrl-C, or that of a run that failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not any(one.partition("=")[0] in NETWORK_FLAGS for one in arguments):
+    flags = {one.partition("=")[0] for one in arguments}
+    if not flags & set(NETWORK_FLAGS):
+        if "--data" in flags:
+            print("error: --data DIR is searched with networks: add --models NAMES, by commas", file=sys.stderr)
+            return 2
         return recommend.main(arguments)
     own, options = parse(arguments)
     try:
@@ -177,11 +181,12 @@ def search(asked: Search, own: argparse.Namespace) -> int:
 
 
 def begin(asked: Search) -> None:
-    """The folder, with what was asked for. Raises ValueError where it holds another search."""
+    """The folder, with what was asked for. Raises ValueError where it holds the runs of another search."""
     note = asked.out / "search.json"
     targets = [str(one) for one in asked.targets]
     text = json.dumps({"options": asked.options, "targets": targets, "screen_images": asked.screen_images})
-    if note.is_file() and note.read_text(encoding="utf-8") != text:
+    has_runs = any(asked.out.glob("*/run.json"))  # else a mistake ended it before anything was measured
+    if has_runs and note.is_file() and note.read_text(encoding="utf-8") != text:
         raise ValueError(f"{asked.out} holds another search: give --folder a new name, or the same options again")
     asked.out.mkdir(parents=True, exist_ok=True)
     write_whole(note, text)
@@ -220,7 +225,7 @@ def judge(
         if not verdict.kept:
             print(f"  dropped: {verdict.name}: {verdict.reason}")
     left = [f"{one.name} ({one.top1:.1f})" for one in judged.values() if one.kept]
-    asked.say(f"{len(left)} of {len(judged)} are left after {len(found.names)} images: {', '.join(left)}")
+    asked.say(f"{len(left)} of {len(judged)} are left after {len(found.names)} images (top-1, %): {', '.join(left)}")
     return found, judged
 
 

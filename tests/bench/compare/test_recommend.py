@@ -75,6 +75,15 @@ def test_options_that_the_search_settles_are_refused(option: str, capsys: pytest
 def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     search = asked(tmp_path / "s")
     recommend.begin(search)
+    recommend.begin(replace(search, options=["--models", "typo"]))  # nothing was measured of it: no search to lose
+    (search.out / "screen-1").mkdir()
+    (search.out / "screen-1" / "run.json").touch()
+    with pytest.raises(ValueError, match="holds another search"):
+        recommend.begin(search)
+    recommend.begin(replace(search, options=["--models", "typo"]))
+    (search.out / "screen-1" / "run.json").unlink()
+    recommend.begin(search)
+    (search.out / "screen-1" / "run.json").touch()
     recommend.begin(search)
     for other in ({"options": ["--models", "b"]}, {"screen_images": 7}, {"targets": [parse_target("forwards<=2")]}):
         with pytest.raises(ValueError, match="holds another search"):
@@ -83,6 +92,8 @@ def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_networks_the_command_takes_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert recommend.main(["--data", str(tmp_path), "--target", "forwards<=2"]) == 2
+    assert "add --models NAMES" in capsys.readouterr().err
     assert recommend.main([str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
 
