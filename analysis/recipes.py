@@ -83,12 +83,17 @@ def _stopping(record: Accuracy) -> dict[str, float] | None:
     """The threshold of a policy with a risk: the stricter of both halves'. Raises MissingData where one is lacking."""
     if not record.policy.endswith("%"):
         return None
-    threshold = record.deployed_threshold
-    if threshold is None and record.first_threshold is not None and record.second_threshold is not None:
-        threshold = max(record.first_threshold, record.second_threshold)  # records that do not have the one above
-    if threshold is None:
+    if not is_certified(record):
         raise MissingData(f"{record.policy} has no certified threshold ({record.note}): choose another policy")
-    return {"threshold": threshold}
+    halves = (record.first_threshold, record.second_threshold)  # of older records, which lack the one threshold
+    threshold = record.deployed_threshold
+    return {"threshold": max(t for t in halves if t is not None) if threshold is None else threshold}
+
+
+def is_certified(record: Accuracy) -> bool:
+    """Whether a policy can be used for other images: one with a risk needs a threshold."""
+    halves = record.first_threshold is not None and record.second_threshold is not None
+    return not record.policy.endswith("%") or record.deployed_threshold is not None or halves
 
 
 def _at_the_threshold(record: Accuracy) -> dict[str, Any]:

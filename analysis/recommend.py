@@ -31,7 +31,7 @@ from analysis.checking import check_lines
 from analysis.choice_figure import BETTER, CHOSEN, DROPPED, MISSED, TIE, draw_choice
 from analysis.choosing import Difference
 from analysis.commands import command_parser, failed
-from analysis.recipes import recipe_of
+from analysis.recipes import is_certified, recipe_of
 from analysis.runs import read
 from analysis.stats import wilson
 from analysis.text import aligned, visible
@@ -42,6 +42,7 @@ from models.recipe import read_recipe
 TOP1 = "top1"
 SHOWN_TIES = 10
 FEWEST_IMAGES = 20  # in each half
+UNCERTIFIED = "the risk of stopping early could not be certified: more images would be needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +150,14 @@ def meeting(found: Candidates, targets: Sequence[Target]) -> tuple[list[int], di
     left_out: dict[str, int] = {}
     nearest: dict[str, float] = {}
     for i, one in enumerate(found.found):
-        reason = None
+        reason = None if is_certified(one.record) else UNCERTIFIED
         for target in targets:
             if target.metric == TOP1 or reason:
                 continue
             metric = METRICS[target.metric]
             value = metric.of(one)
             if value is None:
-                reason = f"{target.metric} was not measured of this policy ({metric.needs})"
+                reason = f"{target.metric} was not measured of this policy (what measures it: {metric.needs})"
             elif not target.is_met(value):
                 reason = f"not {target}"
                 keep = max if target.at_least else min
@@ -204,7 +205,8 @@ def text(choice: Choice) -> list[str]:
         f"chosen: {visible(one.name)}{demo}",
         f"  top-1 {top1} on {choice.images_reporting} images that did not choose; {rate}; {one.forwards:g} forward "
         "passes per image",
-        f"  chosen on {choice.images_choosing} other images from {choice.considered} settings; {choice.dropped} were "
+        f"  chosen on {choice.images_choosing} other images from {choice.considered} settings; {choice.dropped} "
+        f"{'was' if choice.dropped == 1 else 'were'} "
         f"{choice.why_dropped} there",
         *[f"  left out: {count} settings: {reason}" for reason, count in choice.left_out.items()],
         f"  expected loss against the best of those not dropped, whichever that is: {choice.expected_loss:.2f} points",
@@ -234,10 +236,12 @@ def _tie_lines(choice: Choice) -> list[str]:
     enough = f"; for all but {needed.count(None)} of them {max(finite):,} would do" if finite else ""
     if finite and None not in needed:
         enough = f"; {max(finite):,} would do"
-    head = f"{len(ties)} others cannot be told apart from it with {choice.images_reporting:,} images{enough}:"
+    others = "1 other" if len(ties) == 1 else f"{len(ties)} others"
+    head = f"{others} cannot be told apart from it with {choice.images_reporting:,} images{enough}:"
     shown = sorted(ties, key=lambda tie: -(tie[0].images_per_sec or 0))[:SHOWN_TIES]
     lines = aligned([HEADING, *map(_row, shown)])
-    more = [f"and {len(ties) - SHOWN_TIES} slower ones"] if len(ties) > SHOWN_TIES else []
+    slower = len(ties) - SHOWN_TIES
+    more = [f"and {slower} slower one{'s' if slower > 1 else ''}"] if slower > 0 else []
     return [head, *lines, *more]
 
 

@@ -17,6 +17,7 @@ from analysis.screening import Verdict
 from analysis.text import write_csv
 
 LEFT = "measured to the end"
+NO_TIME = "final"  # the step at which only time is wanting
 COLUMNS = ["setting", "outcome", "when", "images", "top1", "low", "high", "reason"]
 WRAP = 62  # characters of a reason on one line
 
@@ -35,7 +36,7 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         {
             **{name: value for name, value in asdict(one).items() if name in COLUMNS},
             "setting": one.name,
-            "outcome": LEFT if one.kept else "dropped",
+            "outcome": LEFT if one.kept else "left out" if one.step == NO_TIME else "dropped",
             "when": one.step,
         }
         for one in ordered(verdicts)
@@ -68,16 +69,19 @@ def draw(data: Data) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel(style.label("top1", demo=data.demo))
     handles: list[Artist] = [
-        Line2D(
-            [], [], marker="o", linestyle="", color=colours[step], label=step if step == LEFT else f"dropped: {step}"
-        )
-        for step in steps
+        Line2D([], [], marker="o", linestyle="", color=colours[step], label=said_of(step)) for step in steps
     ]
     notes = [
         "Top-1 of the better of two screened policies, with Wilson's 95 % interval; those that were screened longer "
-        "have more images. Dropped is what the paired test, corrected for the number of comparisons, shows to be worse."
+        "have more images. Dropped is what is far from a target, or what the paired test, corrected for the number of "
+        "comparisons, shows to be worse."
     ]
     return style.finish(figure, title="What the search dropped, when and why", notes=notes, handles=handles, columns=4)
+
+
+def said_of(step: str) -> str:
+    """For the legend."""
+    return {LEFT: LEFT, NO_TIME: "left out: no time"}.get(step, f"dropped: {step}")
 
 
 def write_screening(folder: Path, verdicts: Sequence[Verdict], *, demo: bool) -> Path:

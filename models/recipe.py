@@ -9,6 +9,7 @@ refused, by name, where weights, packages or settings are not those that were me
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -90,7 +91,8 @@ class Recipe:
 
     def write(self, path: Path) -> Path:
         """Write it, whole or not at all; return the absolute path."""
-        stored = {"schema": SCHEMA, "use": asdict(self.use), "measured": self.measured}
+        measured = {**self.measured, "use_hash": use_hash(self.use)}
+        stored = {"schema": SCHEMA, "use": asdict(self.use), "measured": measured}
         write_whole(path, json.dumps(stored, indent=2, allow_nan=False) + "\n")
         return path.resolve()
 
@@ -106,6 +108,16 @@ class Recipe:
                     f'{self.path}: `{name}` is {used!r} in "use", and {measured!r} was measured: what is written '
                     "there was not measured. Undo the change, or measure it with multicrop-bench run"
                 )
+
+    def require_same_hash(self) -> None:
+        """Raise RecipeError where ``use`` was edited in a way that ``measured`` does not show. Older recipes have no
+        hash."""
+        written, now = self.measured.get("use_hash"), use_hash(self.use)
+        if written is not None and written != now:
+            raise RecipeError(
+                f'{self.path}: "use" was edited after it was measured (its hash is {now}, and {written!r} was '
+                "written). Undo the change, or measure it with multicrop-bench run"
+            )
 
     def require_same_packages(self) -> None:
         """Raise RecipeError, naming the package, where another version is installed than was measured. A package
@@ -156,10 +168,12 @@ class Recipe:
                 )
 
     def require_same_network(self, classifier: Any) -> None:
-        """``require_same_weights`` and ``require_same_sizes`` of a loaded ``models.classifier.Classifier``."""
+        """``require_same_weights`` and ``require_same_sizes`` of a loaded ``models.classifier.Classifier``, and
+        ``require_same_hash``, which names no field and comes last."""
         spec = classifier.spec
         self.require_same_weights(classifier.weight_hash)
         self.require_same_sizes(spec.S, spec.K, spec.interpolation, spec.crop_mode)
+        self.require_same_hash()
 
     @property
     def threshold(self) -> float | None:
@@ -200,6 +214,12 @@ SAME_AS_OPTIONS = (
     "num_classes", "model_kwargs", "crop_mode", "interpolation", "seed", "device", "batch_size", "amp_dtype",
     "channels_last", "fold", "torchcompile", "tf32", "cudnn_benchmark",
 )  # fmt: skip
+
+
+def use_hash(use: Use) -> str:
+    """16 hexadecimal digits: an edit is noticed also where it was made in both parts of the file."""
+    as_read = typed(Use, json.loads(json.dumps(asdict(use))), "use")  # 1 and 1.0 are one value
+    return hashlib.sha256(json.dumps(asdict(as_read), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def package_versions(backend: str) -> dict[str, str | None]:

@@ -49,7 +49,7 @@ def test_a_target_leaves_out_what_does_not_meet_it(made_run) -> None:
     assert {choice.chosen.record.policy, rival.record.policy} == {"2RC", "CC+1RC"} and difference.is_tie
     assert choose(found, targets("forwards<=1")).chosen.record.policy == "CC"
     text = "\n".join(recommend.text(choice))
-    assert "1 others cannot be told apart" in text and "150.0 images/s" in text
+    assert "1 other cannot be told apart" in text and "150.0 images/s" in text
 
 
 TWO_CROPS = {"2RC", "CC+1RC"}
@@ -96,7 +96,7 @@ def test_what_was_not_timed_is_left_out_with_the_reason(made_run) -> None:
     found = candidates([made_run(rates={1: 300.0})])
     choice = choose(found, targets("images_per_sec>=100"))
     assert choice.chosen.record.policy == "CC"
-    assert choice.left_out == {"images_per_sec was not measured of this policy (--crops)": 3}
+    assert choice.left_out == {"images_per_sec was not measured of this policy (what measures it: --crops)": 3}
 
 
 def test_targets_that_nothing_meets_name_the_nearest(made_run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from analysis.recipes import recipe_of
 from bench import predict
 from bench.predictions import Predictions, read_named
 from models import MultiCrop
-from models.recipe import read_recipe
+from models.recipe import Recipe, read_recipe
 from pipelines.data import demo
 
 IMAGES = 120
@@ -117,8 +118,8 @@ def test_another_threshold_is_refused_by_name(finish: Callable[..., Any], many: 
     written = json.loads(path.read_text())
     for part, value, says in (
         (["use"], 0.123, "`stopping` is"),
+        (["use", "measured"], 0.123, '"use" was edited after it was measured'),
         (["use", "measured"], "high", 'needs a "threshold" between 0 and 1'),
-        (["use", "measured"], 1.5, 'needs a "threshold" between 0 and 1'),
     ):
         changed = json.loads(json.dumps(written))
         for name in part:
@@ -127,7 +128,27 @@ def test_another_threshold_is_refused_by_name(finish: Callable[..., Any], many: 
         with pytest.raises(ValueError, match=says):
             MultiCrop.from_recipe(path)
         assert finish("--recipe", str(path), "--data", str(many), out=str(tmp_path / "no")).status == 2
+    for value in ("high", 1.5):  # by a program that writes recipes
+        odd = replace(read_recipe(path).use, stopping={"threshold": value})
+        with pytest.raises(ValueError, match='needs a "threshold" between 0 and 1'):
+            _ = Recipe(odd, {}).threshold
     written["use"]["stopping"] = written["measured"]["stopping"] = {"threshold": 0.123}
     path.write_text(json.dumps(written))
     with pytest.raises(ValueError, match=r"no run stopped images at the threshold of .*recipe\.json, 0\.123, but at"):
         recommend.check([done.run], path)
+
+
+def test_a_risk_that_was_not_certified_is_never_chosen(
+    finish: Callable[..., Any], many: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """1 % needs 368 images in each half: with 60 the policy falls back, and no recipe could hold a threshold."""
+    options = ["--data", str(many), "--limit", "60", "--policies", "2RC~1%"]
+    done = finish(*MODEL, *QUICK, *options, out=str(tmp_path / "run"))
+    (record,) = [r for r in done.run.accuracies if (r.policy, r.level) == ("2RC~1%", "softmax")]
+    assert record.deployed_threshold is None and record.deployed_correct is None
+    with pytest.raises(ValueError, match="has no certified threshold"):
+        recipe_of(done.run, record)
+    path = tmp_path / "recipe.json"
+    assert recommend.main([str(done.out), "--levels", "softmax", "--out", str(path)]) == 0
+    assert "1 settings: the risk of stopping early could not be certified" in capfd.readouterr().out
+    assert read_recipe(path).use.policy in ("CC", "2RC", "1RC", "CC+1RC")
