@@ -108,8 +108,8 @@ def _curves(frame: pd.DataFrame, info: dict[str, Any]) -> Curves:
 
 def _fitted(points: np.ndarray, fit: dict[str, float]) -> np.ndarray:
     """Shares at or below each point, zeros included: P(x) = exp(-(1 + xi (x - mu) / sigma) ** (-1 / xi)), A.1."""
-    base = np.maximum(1 + fit["xi"] * (points - fit["mu"]) / fit["sigma"], 0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        base = np.maximum(1 + fit["xi"] * (points - fit["mu"]) / fit["sigma"], 0)
         positive = np.exp(-(base ** (-1 / fit["xi"])))
     return fit["zero_share"] + (1 - fit["zero_share"]) * positive
 

@@ -5,8 +5,9 @@ your own classes.
     multicrop-bench finetune --models resnet:50 --data imagenet/train --img-size 320 --out tuned
     multicrop-bench finetune --resume tuned                                      # continues where it was stopped
 
-Your own classes, one folder each: a new head on frozen features, in minutes. With ``--tune last-block`` or ``all`` the
-last block or the whole network is then trained too, at a lower rate. FixRes at the test size can follow:
+Your own classes, one folder each: a new head on frozen features, in minutes. With ``--tune last-block``, ``from:NAME``
+or ``all`` the last block, the module of this name and all behind it, or the whole network is then trained too, at a
+lower rate. FixRes at the test size can follow:
 
     multicrop-bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --data mine/train --img-size 224 \\
         --out head

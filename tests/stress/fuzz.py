@@ -716,6 +716,8 @@ def make_trained(folder: Path) -> None:
 def make_activations(folder: Path) -> None:
     info = {
         "model": "net", "is_demo": True, "data": "val", "train_K": 64, "points": [0.0, 1.0], "cdf": {"64": [0.5, 1.0]},
+        "weight_hash": "aa", "tuned": {"K": 64, "layers": "classifier", "base_hash": "bb"},
+        "frechet": {"64": {"mu": 0.4, "sigma": 0.3, "xi": 0.3, "zero_share": 0.1, "distance": 0.01}},
     }  # fmt: skip
     writes("activations.json", json.dumps(info))(folder)
     writes("activations.csv", table_text(ACTIVATION_ROW))(folder)
