@@ -170,7 +170,7 @@ def test_the_table_and_the_figure_show_every_network(tmp_path: Path) -> None:
     picture = write_screening(tmp_path, [done[0], late, done[2]], demo=True)
     table = pd.read_csv(tmp_path / "screening.csv")
     assert table["setting"].tolist() == ["good", "close", "bad"]
-    assert table["outcome"].tolist() == ["measured to the end", "dropped", "dropped"]
+    assert table["outcome"].tolist() == ["measured to the end", "left out", "dropped"]
     assert table["when"].tolist()[1:] == ["final", "screening 1"]
     assert matplotlib.image.imread(picture).shape[1] > 700
     axes = draw(Data(done, False)).axes[0]
