@@ -61,7 +61,7 @@ class PredictConfig:
     """What to classify, with which network, and where the answers go."""
 
     title: ClassVar[str] = "prediction"
-    images: str = option(help="a folder of images, a glob in quotes, or a tar")
+    images: str = option(metavar="IMAGES", help="a folder of images, a glob in quotes, or a tar")
     model: str | None = option("--model", "-m", metavar="NAME", help="a timm name, torchvision:NAME or FAMILY:demo")
     recipe: Path | None = option(
         "--recipe",
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_group(argv, "multicrop-bench predict", __doc__, PredictConfig)
     logs.set_up(config.verbose, config.quiet)
     again = f"interrupted; {config.out} is continued by the same command" if config.out else "interrupted"
-    return exit_status(lambda: run(config), group_flags(PredictConfig), again)
+    return exit_status(lambda: run(config), group_flags(PredictConfig) | {"data": "IMAGES"}, again)
 
 
 def run(config: PredictConfig) -> int:

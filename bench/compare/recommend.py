@@ -95,8 +95,8 @@ class Search:
         return max(1, self.screen_images // 3)
 
     def say(self, text: str) -> None:
-        used = run.duration(time.monotonic() - self.started_s)
-        print(f"[{used} of {run.duration(60 * self.minutes)}] {text}", flush=True)
+        used_min = (time.monotonic() - self.started_s) / 60
+        print(f"[{used_min:.1f} of {self.minutes:g} min] {text}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -669,7 +669,7 @@ def targets_of(table: str, depth: int) -> Callable[[Path], Any]:
 
 
 def make_network_table(folder: Path) -> Path:
-    from bench.measure.variants import COMPILED, TIMM
+    from models.variants import COMPILED, TIMM
 
     from bench.compare.gpu_steps import HEADLINE, folder_of
 

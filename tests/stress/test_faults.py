@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from pipelines.backends import jpeg
 from pipelines.backends import torchvision as backend_torchvision
 from pipelines.batch import CropBatch
 from pipelines.data.decode import READS, decode_error
@@ -143,8 +144,8 @@ def test_a_truncated_image_that_is_scored_is_noticed(examine: Examine, monkeypat
 
 
 def test_other_pixels_are_noticed(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = backend_torchvision.decode
-    monkeypatch.setattr(backend_torchvision, "decode", lambda source: 255 - real(source))
+    real = jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda source: 255 - real(source))
     (off,) = examine(*FEW).off
     assert off.startswith("PNG: 3 were scored with other pixels than PIL's")
 
