@@ -181,9 +181,11 @@ def _cheapest(accuracies: list[Accuracy]) -> list[str]:
         return []
     most = max(curve, key=lambda r: r.n_views)
     best = min((r for r in cost if r.top1 >= most.top1), key=lambda r: (cost[r], -r.top1))
+    other = (
+        "no cheaper policy has as much" if best is most else f"{best.policy} has {best.top1:.2f} for {cost[best]:.2f}"
+    )
     return [
-        f"{most.policy} has {most.top1:.2f} for {cost[most]:.2f} forward passes per image; "
-        f"{best.policy} has {best.top1:.2f} for {cost[best]:.2f}",
+        f"{most.policy} has {most.top1:.2f} for {cost[most]:.2f} forward passes per image; {other}",
         *_kept_gain(most, cost),
         *_kept_answers(most, cost),
     ]

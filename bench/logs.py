@@ -44,6 +44,8 @@ def set_up(verbose: int = 0, quiet: bool = False) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    # torch's advice, with a line of code, on a number of workers that was asked for (--workers) or is tried (tune)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 class Tolerant:

@@ -124,8 +124,8 @@ def choose(
     found = _candidates(str(plain_network.device), eager)
     compiled = sum(one.options["torchcompile"] for one in found)
     log.info(
-        "preset: %d ways of running %s are tried, %d of them compiled, which takes a minute or more each; none of "
-        "those is begun after %d minutes ...", len(found), label, compiled, MOST_SECONDS / 60,
+        "preset: %d ways of running %s are tried, %d of them compiled, which takes from seconds to minutes each; none "
+        "of those is begun after %d minutes ...", len(found), label, compiled, MOST_SECONDS / 60,
     )  # fmt: skip
     networks: dict[str, Network] = {}
     plain: Tensor | None = None

@@ -207,3 +207,13 @@ def test_what_few_forward_passes_keep_is_said() -> None:
     (line,) = said(replace(stopped, forwards=7.0))
     assert line.endswith("7.00 forward passes (20RC~1%): more than a third of its cost")
     assert said(replace(stopped, agreement=0.98)) == ["no stopped 20RC gives 99% of its answers"]
+
+
+@pytest.mark.parametrize(
+    ("cheaper", "said"),
+    [(760, "5RC has 76.00 for 5.00"), (740, "no cheaper policy has as much")],
+)
+def test_what_has_as_much_as_most_crops_is_said(cheaper: int, said: str) -> None:
+    given = [("CC", 1, 700), ("5RC", 5, cheaper), ("10RC", 10, 750)]
+    made = [replace(accuracy(policy, n, correct), forwards=float(n)) for policy, n, correct in given]
+    assert f"10RC has 75.00 for 10.00 forward passes per image; {said}" in console.text(made)

@@ -669,9 +669,8 @@ def targets_of(table: str, depth: int) -> Callable[[Path], Any]:
 
 
 def make_network_table(folder: Path) -> Path:
-    from models.variants import COMPILED, TIMM
-
     from bench.compare.gpu_steps import HEADLINE, folder_of
+    from models.variants import COMPILED, TIMM
 
     text = f'variant,batch_size,crops_per_sec\n"{TIMM}",64,90.5\n"ours{COMPILED}",64,95.5\n'
     return within("network", f"{folder_of(HEADLINE)}-64", name="network.csv", text=text)(folder)
