@@ -5,7 +5,7 @@
     multicrop-bench predict --model resnet:demo --policy 20RC photos/ --out answers.parquet
     multicrop-bench predict --recipe recipe.json photos/ --out answers.csv
 
-Images: a folder, a glob in quotes, or a tar. One row an image, in order: its name, the error if it has no answer (it
+Images: a folder, a tar, a glob, or image files. One row an image, in order: its name, the error if it has no answer (it
 cannot be read, or the network gives NaN), and for each of the k classes index, label (the wnid, for ImageNet), name and
 probability. The format follows the ending of ``--out``: .csv, .jsonl or .parquet. An interrupted command continues
 where it stopped when it is given again: rows that were written stay, and the images without one follow, those added to
@@ -61,7 +61,9 @@ class PredictConfig:
     """What to classify, with which network, and where the answers go."""
 
     title: ClassVar[str] = "prediction"
-    images: str = option(metavar="IMAGES", help="a folder of images, a glob in quotes, or a tar")
+    images: list[str] = option(
+        metavar="IMAGES", nargs="+", help="a folder of images, a tar, a glob, or any number of image files"
+    )
     model: str | None = option("--model", "-m", metavar="NAME", help="a timm name, torchvision:NAME or FAMILY:demo")
     recipe: Path | None = option(
         "--recipe",
@@ -114,6 +116,8 @@ class PredictConfig:
     quiet: bool = shared(OutputConfig, "quiet")
 
     def __post_init__(self) -> None:
+        if len(self.images) > 1 and (other := next((one for one in self.images if not Path(one).is_file()), None)):
+            raise ValueError(f"of several IMAGES each is a file, and {other} is none: give one folder, or files only")
         if self.model is None and self.recipe is None:
             raise ValueError("`model` NAME is needed, the network that classifies, or `recipe` FILE")
         defaults = {one.name: one.default for one in fields(self)}
@@ -124,6 +128,11 @@ class PredictConfig:
             raise ValueError("`results_format` parquet is not text and cannot be printed: add `out` FILE")
         if self.out is not None and self.results_format is None and self.out.suffix.lower() not in FORMATS:
             raise ValueError(f"`out` {self.out} does not end in {', '.join(FORMATS)}: add `results_format`")
+
+    @property
+    def source(self) -> str | list[str]:
+        """What ``MultiCrop`` is called with."""
+        return self.images[0] if len(self.images) == 1 else self.images
 
     @property
     def format(self) -> str:
@@ -149,7 +158,7 @@ def run(config: PredictConfig) -> int:
     except (WeightsError, RuntimeError) as error:
         raise UserError(str(error)) from error
     if config.out is None:
-        rows = [row_of(image, config.topk) for image in shown(classify(config.images), quiet=config.quiet)]
+        rows = [row_of(image, config.topk) for image in shown(classify(config.source), quiet=config.quiet)]
         say_unreadable(rows)
         text = as_text(rows, config.format)
         sys.stdout.write(visible_lines(text) if sys.stdout.isatty() else text)
@@ -231,7 +240,7 @@ def write(config: PredictConfig, out: Path, classify: MultiCrop) -> list[dict[st
         if rows:
             log.info("%d images were classified before and are kept", len(rows))
         with lines.open("a", encoding="utf-8") as file:
-            remaining = classify(config.images, done={row["filename"] for row in rows})
+            remaining = classify(config.source, done={row["filename"] for row in rows})
             for image in shown(remaining, len(rows), quiet=config.quiet):
                 if classify.preset and not preset_file(out).exists():  # before the first row: a continuation needs it
                     write_whole(preset_file(out), json.dumps(asdict(classify.preset), indent=1) + "\n")
@@ -266,7 +275,8 @@ def kept_preset(path: Path) -> Choice:
 def kept_rows(config: PredictConfig, classify: MultiCrop, lines: Path, note: Path) -> list[dict[str, Any]]:
     """What an interrupted command has written. Raises UserError when it was another command's."""
     paths = {name: str(value) for name, value in asdict(config).items() if isinstance(value, Path)}
-    asked = {**asdict(config), "images": str(Path(config.images).absolute()), **paths}
+    images = [str(Path(one).absolute()) for one in config.images]
+    asked = {**asdict(config), "images": images[0] if len(images) == 1 else images, **paths}
     for name in ("out", "verbose", "quiet", "device"):
         asked.pop(name)
     asked |= {"policy": classify.policy.name, "level": classify.level, "seed": classify.seed}

@@ -73,7 +73,7 @@ class ExportConfig:
     def prediction(self) -> PredictConfig:
         """The same network as multicrop-bench predict would use it."""
         names = {one.name for one in fields(PredictConfig)} & {one.name for one in fields(self)} - {"out"}
-        return PredictConfig(images=str(self.data), **{name: getattr(self, name) for name in names})
+        return PredictConfig(images=[str(self.data)], **{name: getattr(self, name) for name in names})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,10 +30,11 @@ def folder(demo_root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(folder: Path, weights_file: Path) -> Callable[..., int]:
-    def call(*argv: str, images: Path = folder) -> int:
+    def call(*argv: str, images: Path | list[Path] = folder) -> int:
         model = ["--model", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
         how = ["--policy", "CC+2RC", "--data-backend", "torchvision", "-b", "8", "-q"]
-        return predict.main([str(images), *model, *how, *argv])
+        named = map(str, images if isinstance(images, list) else [images])
+        return predict.main([*named, *model, *how, *argv])
 
     return call
 
@@ -62,6 +63,24 @@ def test_the_formats_say_the_same_as_the_python_interface(
             expected = pytest.approx(line[name]) if isinstance(line.get(name), float) else line.get(name)
             assert a[name] == b[name] == expected
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_several_files_are_the_folders_rows(
+    command: Callable[..., int], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell makes them of photos/*.jpg. (Which random crops an image has depends on its name.)"""
+    one, several = tmp_path / "one.jsonl", tmp_path / "several.jsonl"
+    files = sorted(folder.glob("*.jpg"))
+    assert command("--policy", "CC", "--out", str(one)) == 0
+    assert command("--policy", "CC", "--out", str(several), images=files) == 0
+    expected, found = ([json.loads(line) for line in path.read_text().splitlines()] for path in (one, several))
+    assert [row["filename"] for row in found] == list(map(str, files))
+    assert [{**row, "filename": Path(row["filename"]).name} for row in found] == expected
+    capsys.readouterr()
+    for other in (folder, tmp_path / "nowhere.jpg"):
+        with pytest.raises(SystemExit, match="2"):
+            command(images=[*files, other])
+        assert f"of several IMAGES each is a file, and {other} is none" in capsys.readouterr().err
 
 
 def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -601,7 +601,7 @@ def predict_rows(note: Path) -> Any:
     classify: Any = SimpleNamespace(
         policy=SimpleNamespace(name="CC"), level="softmax", seed=0, classifier=network, backend="dali-cpu"
     )
-    return kept_rows(PredictConfig(images="/images", model="net"), classify, note.with_name("rows"), note)
+    return kept_rows(PredictConfig(images=["/images"], model="net"), classify, note.with_name("rows"), note)
 
 
 def make_predict_note(folder: Path) -> Path:
