@@ -117,7 +117,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         if len(self.images) > 1 and (other := next((one for one in self.images if not Path(one).is_file()), None)):
-            raise ValueError(f"of several IMAGES each is a file, and {other} is none: give one folder, or files only")
+            raise ValueError(f"several IMAGES must all be files: {other} is not; give one folder, or files only")
         if self.model is None and self.recipe is None:
             raise ValueError("`model` NAME is needed, the network that classifies, or `recipe` FILE")
         defaults = {one.name: one.default for one in fields(self)}
@@ -317,11 +317,11 @@ def whole_rows(lines: Path) -> list[dict[str, Any]]:
         types = {name: ROW.get(name.rpartition("_")[0]) for name in row.keys() - IMAGE.keys()}
         if other := [name for name, kind in types.items() if kind is None or not name.rpartition("_")[2].isdecimal()]:
             raise DamagedFile(
-                f"{where}: `{visible(other[0][:40])}` is no field of a row: delete {lines} to begin again"
+                f"{where}: `{visible(other[0][:40])}` is not a field of a row: delete {lines} to begin again"
             )
         row = required_fields(row, IMAGE | types, where)
         if any("\ud800" <= sign <= "\udfff" for value in row.values() if isinstance(value, str) for sign in value):
-            raise DamagedFile(f"{where} holds what is no text: delete {lines} to begin again")
+            raise DamagedFile(f"{where} holds characters that are not text: delete {lines} to begin again")
         if row["filename"] in rows:
             raise DamagedFile(f"{where}: {row['filename']!r} comes twice: delete {lines} to begin again")
         rows[row["filename"]] = row

@@ -498,7 +498,7 @@ def read_state(path: Path, *, held_out: bool) -> tuple[dict[str, Any], dict[str,
             about = required_fields(json.loads((file.metadata() or {})["about"]), STATE, "about", {"epochs_done": 0})
             for name, kinds in STATE_HELD_OUT.items() if held_out else ():
                 if type(about.get(name)) not in kinds:
-                    raise DamagedFile(f"about: `{name}` is {about.get(name)!r:.40}, no number")
+                    raise DamagedFile(f"about: `{name}` is {about.get(name)!r:.40}, not a number")
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
         raise DamagedFile(

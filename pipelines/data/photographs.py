@@ -8,12 +8,13 @@ a network trained on ImageNet gets the crops that it should, and what its crops 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+
+from pipelines.data.folder_command import folder_command
 
 # Photograph -> package, file below it, wnid of what it shows (a cat between tabby, tiger and Egyptian, for one).
 PHOTOGRAPHS = {
@@ -48,16 +49,7 @@ def write(root: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.data.photographs", description=__doc__)
-    parser.add_argument("folder", type=Path, help="written if it is not there")
-    folder = parser.parse_args(argv).folder
-    try:
-        write(folder)
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
+    return folder_command(argv, "photographs", __doc__, "written if it is not there", write)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ rings, stripes or triangles. They say nothing about the accuracy on anybody's ph
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from pipelines.data.folder_command import folder_command
 
 TEXTURES = ("checks", "dots", "noise", "rings", "stripes", "triangles")
 SIZES = (240, 340)  # pixels of either side, the second one excluded
@@ -52,18 +53,14 @@ def write(root: Path, count: int, seed: int) -> Path:
     return root
 
 
+def write_both(folder: Path) -> None:
+    """``folder/train`` and ``folder/test``."""
+    write(folder / "train", TRAIN, TRAIN_SEED)
+    write(folder / "test", TEST, TEST_SEED)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.data.textures", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a new folder")
-    folder = parser.parse_args(argv).folder
-    try:
-        write(folder / "train", TRAIN, TRAIN_SEED)
-        write(folder / "test", TEST, TEST_SEED)
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
+    return folder_command(argv, "textures", __doc__, "a new folder", write_both)
 
 
 if __name__ == "__main__":

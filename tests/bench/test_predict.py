@@ -80,7 +80,7 @@ def test_several_files_are_the_folders_rows(
     for other in (folder, tmp_path / "nowhere.jpg"):
         with pytest.raises(SystemExit, match="2"):
             command(images=[*files, other])
-        assert f"of several IMAGES each is a file, and {other} is none" in capsys.readouterr().err
+        assert f"several IMAGES must all be files: {other} is not;" in capsys.readouterr().err
 
 
 def test_without_a_file_the_table_is_printed(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
