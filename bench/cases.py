@@ -110,6 +110,27 @@ def policies(measure: MeasureConfig) -> list[Policy]:
     return unique([parse_policy("CC"), *curve, *wholes, *(policy for policy in outright if policy.suffix)])
 
 
+def score_policies(measure: MeasureConfig) -> list[Policy]:
+    """The policies of which every image's softmax scores are kept (``save_scores``).
+
+    Raises ValueError for one that the run does not score, and for one that stops early.
+    """
+    scored = policies(measure)
+    kept = unique([parse_policy(text) for text in measure.save_scores or []])
+    for policy in kept:
+        if policy.suffix:
+            raise ValueError(
+                f"`save_scores`: {policy} stops early, and only its answers are known; scores are kept of policies "
+                f"that do not stop, such as {policy.whole}"
+            )
+        if policy not in scored:
+            raise ValueError(
+                f"`save_scores`: {policy} is not a policy of this run, which scores "
+                f"{', '.join(one.name for one in scored if not one.suffix)}: add it to `policies`"
+            )
+    return kept
+
+
 def crop_counts(measure: MeasureConfig, scored: Sequence[Policy]) -> list[int]:
     """Where throughput is timed: at ``crops``, else at the policies' numbers of views (of the network's own size)."""
     plain = (policy for policy in scored if not (policy.sizes or policy.dense or policy.suffix))

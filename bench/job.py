@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench import machine, records
-from bench.cases import ModelCase, crop_counts, policies
+from bench.cases import ModelCase, crop_counts, policies, score_policies
 from bench.config import RunConfig
 from bench.distributed import ALONE, Processes
 from bench.measure import auto_batch
@@ -72,6 +72,7 @@ class Job:
         self.policies = [policy for policy in asked if policy not in self.absent_policies]
         self.stopped = [policy for policy in self.policies if policy.suffix]
         self.plain = [policy for policy in self.policies if not policy.suffix]
+        self.score_policies = tuple(p.name for p in score_policies(config.measure) if p in self.plain)
         self.data = self._label(scan)
         self.real = self._real_labels()
         self.rows = np.arange(len(self.data))
@@ -295,6 +296,7 @@ class Job:
             self.forwards,
             frozenset(policy.name for policy in prefixes),
             self.real.sets if self.real else None,
+            self.score_policies,
         )
 
     def forwards(self, rows: np.ndarray) -> np.ndarray:
@@ -319,9 +321,11 @@ class Job:
         return {"compiled_frames": [list(pair) for pair in sorted(frames)], "compiled_frames_share": round(share, 4)}
 
     def _crop_cost(self) -> dict[str, int]:
-        """Multiply-adds and activations of a crop; only for ``results_file``, for counting takes a second or two."""
+        """Multiply-adds and activations of a crop; only for ``results_file`` and ensembles, for counting takes a second
+        or two."""
         network = self.classifier
-        found = crop_cost(network.net, network.spec.K) if self.config.output.results_file else None
+        is_wanted = self.config.output.results_file or self.config.measure.save_scores
+        found = crop_cost(network.net, network.spec.K) if is_wanted else None
         return dict(zip(("multiply_adds", "activations"), found, strict=True)) if found else {}
 
     def setting(self) -> records.Setting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ BY_IMAGE = {
     "deployed_top1": 2,
     "deployed_nll": 2,
     "deployed_forwards": 2,
+    "scores": 1,
 }
 
 
@@ -64,6 +65,9 @@ class Predictions:
     deployed_top1: np.ndarray | None = None  # int32 [l, p, b]
     deployed_nll: np.ndarray | None = None  # float32 [l, p, b]
     deployed_forwards: np.ndarray | None = None  # float32 [l, p, b]
+    # While a network is scored: its softmax scores of these policies, which bench.measure.scores keeps in a file.
+    score_policies: list[str] = field(default_factory=list)
+    scores: np.ndarray | None = None  # float32 [s, b, n]
 
     def deployed(self, policy: str, level: str) -> np.ndarray:
         """int32 [b]: the classes that ``MultiCrop`` answers with this policy. They are ``top1`` unless each half of the
@@ -83,6 +87,8 @@ class Predictions:
     def save(self, path: Path, names: list[str], *, compress: bool = True) -> None:
         """An .npz file, names beside the numbers; written whole or not at all."""
         arrays = {field: values for field in BY_IMAGE if (values := getattr(self, field)) is not None}
+        if self.score_policies:
+            arrays["score_policies"] = np.array(self.score_policies)
         savez = np.savez_compressed if compress else np.savez
         with whole_file(path) as file:
             savez(
@@ -127,17 +133,19 @@ def of_policies(predictions: Predictions, names: Sequence[str]) -> Predictions:
 
 
 # Array -> kind of its type (numpy.dtype.kind), and its axes: l, p and b as many as levels, policies and images, f as
-# failed images; v any number.
+# failed images, s as policies with scores; v and c any number.
 ARRAYS = {
     "policies": ("U", "p"), "levels": ("U", "l"), "rows": ("i", "b"), "labels": ("i", "b"), "top1": ("i", "lpb"),
     "in_top5": ("b", "lpb"), "nll": ("f", "lpb"), "view_top1": ("i", "bv"), "failed_rows": ("i", "f"),
     "failed_reasons": ("U", "f"), "failed_stages": ("U", "f"), "names": ("U", "n"), "real_label": ("i", "lpb"),
     "real_in_top5": ("b", "lpb"), "facts": ("V", "b"), "margin": ("f", "lpb"), "forwards": ("f", "lpb"),
     "failed_facts": ("V", "f"), "deployed_top1": ("i", "lpb"), "deployed_nll": ("f", "lpb"),
-    "deployed_forwards": ("f", "lpb"),
+    "deployed_forwards": ("f", "lpb"), "score_policies": ("U", "s"), "scores": ("f", "sbc"),
 }  # fmt: skip
 DEPLOYED = ("deployed_top1", "deployed_nll", "deployed_forwards")
-OPTIONAL = ("failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards", *DEPLOYED)
+OPTIONAL = (
+    "failed_facts", "real_label", "real_in_top5", "facts", "margin", "forwards", *DEPLOYED, "score_policies", "scores",
+)  # fmt: skip
 
 
 OLD_FACT = "content_hash"  # a field of FACTS before it was a CRC-32
@@ -149,11 +157,13 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
     sides: dict[str, int] = {}
     for name, (kind, axes) in ARRAYS.items():
         if name in stored:
-            _check_array(path, name, stored[name], kind, axes, sides)
+            check_array(path, name, stored[name], kind, axes, sides)
         elif name not in OPTIONAL:
             raise DamagedFile(f"{path} is no file of predictions: it holds no array `{name}`")
     if sides["n"] not in (0, sides["b"]):  # a run's partial results are kept without names
         raise DamagedFile(f"{path} has {sides['n']} `names` for {sides['b']} images")
+    if ("scores" in stored) != ("score_policies" in stored):
+        raise DamagedFile(f"{path} is damaged: of `scores` and `score_policies` it holds only one")
     for name in ("facts", "failed_facts"):
         if name in stored and OLD_FACT in (stored[name].dtype.names or ()):
             del stored[name]  # by which a resumed run of that version would have known its images; no result needs them
@@ -165,13 +175,14 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
         **{field: stored.get(field) for field in BY_IMAGE},  # type: ignore[arg-type]
         policies=stored["policies"].tolist(),
         levels=stored["levels"].tolist(),
+        score_policies=stored["score_policies"].tolist() if "score_policies" in stored else [],
         failed=[
             Failure(row, reason, stage, facts) for (row, reason, stage), facts in zip(failed, failed_facts, strict=True)
         ],
     )
 
 
-def _check_array(path: Path, name: str, array: np.ndarray, kind: str, axes: str, sides: dict[str, int]) -> None:
+def check_array(path: Path, name: str, array: np.ndarray, kind: str, axes: str, sides: dict[str, int]) -> None:
     """Raises DamagedFile for another type, or for other sides than the arrays before it have."""
     is_right = array.ndim == len(axes) and (array.dtype.kind == kind or array.size == 0)
     if is_right:
@@ -201,7 +212,8 @@ def read_named(path: Path) -> tuple[list[str], Predictions]:
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """One after the other. Raises ValueError where there is none, or where they are not of the same policies."""
-    if not parts or any((p.policies, p.levels) != (parts[0].policies, parts[0].levels) for p in parts):
+    kinds = [(part.policies, part.levels, part.score_policies) for part in parts]
+    if not parts or any(kind != kinds[0] for kind in kinds):
         raise ValueError("predictions of different policies cannot be joined, nor none at all")
     together: dict[str, Any] = {
         field: np.concatenate([getattr(part, field) for part in parts], axis)

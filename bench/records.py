@@ -7,6 +7,7 @@
     partial/             while a network is scored: the predictions so far; `--resume` begins there
     summary.csv          one row for each line above with derived columns (analysis/summary.py): intervals, tests, rates
     predictions-*.npz    for each model: every image's answers (see bench.predictions)
+    scores-*.npz         with --save-scores: every image's softmax scores (see bench.measure.scores)
     unreadable.csv       every image that could not be read: name, stage, reason
     *.png                figures
 

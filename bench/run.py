@@ -41,7 +41,7 @@ from bench.config import RunConfig, to_plain
 from bench.distributed import ALONE, Processes, is_main
 from bench.errors import Different, UserError, is_of_a_path, one_line, sentence, with_flags
 from bench.files import locked, new_folder, remove_parts
-from bench.measure import limits
+from bench.measure import limits, scores
 from bench.options import CommandLine, flag_names, parse
 from bench.resume import NetworkPlan
 from bench.setup import default_weights, find_images, make_job, resolve
@@ -165,7 +165,7 @@ def run_locked(session: Session, line: CommandLine, while_writing: ExitStack) ->
     config = session.config
     weights = default_weights(config)
     session.cases = cases.model_cases(config.network, demo=weights == "demo")
-    cases.policies(config.measure)  # so that a mistake in one is reported before anything is loaded
+    cases.score_policies(config.measure)  # so that a mistake in a policy is reported before anything is loaded
     if session.earlier:
         resume.require_same_networks([case.label for case in session.cases], session.earlier.info)
     if config.output.dry_run:
@@ -186,6 +186,7 @@ def run_locked(session: Session, line: CommandLine, while_writing: ExitStack) ->
         if processes.is_main:
             if not earlier:
                 ask_about(session)
+            scores.require_space(session.out, list(session.plans.values()), config.measure)
             begin(session)
     session.began = True
     for case in session.cases:
@@ -430,6 +431,8 @@ def dry_run(session: Session) -> int:
         print(case.label)
         if config.measure.accuracy:
             print(f"  accuracy, in one pass of {union(wanted).total} views: {', '.join(p.name for p in wanted)}")
+        if config.measure.save_scores:
+            print(f"  softmax scores kept of {', '.join(p.name for p in cases.score_policies(config.measure))}")
         if config.measure.throughput:
             print(f"  throughput at {', '.join(map(str, cases.crop_counts(config.measure, wanted)))} crops")
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from bench.measure.scores import rounded
 from bench.predictions import NOT_KEPT, Predictions, check_complete, joined
 from models.averaging import LEVELS, Scores, log_probabilities, margins, score
 from models.label_sets import nearest_label
@@ -24,7 +25,8 @@ class Scoring:
     on the images' sizes (``Planner.uncovered``). ``forwards``: rows [b] -> float [b, v], what each view costs
     (``Planner.forwards``). ``stages``: names of the policies whose margins are kept, for early
     stopping. ``label_sets``: a second set of labels, int64 [rows of the table, m]
-    (``pipelines.data.real_labels.RealLabels.sets``).
+    (``pipelines.data.real_labels.RealLabels.sets``). ``score_policies``: names of the policies whose softmax scores are
+    kept.
     """
 
     labels: np.ndarray
@@ -34,6 +36,13 @@ class Scoring:
     forwards: Callable[[np.ndarray], np.ndarray]
     stages: frozenset[str] = frozenset()
     label_sets: np.ndarray | None = None
+    score_policies: tuple[str, ...] = ()
+
+    @property
+    def score_columns(self) -> list[int]:
+        """Where these are among ``policies``."""
+        names = [policy.name for policy in self.policies]
+        return [names.index(name) for name in self.score_policies]
 
 
 def evaluate(
@@ -74,12 +83,15 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
     real: list[Scores] = []
     margin = np.full((len(empty.levels), len(scoring.policies), len(rows)), NOT_KEPT)
     stages = [p for p, policy in enumerate(scoring.policies) if policy.name in scoring.stages]
+    kept, scores = scoring.score_columns, None
     for i, level in enumerate(empty.levels):
         log_p = log_probabilities(level, predicted.outputs, scoring.views, scoring.policies, network.head, shapes)
         assert log_p is not None
         own.append(score(log_p, torch.from_numpy(scoring.labels[rows])))
         if stages:
             margin[i, stages] = margins(log_p[stages]).cpu().numpy()
+        if kept and level == "softmax":
+            scores = rounded(log_p[kept].cpu().numpy(), own[-1].top1[kept].numpy())
         if scoring.label_sets is not None:
             best = nearest_label(log_p, torch.from_numpy(scoring.label_sets[rows])).int().cpu()
             nearest.append(best.numpy())
@@ -98,6 +110,7 @@ def _scored_batch(predicted: Predicted, network: Network, scoring: Scoring, empt
         real_in_top5=np.stack([s.in_top5.numpy() for s in real]) if real else None,
         margin=margin,
         forwards=np.repeat(_forwards(scoring, rows, shapes)[None], len(empty.levels), axis=0),
+        scores=scores,
     )
 
 
@@ -113,6 +126,7 @@ def no_predictions(network: Network, scoring: Scoring) -> Predictions:
     levels = [level for level in LEVELS if level != "feature" or network.classifier.has_feature_level]
     shape = (len(levels), len(scoring.policies), 0)
     real = scoring.label_sets is not None
+    kept = scoring.score_policies
     return Predictions(
         rows=np.zeros(0, np.int64),
         labels=np.zeros(0, np.int64),
@@ -127,4 +141,6 @@ def no_predictions(network: Network, scoring: Scoring) -> Predictions:
         real_in_top5=np.zeros(shape, np.bool_) if real else None,
         margin=np.zeros(shape, np.float64),
         forwards=np.zeros(shape, np.float32),
+        score_policies=list(scoring.score_policies),
+        scores=np.zeros((len(kept), 0, network.classifier.num_classes), np.float32) if kept else None,
     )

@@ -23,7 +23,7 @@ FAST = [
     "--rounds", "2", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "2",
     "--batch-images", "4", "-b", "8", "-j", "1",
 ]  # fmt: skip
-ARGV = [*FAST, "--crops", "1,3", "--no-figures", "--data-backend", "torchvision"]
+ARGV = [*FAST, "--crops", "1,3", "--save-scores", "CC,3RC", "--no-figures", "--data-backend", "torchvision"]
 
 pytestmark = pytest.mark.slow
 

@@ -335,6 +335,22 @@ def predictions_in(path: Path) -> Any:
     return counts(found, found.levels[0], found.policies[0])
 
 
+def make_scores(folder: Path) -> Path:
+    from bench.measure.scores import Kept, path_beside
+
+    scores = np.full((2, 3, 4), 0.25, np.float32)
+    predictions = folder / "predictions-r18.npz"
+    Kept(np.array(NAMES[:3]), np.arange(3), np.arange(3, dtype=np.uint64), ["CC", "2RC"], scores).save(predictions)
+    return path_beside(predictions)
+
+
+def scores_in(path: Path) -> Any:
+    from bench.measure.scores import Kept, answers
+
+    kept = Kept.load(path)
+    return [answers(kept.of_policy(policy)) for policy in kept.policies]
+
+
 def make_safetensors(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
@@ -795,6 +811,7 @@ READERS: dict[str, Reader] = {
     "run.json": Reader(make_run_json, run_json_in, is_json=True, must_name=False),
     "results.jsonl": Reader(make_results, results_in, is_json=True),
     "predictions": Reader(make_predictions, predictions_in),
+    "softmax scores": Reader(make_scores, scores_in),
     "tuned.json": Reader(
         writes("tuned.json", '{"m dali-cpu": {"workers": 2, "prefetch": 2, "hw_load": 0.5, "batch_images": 8}}'),
         tuned_in,
