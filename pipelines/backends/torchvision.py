@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -105,14 +106,14 @@ class Torchvision:
     def _load(
         self, rows: np.ndarray, *, ship_frames: bool | None, until: str = "crops"
     ) -> Iterator[tuple[Plan, _Loaded]]:
-        left = deque(pieces(self.source, self.planner, rows, self.config, gpu=False))
+        left = _Left(pieces(self.source, self.planner, rows, self.config, gpu=False))
         self._upcoming.ship_frames, self._upcoming.until = ship_frames, until
         lost = 0  # times that a worker was lost since the last batch that came
-        while left:
-            self._upcoming.pieces = list(left)
+        while left.first() is not None:
+            self._upcoming.left = left
             try:
                 for batch in self._from_workers():
-                    left.popleft()
+                    left.given.popleft()
                     lost = 0
                     yield batch
             except RuntimeError as error:
@@ -121,7 +122,7 @@ class Torchvision:
                 self._loader = None  # its other workers may wait for what the lost one held
                 lost += 1
                 if lost == MOST_LOST:
-                    raise worker_lost(self.source.names(left[0][:1])[0]) from None
+                    raise worker_lost(self.source.names(left.given[0][:1])[0]) from None
                 log.warning("a worker process ended (out of memory?): its batch is read again by new workers")
 
     def _from_workers(self) -> Iterator[tuple[Plan, _Loaded]]:
@@ -275,20 +276,38 @@ def _context() -> Any:
     return context
 
 
+class _Left:
+    """The rows of the batches that have not come yet. They are looked at as they are needed: timing asks for a million
+    rows, of which a round reads a few thousand."""
+
+    def __init__(self, pieces: Iterator[np.ndarray]) -> None:
+        self.given: deque[np.ndarray] = deque()  # to workers; their batches have not come
+        self.rest = pieces
+
+    def first(self) -> np.ndarray | None:
+        """Those of the next batch; None: every batch has come."""
+        if not self.given:
+            self.given.extend(islice(self.rest, 1))
+        return self.given[0] if self.given else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from list(self.given)  # once more, where workers were lost
+        for rows in self.rest:
+            self.given.append(rows)
+            yield rows
+
+
 class _Upcoming(Sampler):
     """What the workers get for each batch: the names and sizes travel, so that no worker holds the data set's table."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.pieces: list[np.ndarray] = []
+        self.left = _Left(iter(()))
         self.ship_frames: bool | None = None
         self.until = "crops"
 
-    def __len__(self) -> int:
-        return len(self.pieces)
-
     def __iter__(self) -> Iterator[_Request]:
-        for rows in self.pieces:
+        for rows in self.left:
             source = self.source
             names, spans, sizes = source.names(rows), source.spans(rows), source.sizes(rows)
             yield _Request(rows, names, spans, sizes, self.ship_frames, self.until)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -95,13 +97,18 @@ class Finished:
             return dict(file)
 
 
-@pytest.fixture
-def fast_backend(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+def make_fast(patch: pytest.MonkeyPatch) -> type[InProcess]:
     """`--data-backend torchvision` without worker processes. Memory is looked at once: it takes a tenth of a second."""
     known = machine.resident_bytes()
-    monkeypatch.setattr(machine, "resident_bytes", lambda: known)
-    monkeypatch.setattr(job_module, "backend", lambda name: InProcess if name == "torchvision" else backend(name))
+    patch.setattr(machine, "resident_bytes", lambda: known)
+    patch.setattr(job_module, "backend", lambda name: InProcess if name == "torchvision" else backend(name))
     return InProcess
+
+
+@pytest.fixture
+def fast_backend(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    """See ``make_fast``."""
+    return make_fast(monkeypatch)
 
 
 @pytest.fixture
@@ -136,6 +143,29 @@ FAST = [
     "--rounds", "1", "--round-seconds", "0.05", "--num-warm-iter", "1", "--latency-queries", "2",
     "--batch-images", "4", "-b", "8", "-j", "1",
 ]  # fmt: skip
+QUICKLY = [*FAST, "--no-figures", "--data-backend", "torchvision"]
+
+
+def status_of(argv: list[str]) -> int:
+    """Of the command; 2 where argparse ends it."""
+    try:
+        return run.main(argv)
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def run_command(*args: str, out: Path) -> Finished:
+    """The command as ``finish`` runs it, for fixtures that several tests share: nothing stays changed afterwards."""
+    said, errors = io.StringIO(), io.StringIO()
+    cwd = out.parent / f"{out.name}-cwd"
+    cwd.mkdir()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        make_fast(patch)
+        patch.setattr(estimate, "expected_s", lambda job: 1.0)
+        patch.chdir(cwd)
+        status = status_of([*QUICKLY, *args, "--out", str(out)])
+    return Finished(status, said.getvalue(), errors.getvalue(), out)
 
 
 @pytest.fixture
@@ -153,13 +183,8 @@ def finish(
 
     def call(*args: str, out: str = "out") -> Finished:
         capfd.readouterr()
-        given = [*FAST, "--no-figures", "--data-backend", "torchvision", *args]
         folder = tmp_path / out
-        try:
-            status = run.main([*given, "--out", str(folder)])
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            status = stop.code
+        status = status_of([*QUICKLY, *args, "--out", str(folder)])
         said = capfd.readouterr()
         return Finished(status, said.out, said.err, folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,42 @@ from bench import predict
 from bench.predictions import read_named
 from models import MultiCrop, recipe
 from models.recipe import RecipeError, read_recipe
+from tests.bench.conftest import run_command
 
 POLICY = "CC+2RC"
 
 
-@pytest.fixture
-def own_weights(weights_file: Path, tmp_path: Path) -> Path:
-    return shutil.copy(weights_file, tmp_path / "own.safetensors")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path, weights_file: Path, demo_root: Path) -> Any:
+    """A run with weights of its own; what tests read of it only."""
+    own = shutil.copy(weights_file, folder / "own.safetensors")
+    model = ["--models", "test_resnet", "--checkpoint", str(own), "--img-size", "64", "--crop-pct", "0.8"]
+    done = run_command(
+        *model, "--data", str(demo_root), "--policies", f"{POLICY},4RC", "--seed", "3", out=folder / "out"
+    )
+    assert done.status == 0, done.stderr
+    return done
 
 
 @pytest.fixture
-def measured(finish: Callable[..., Any], demo_root: Path, own_weights: Path, tmp_path: Path) -> tuple[Any, Path]:
+def own_weights(shared: Any, folder: Path) -> Iterator[Path]:
+    """Those of the run, which a test may change."""
+    path = folder / "own.safetensors"
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+@pytest.fixture
+def measured(shared: Any, tmp_path: Path) -> tuple[Any, Path]:
     """A run, and the recipe of one of its policies."""
-    model = ["--models", "test_resnet", "--checkpoint", str(own_weights), "--img-size", "64", "--crop-pct", "0.8"]
-    done = finish(*model, "--data", str(demo_root), "--policies", f"{POLICY},4RC", "--seed", "3")
-    assert done.status == 0
-    (record,) = [r for r in done.run.accuracies if (r.policy, r.level) == (POLICY, "logit")]
-    return done, recipe_of(done.run, record).write(tmp_path / "recipe.json")
+    (record,) = [r for r in shared.run.accuracies if (r.policy, r.level) == (POLICY, "logit")]
+    return shared, recipe_of(shared.run, record).write(tmp_path / "recipe.json")
 
 
 def edited(path: Path, part: str, **values: Any) -> Path:

@@ -29,6 +29,7 @@ import torch
 from PIL import Image, ImageOps
 
 import pipelines
+from pipelines import bounds
 from pipelines.backends import reference
 from pipelines.batch import STAGES, CropBatch, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import GroupPlan, Plan, Planner, crop_windows, parse_policy, union
@@ -1018,6 +1019,25 @@ def test_the_batch_of_a_killed_worker_is_read_again(
         assert torch.equal(mine.groups[0].crops, theirs.groups[0].crops)
 
 
+def test_a_million_rows_are_looked_at_as_they_are_read(
+    make: Callable[..., Any], random_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing asks for so many in every round, and reads some thousands of them."""
+    backend, looked_at = make("torchvision", random_images, planner("CC"), batch_images=4), 0
+    real = bounds.image_bytes
+
+    def counted(source: Any, planner: Planner, rows: np.ndarray) -> np.ndarray:
+        nonlocal looked_at
+        looked_at += len(rows)
+        return real(source, planner, rows)
+
+    monkeypatch.setattr(bounds, "image_bytes", counted)
+    rows = np.resize(random_images.rows, 1_000_000)
+    batches = backend.batches(rows)
+    assert [next(batches).rows.tolist() for _ in range(3)] == rows[:12].reshape(3, 4).tolist()
+    assert looked_at <= bounds.BLOCK_ROWS
+
+
 def test_workers_that_end_twice_end_the_reading_and_no_image_is_blamed(
     make: Callable[..., Any], random_images: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1025,11 +1045,11 @@ def test_workers_that_end_twice_end_the_reading_and_no_image_is_blamed(
     tries = []
 
     def lost() -> Iterator[Any]:
-        tries.append(len(backend._upcoming.pieces))
+        tries.append([rows.tolist() for rows in backend._upcoming.left])
         raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
 
     monkeypatch.setattr(backend, "_from_workers", lost)
     name = re.escape(random_images.names(random_images.rows[:1])[0])
     with pytest.raises(MachineFault, match=rf"ended 2 times while the batch from {name} on .*fewer `workers`"):
         list(backend.batches(random_images.rows))
-    assert len(tries) == 2 and tries[0] == tries[1]
+    assert len(tries) == 2 and tries[0] == tries[1] == random_images.rows.reshape(-1, 2).tolist()
