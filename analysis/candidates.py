@@ -80,15 +80,16 @@ class Candidates:
         return np.array([one.right for one in self.found])
 
 
-def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None) -> Candidates:
+def candidates(runs: Sequence[Run], levels: Iterable[str] | None = None, *, one_machine: bool = True) -> Candidates:
     """Every network, size, policy and level that the runs scored; each once, the first where several runs have it.
 
     Raises MissingData where nothing was scored or predictions are missing, Incomparable, naming what differs, for runs
-    on other images or, where they were timed, on other machines.
+    on other images or, where they were timed and ``one_machine``, on other machines.
     """
     networks = scored_networks(runs)
     require_same([setting for _, setting in networks], SAME_IMAGES)
-    require_same([setting for run, setting in networks if run.throughputs or run.latencies], SAME_MACHINE)
+    if one_machine:
+        require_same([setting for run, setting in networks if run.throughputs or run.latencies], SAME_MACHINE)
     columns: list[tuple[np.ndarray, np.ndarray]] = []
     made = []
     seen = set()

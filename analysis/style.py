@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
     "crops": Metric("crops per image"),
     "forwards": Metric("forward passes per image"),
     "images_per_sec": Metric("images per second"),
+    "gmacs": Metric("GMACs per image"),
     "crops_per_sec": Metric("crops per second"),
     "base": Metric("top-1 accuracy of the centre crop, %"),
     "slack": Metric("slack 1 − K/S"),

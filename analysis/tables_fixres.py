@@ -31,6 +31,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fixres_table7": (("train_res", "test_res", "adaptation"), ("metric",)),
     "fixres_table8": (("model", "method", "test_res"), ("augmentation",)),
     "fixres_table9": (("test_res",), ("train_res",)),
+    "fixres_table10": (("dataset", "row", "train_res", "adaptation"), ("metric",)),
     "fixeff_table1": (("variant",), ("method", "metric")),
     "fixeff_table2": (("variant",), ("method", "metric")),
     "fixeff_table3": (("variant", "extra_data"), ("method", "metric")),
@@ -80,6 +81,15 @@ LAYERS = {
     "classifier+batch_norm+last_three_cells": "from:cell_9",  # of timm's PNASNet-5
 }
 AUGMENTATIONS = {"test_da": "test", "test_da2": "test2", "train_da": "train"}
+# Of Table 10: what is printed, and why it cannot be measured. `multicrop-bench ensembles` averages networks on other
+# images.
+COMPETITIONS = ("inaturalist2019", "herbarium2019")
+OF_COMPETITION = {
+    "test_res": "a member of the ensemble: the paper prints its sizes, and no accuracy of its own",
+    "final_score": "the score of a competition, whose test labels are not public",
+    "rank": "a rank in a competition that is over",
+    "participants": "the number of participants in a competition",
+}
 FROM_SCRATCH = "times of a training from scratch: nothing is trained from scratch on ImageNet here"
 
 
@@ -186,7 +196,8 @@ def known_weights(given: Sequence[str]) -> dict[str, str]:
 
 
 def _all_lines() -> list[dict[Any, Any]]:
-    return [line for name in LAYOUTS for line in load(name).to_dict("records")]
+    lines = [line for name in LAYOUTS for line in load(name).to_dict("records")]
+    return [line for line in lines if line["dataset"] not in COMPETITIONS]
 
 
 # ---- what a printed number is of
@@ -250,6 +261,8 @@ def _scores(runs: Sequence[Run], experiments: Experiments) -> list[_Score]:
 
 
 def _cell(line: dict[Any, Any], scores: Sequence[_Score], experiments: Experiments, known: Mapping[str, str]) -> Cell:
+    if line["dataset"] in COMPETITIONS:
+        return Cell(line, None, OF_COMPETITION[line["metric"]])
     asked = wanted(line)
     if asked.metric in ("train_forward_ms", "train_backward_ms", "total_time_hours"):
         return Cell(line, None, FROM_SCRATCH)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "alternatives": Command(
         "more crops, or a larger crop, a fine-tuned or a larger network, at equal cost?", "analysis.alternatives"
     ),
+    "ensembles": Command("several networks averaged, or one at equal cost?", "analysis.ensembles"),
     "fixres": Command("a fine-tuned network against its untuned self and against more crops", "analysis.fixres"),
     "spread": Command("how accuracy varies over folds of the images and over crop seeds", "analysis.spread"),
     "object-size": Command(

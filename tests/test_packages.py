@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "analysis",
         # Record files and how they are compared; none of these imports torch.
         *(f"bench.{name}" for name in ("errors", "files", "predictions", "records", "values")),
+        "bench.measure.scores",
         *(f"pipelines.{name}" for name in ("crops", "files", "inputspec", "schemas", "text")),
         *(f"pipelines.data.{name}" for name in ("dataset", "decode", "scanning", "spans")),
         "models.families",  # the published rows: plain data
@@ -53,6 +54,7 @@ LIGHT = (
     "models.families",
     "models.recipe",
     *(f"bench.{name}" for name in ("cases", "cli", "config", "errors", "options", "records", "run")),
+    "bench.measure.scores",
 )
 # What may start another program, and which.
 STARTS_PROGRAMS = {

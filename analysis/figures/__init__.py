@@ -42,6 +42,7 @@ FIGURES: dict[str, Entry] = dict(
         _entry("resolution_sweep", "run"),  # FixRes 7
         _entry("equal_cost", "run"),
         _entry("alternatives", "run"),  # the question of MID 8
+        _entry("ensembles", "run"),
         _entry("object_size", "run"),  # FixRes 2
         _entry("gain_by_image", "run"),
         _entry("longer_side", "run"),  # MID 4

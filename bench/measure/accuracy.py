@@ -20,7 +20,7 @@ from bench.errors import DataLost
 from bench.job import Job, folder_identity
 from bench.measure.partial_results import PartialResults, fill, log_kept
 from bench.measure.same_images import require_one_data_set
-from bench.measure.scores import Kept
+from bench.measure.scores import SavedScores
 from bench.measure.scoring import no_predictions, scored
 from bench.measure.stopped import Outcome, stop_all, write_thresholds
 from bench.predictions import Predictions, counts, deployed_correct, mean_forwards, nan_note, odd_answers
@@ -117,7 +117,7 @@ def _whole(job: Job, partial: PartialResults, out: Path) -> tuple[Predictions, l
     require_one_data_set(out, predictions, job)
     for line in odd_answers(predictions):
         log.warning("%s: %s", job.case.label, line)
-    Kept.of(predictions, job.data.names(predictions.rows)).save(out / job.predictions_name)
+    SavedScores.of(predictions, job.data.names(predictions.rows)).save(out / job.predictions_name)
     predictions, outcomes = stop_all(replace(predictions, scores=None, score_policies=[]), job)
     predictions.save(out / job.predictions_name, job.data.names(predictions.rows))
     write_thresholds(out, job, outcomes, len(predictions.rows))

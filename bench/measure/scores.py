@@ -37,7 +37,7 @@ ARRAYS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class SavedScores:
     """One network's softmax scores of some policies; of no policy, there is no file."""
 
     names: np.ndarray  # str [b]: the scored images
@@ -47,7 +47,7 @@ class Kept:
     scores: np.ndarray  # float32 [s, b, n]; NaN where the network gave NaN
 
     @classmethod
-    def of(cls, predictions: Predictions, names: Sequence[str]) -> Kept:
+    def of(cls, predictions: Predictions, names: Sequence[str]) -> SavedScores:
         """Those of a pass that is complete."""
         count = len(predictions.rows)
         unknown = np.full(count, UNKNOWN, np.uint64)
@@ -70,7 +70,7 @@ class Kept:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Kept:
+    def load(cls, path: Path) -> SavedScores:
         """Read ``save``'s file. Raises DamagedFile, naming the file and what is wrong, and FileNotFoundError."""
         stored = read_npz(path, only=tuple(ARRAYS))
         sides: dict[str, int] = {}

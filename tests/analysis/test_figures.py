@@ -585,7 +585,7 @@ def test_names_in_the_imagenet_v2_figure_do_not_overlap():
 
 
 # imagenet_v2 needs runs on two data sets; the others dense or stopped policies, which tests/bench/test_cheap.py has.
-NOT_FROM_THESE = ["latency", "accuracy_vs_forwards", "stopping", "many_crops", "imagenet_v2"]
+NOT_FROM_THESE = ["latency", "accuracy_vs_forwards", "stopping", "many_crops", "ensembles", "imagenet_v2"]
 
 
 def test_every_figure_of_a_run_is_drawn_from_full_runs(maker, labelled_images, monkeypatch, tmp_path, capsys):

@@ -336,18 +336,20 @@ def predictions_in(path: Path) -> Any:
 
 
 def make_scores(folder: Path) -> Path:
-    from bench.measure.scores import Kept, path_beside
+    from bench.measure.scores import SavedScores, path_beside
 
     scores = np.full((2, 3, 4), 0.25, np.float32)
     predictions = folder / "predictions-r18.npz"
-    Kept(np.array(NAMES[:3]), np.arange(3), np.arange(3, dtype=np.uint64), ["CC", "2RC"], scores).save(predictions)
+    SavedScores(np.array(NAMES[:3]), np.arange(3), np.arange(3, dtype=np.uint64), ["CC", "2RC"], scores).save(
+        predictions
+    )
     return path_beside(predictions)
 
 
 def scores_in(path: Path) -> Any:
-    from bench.measure.scores import Kept, answers
+    from bench.measure.scores import SavedScores, answers
 
-    kept = Kept.load(path)
+    kept = SavedScores.load(path)
     return [answers(kept.of_policy(policy)) for policy in kept.policies]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bench import records, run
 from bench.measure import accuracy
-from bench.measure.scores import Kept, answers, path_beside, rounded
+from bench.measure.scores import SavedScores, answers, path_beside, rounded
 from bench.predictions import Predictions, joined
 from models.predict import predict
 from pipelines.schemas import DamagedFile
@@ -22,9 +22,9 @@ from tests.stress import kills
 ARGV = ["--policies", "CC,3RC,DC", "--save-scores", "3RC,CC", "--no-throughput"]
 
 
-def kept_of(out: Path) -> Kept:
+def kept_of(out: Path) -> SavedScores:
     (path,) = out.glob("scores-*.npz")
-    return Kept.load(path)
+    return SavedScores.load(path)
 
 
 # --------------------------------------------------------------------- the numbers
@@ -161,14 +161,14 @@ GOOD = np.array([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]], np.float32)
 )
 def test_a_damaged_file_is_named(names: np.ndarray, scores: np.ndarray, said: str, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions-net.npz"
-    Kept(names, np.zeros(2, int), np.zeros(2, np.uint64), ["CC"], scores).save(predictions)
+    SavedScores(names, np.zeros(2, int), np.zeros(2, np.uint64), ["CC"], scores).save(predictions)
     with pytest.raises(DamagedFile, match=f"scores-net.npz.*{said}"):
-        Kept.load(path_beside(predictions))
+        SavedScores.load(path_beside(predictions))
 
 
 def test_scores_of_a_network_that_gave_nan_are_read(tmp_path: Path) -> None:
     scores = GOOD.copy()
     scores[0, 1] = np.nan
     predictions = tmp_path / "predictions-net.npz"
-    Kept(NAMES, np.zeros(2, int), np.zeros(2, np.uint64), ["CC"], scores).save(predictions)
-    assert answers(Kept.load(path_beside(predictions)).of_policy("CC")).tolist() == [0, -1]
+    SavedScores(NAMES, np.zeros(2, int), np.zeros(2, np.uint64), ["CC"], scores).save(predictions)
+    assert answers(SavedScores.load(path_beside(predictions)).of_policy("CC")).tolist() == [0, -1]
