@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.ensembles import Ensemble, Field, Single, of_runs
+from analysis.ensemble_scores import Ensemble, Field, Single, of_runs
 from analysis.runs import Inputs, MissingData, is_shown, provenance
 from analysis.stats import wilson
 from analysis.text import name_text
@@ -33,7 +33,11 @@ class Data:
 
 def pictures(inputs: Inputs) -> dict[str, Data]:
     """One picture of all runs. Raises MissingData where no ensemble has a cost."""
-    field = of_runs(inputs.runs)
+    return {"": data_of(of_runs(inputs.runs))}
+
+
+def data_of(field: Field) -> Data:
+    """Raises MissingData where no ensemble has a cost."""
     frame = points(field)
     panels = tuple(name for name in PANELS if frame.loc[frame["averaged"] > 1, name].notna().any())
     if not panels:
@@ -43,7 +47,7 @@ def pictures(inputs: Inputs) -> dict[str, Data]:
         "computed from its networks' own, one after the other. No ensemble was chosen: all are shown.",
         *provenance(field.networks, len(field.names)),
     ]
-    return {"": Data(field.networks[0][1].is_demo, frame, panels, notes)}
+    return Data(field.networks[0][1].is_demo, frame, panels, notes)
 
 
 def points(field: Field) -> pd.DataFrame:
@@ -86,16 +90,21 @@ def draw(data: Data) -> Figure:
         axes.set_gid(cost)
     panels[0].set_ylabel(style.label("top1", demo=data.demo))
     handles: list[Artist] = [
-        Line2D([], [], linestyle="", color=style.colour(i), marker=style.marker(i), label=name_text(kind))
+        Line2D([], [], linestyle="", color=style.colour(i), marker=_marker(i), label=name_text(kind))
         for i, kind in enumerate(kinds)
     ]
     title = "One network with more crops, or several networks averaged"
     return style.finish(figure, title=title, notes=data.notes, handles=handles, columns=4)
 
 
+def _marker(i: int) -> str:
+    """Another one for each kind that has the same colour."""
+    return style.marker(i + i // len(style.COLOURS))
+
+
 def _draw_kind(axes: Axes, own: pd.DataFrame, cost: str, i: int) -> None:
     up = [own["top1"] - own["low"], own["high"] - own["top1"]]
     axes.errorbar(
-        own[cost], own["top1"], yerr=up, color=style.colour(i), marker=style.marker(i), markersize=5, elinewidth=0.6,
+        own[cost], own["top1"], yerr=up, color=style.colour(i), marker=_marker(i), markersize=5, elinewidth=0.6,
         linestyle="", gid=str(i),
     )  # fmt: skip

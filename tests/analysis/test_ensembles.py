@@ -11,16 +11,19 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from analysis import choosing, ensembles
-from analysis.ensembles import GMACS, SPEED, equal_cost, of_runs, table
+from analysis import choosing, ensemble_scores, ensembles
+from analysis.ensemble_scores import GMACS, SPEED, of_runs
+from analysis.ensembles import equal_cost, table
 from analysis.figures import ensembles as figure_module
 from analysis.runs import Inputs, MissingData
 from bench.measure.scores import SavedScores, path_beside
 from bench.records import Incomparable, Run, read_run
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES, CLASSES = 300, 5
 NAMES = [f"{i:04}.jpg" for i in range(IMAGES)]
 LABELS = np.random.default_rng(9).integers(CLASSES, size=IMAGES)
@@ -147,7 +150,7 @@ def test_the_single_network_is_chosen_on_one_half_and_compared_on_the_other(runs
 def test_of_equal_means_the_lowest_class_is_the_answer_and_nan_is_wrong() -> None:
     first = np.array([[0.5, 0.3, 0.2], [0.25, 0.5, 0.25], [np.nan, 0.5, 0.5]], np.float32)
     second = np.array([[0.3, 0.5, 0.2], [0.25, 0.25, 0.5], [0.2, 0.6, 0.2]], np.float32)
-    got = ensembles._right([[first, second]], np.array([0, 1, 1]))
+    got = ensemble_scores._right([[first, second]], np.array([0, 1, 0]))
     assert got.tolist() == [[True, True, False]]
 
 
@@ -190,10 +193,11 @@ def test_scores_of_another_run_are_refused(scored) -> None:
         of_runs([one, other])
 
 
-def test_more_ensembles_than_anyone_reads_are_refused(scored, monkeypatch) -> None:
-    monkeypatch.setattr(ensembles, "MOST_ENSEMBLES", 1)
-    with pytest.raises(ValueError, match="2 ensembles, and at most 1"):
-        of_runs([scored("a", 0), scored("b", 1)])
+def test_more_ensembles_than_anyone_reads_are_refused_or_not_made(runs, monkeypatch) -> None:
+    monkeypatch.setattr(ensemble_scores, "MOST_ENSEMBLES", 7)
+    with pytest.raises(ValueError, match="8 ensembles of up to 3 networks, and at most 7"):
+        of_runs(runs, 3)
+    assert {len(one.members) for one in of_runs(runs).ensembles} == {2}
 
 
 def test_rates_of_other_machines_are_not_added(scored) -> None:
@@ -211,12 +215,22 @@ def test_the_command_prints_and_writes_both_tables(runs, tmp_path: Path, capsys)
     folders, out = [str(run.folder) for run in runs], tmp_path / "out"
     assert ensembles.main([*folders, "--out", str(out), "--most", "2"]) == 0
     said = capsys.readouterr().out
-    assert "a + b" in said and "a + b + c" not in said and "not measured" in said and "better at equal GMACs" in said
+    assert "A  a" in said and "A+B" in said and "A+B+C" not in said
+    assert "not measured" in said and "better at equal GMACs, of 6 comparisons" in said
     assert {path.name for path in out.iterdir()} == {"ensembles.csv", "ensembles_equal_cost.csv", "ensembles.png"}
     path = path_beside(runs[0].folder / "predictions-a.npz")
     path.write_bytes(path.read_bytes()[:-500])
     assert ensembles.main(folders) == 2
     assert "scores-a.npz is damaged" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_command_in_words(runs, monkeypatch, capsys) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ensembles, "of_runs", stop)
+    assert ensembles.main([str(runs[0].folder)]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_a_damaged_count_of_multiply_adds_is_named(runs, capsys) -> None:
@@ -240,5 +254,18 @@ def test_the_figure_shows_every_ensemble_and_every_network(runs) -> None:
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         *NETWORKS, "2 networks averaged", "3 networks averaged",
     }  # fmt: skip
+    assert "No ensemble was chosen" in "".join(text.get_text() for text in figure.texts)
     only_gmacs = replace(data, panels=("gmacs",))
     assert len(figure_module.draw(only_gmacs).axes) == 1
+
+
+def test_the_committed_demo_table_holds_what_the_readme_says() -> None:
+    """Four networks with ten crops, as FixRes averages them, beside the best of them."""
+    found = pd.read_csv(ROOT / "analysis/demo/ensembles.csv").set_index(["members", "policy"])
+    row = found.loc[(4, "5FC+5MFC")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert row["images"] == 1000 and row["best_member"] == "resnet:demo"
+    assert f"{row['top1']:.1f} %" in readme and f"{row['best_member_top1']:.1f} %" in readme
+    beside = pd.read_csv(ROOT / "analysis/demo/ensembles_equal_cost.csv")
+    assert (beside["single_cost"] <= beside["ensemble_cost"] + 1e-9).all()
+    assert found.isna().all()["images_per_sec"]  # nothing was timed
