@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -130,6 +131,15 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Listing:
 def one_thread() -> Iterator[None]:
     if "torch" in sys.modules:  # not imported for tests that do without it
         sys.modules["torch"].set_num_threads(1)
+    yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_garbage_collections() -> Iterator[None]:
+    """What is alive before a module's tests, imported packages above all, is not looked through at each collection:
+    that takes a third of a second, and a run collects several times."""
+    gc.collect()
+    gc.freeze()
     yield
 
 
