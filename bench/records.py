@@ -433,7 +433,10 @@ MODEL_INFO: dict[str, Any] = {
     "multiply_adds": int | None, "activations": int | None,
 }  # fmt: skip
 ENVIRONMENT: dict[str, Any] = {"packages": dict[str, str | None], "cores_usable": int | None}
-INFO_LEAST: dict[str, float] = {"images_found": 0, "images_unreadable_at_scan": 0, "S": 1, "K": 1, "expected_s": 0}
+INFO_LEAST: dict[str, float] = {
+    "images_found": 0, "images_unreadable_at_scan": 0, "S": 1, "K": 1, "expected_s": 0, "multiply_adds": 0,
+    "activations": 0,
+}  # fmt: skip
 
 
 def read_info(folder: Path) -> dict[str, Any]:

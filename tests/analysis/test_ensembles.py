@@ -233,13 +233,14 @@ def test_ctrl_c_ends_the_command_in_words(runs, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
-def test_a_damaged_count_of_multiply_adds_is_named(runs, capsys) -> None:
+@pytest.mark.parametrize("value", ["many", -5])
+def test_a_damaged_count_of_multiply_adds_is_named(value: object, runs, capsys) -> None:
     path = runs[0].folder / "run.json"
     info = json.loads(path.read_text())
-    info["models"][0]["multiply_adds"] = "many"
+    info["models"][0]["multiply_adds"] = value
     path.write_text(json.dumps(info))
     assert ensembles.main([str(run.folder) for run in runs]) == 2
-    assert "`multiply_adds` is 'many'" in capsys.readouterr().err
+    assert f"`multiply_adds` is {value!r}" in capsys.readouterr().err
 
 
 def test_the_figure_shows_every_ensemble_and_every_network(runs) -> None:

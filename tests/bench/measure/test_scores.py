@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import job as job_module
 from bench import records, run
 from bench.measure import accuracy
 from bench.measure.scores import SavedScores, answers, path_beside, rounded
 from bench.predictions import Predictions, joined
+from models.dense import DenseAbsent
 from models.predict import predict
 from pipelines.schemas import DamagedFile
 from tests.stress import kills
@@ -132,6 +134,17 @@ def test_other_policies_are_refused_before_anything_is_loaded(
     done = small_run(*argv)
     assert done.status == 2 and said in done.stderr
     assert not done.out.exists()
+
+
+def test_a_policy_that_the_network_lacks_has_no_scores(
+    make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(classifier: object) -> None:
+        raise DenseAbsent("it has no feature map")
+
+    monkeypatch.setattr(job_module, "Dense", lacks)
+    job = make_job("--policies", "CC,DC", "--save-scores", "DC,CC", "--no-throughput")
+    assert job.score_policies == ("CC",) and job.scoring().score_columns == [0]
 
 
 def test_a_disk_without_room_is_told_before_the_pass(
