@@ -179,7 +179,7 @@ ENSEMBLE_HEADS = (
     "networks", "policy", "top-1", "95 % interval", "best", "gain", "all together", "p", "forwards", *COSTS,
 )  # fmt: skip
 BESIDE_HEADS = (
-    "networks", "policy", "cost", "of it", "top-1", "one network", "of it", "top-1", "difference", "all together",
+    "networks", "policy", "cost", "costs", "top-1", "one network", "costs", "top-1", "difference", "all together",
     "better",
 )  # fmt: skip
 
