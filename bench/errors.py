@@ -52,14 +52,16 @@ def exit_status(work: Callable[[], int], flags: Mapping[str, str], interrupted: 
     ran out of memory or files, 130 after Ctrl-C."""
     try:
         return work()
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {visible_lines(with_flags(sentence(error), flags))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_of_machine(error):
+        of_user = isinstance(error, (UserError, ValueError))  # whose text may name a machine's fault, with the remedy
+        if is_of_machine(error) and not of_user:
+            text, status = told(error), 1
+        elif of_user or isinstance(error, OSError):
+            text, status = sentence(error), 2
+        else:
             raise
-        print(f"error: {visible_lines(with_flags(told(error), flags))}", file=sys.stderr)
-        return 1
+        print(f"error: {visible_lines(with_flags(text, flags))}", file=sys.stderr)
+        return status

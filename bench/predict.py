@@ -27,6 +27,7 @@ from bench.config import DataConfig, LoadingConfig, NetworkConfig, OutputConfig,
 from bench.errors import UserError, exit_status
 from bench.files import locked
 from bench.options import group_flags, parse_group, shared
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.files import whole_file, write_whole
 from pipelines.schemas import (
     DamagedFile,
@@ -156,6 +157,7 @@ def run(config: PredictConfig) -> int:
     try:
         classify = load(config)
     except (WeightsError, RuntimeError) as error:
+        raise_if_of_machine(error)
         raise UserError(str(error)) from error
     if config.out is None:
         rows = [row_of(image, config.topk) for image in shown(classify(config.source), quiet=config.quiet)]

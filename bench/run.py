@@ -407,8 +407,7 @@ def run_case(session: Session, case: ModelCase) -> None:
 
 def reason_of(error: Exception) -> str:
     """One line about what stopped a network, or the run."""
-    of_network = type(error).__name__ == "OutOfMemory"  # models.predict's, which says what to do
-    return told(error) if is_of_machine(error) and not of_network else one_line(error)
+    return told(error) if is_of_machine(error) else one_line(error)
 
 
 def unreadable_text(failed: Sequence[Sequence[str]]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.schemas import DamagedFile, as_type, parse_json
 
 
@@ -71,6 +72,7 @@ def classes_in_arrays(path: Path) -> int | None:
             heads = [name for name in arrays.files if name.endswith(("head/bias", "head/conv2d/bias"))]
             return int(arrays[heads[0]].shape[-1]) if len(heads) == 1 else None
     except Exception as error:  # on damaged archives NumPy raises nearly anything
+        raise_if_of_machine(error)
         raise WeightsError(f"`checkpoint` {path} is not a NumPy archive (.npz) that can be read: {error}") from error
 
 
@@ -87,6 +89,7 @@ def read_class_names(path: Path) -> tuple[str, ...] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(CLASS_NAMES)
     except (SafetensorError, OSError) as error:
+        raise_if_of_machine(error)
         raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {plain(str(error))}") from error
     where = f"`checkpoint` {path}: its {CLASS_NAMES}"
     try:
@@ -115,6 +118,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        raise_if_of_machine(error)
         raise WeightsError(f"`checkpoint` {path} is not a readable safetensors file: {plain(str(error))}") from error
 
 
@@ -141,6 +145,7 @@ def _read_pickle(path: Path) -> Any:
             f"({_refused_object(error)}); save model.state_dict() alone, best as safetensors"
         ) from error
     except Exception as error:  # on damaged files torch raises nearly anything
+        raise_if_of_machine(error)
         raise WeightsError(f"`checkpoint` {path} cannot be read: {plain(str(error))[:300]}") from error
 
 

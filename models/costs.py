@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from pipelines.data.faults import raise_if_of_machine
+
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,7 @@ def crop_cost(net: nn.Module, K: int) -> tuple[int, int] | None:
     try:
         return _counted(net, K, FlopCounterMode(display=False)) // 2, _counted(net, K, _outputs())
     except Exception as error:  # whatever a network does with values: it has no count then, and everything else
+        raise_if_of_machine(error)
         log.info("the multiply-adds of this network cannot be counted: %s", error)
         return None
 

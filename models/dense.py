@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from models.classifier import Classifier
 from models.splitting import TORCHVISION_SPLITS, timm_pool
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.dense_frames import MAX_SIDE, dense_frame, network_pixels, tiles
 
 _LONG = 4096  # pixels that a probe is longer than a crop: far more than any reduction, so that it is found exactly
@@ -209,6 +210,7 @@ def _reduction(classifier: Classifier) -> tuple[int, int]:
         s = round(_LONG / steps) if steps > 0 else 0
         regular = s > 0 and k == across and all(sides(K + i * s) == (k, k + i) for i in (1, 2, 3, 7, 50))
     except Exception as error:
+        raise_if_of_machine(error)
         raise DenseAbsent(f"{classifier.name} takes no frames larger than {K} x {K}: {error}") from error
     if not regular:
         raise DenseAbsent(f"{classifier.name}: its map does not grow by one place for a fixed number of pixels")

@@ -25,6 +25,7 @@ from models import families
 from models.checkpoint_names import HEAD, is_efficientnet_pytorch
 from models.checkpoints import UndecidedError, WeightsError, copied, is_counter, plain
 from models.splitting import TIMM_SPLITS, Way, torchvision_split
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.data.labels.classes import SYNSET_LISTS
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
@@ -130,6 +131,7 @@ class TimmLibrary:
         try:
             return timm.create_model(shipped.name, pretrained=True, **kwargs)
         except OSError as error:
+            raise_if_of_machine(error)
             raise _unreachable(shipped.name, str(error)) from error
 
     def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
@@ -148,6 +150,7 @@ class TimmLibrary:
             with complete_loads():
                 return timm.create_model(shipped.created_as, pretrained=True, **kwargs)
         except (RuntimeError, OSError) as error:
+            raise_if_of_machine(error)
             raise WeightsError(f"the weights of {shipped.name} cannot be loaded: {plain(str(error))[:300]}") from error
 
     def build_from_arrays(self, shipped: Shipped, kwargs: dict[str, Any], file: Path) -> nn.Module:
@@ -160,6 +163,7 @@ class TimmLibrary:
         try:
             untouched = unchanged_by(net, lambda: net.load_pretrained(str(file)))
         except Exception as error:  # on what it does not know it raises nearly anything
+            raise_if_of_machine(error)
             raise WeightsError(
                 f"`checkpoint` {file} does not fit {shipped.name} ({type(error).__name__}: {plain(str(error))[:200]})"
             ) from error
@@ -333,6 +337,7 @@ class TorchvisionLibrary:
         try:
             return torchvision.models.get_model(arch, weights=shipped.config, **kwargs)
         except OSError as error:
+            raise_if_of_machine(error)
             raise _unreachable(shipped.name, str(error)) from error
 
     def build_from(self, shipped: Shipped, kwargs: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
@@ -419,6 +424,7 @@ def _from_hub(repository: str, names: list[str], model: str) -> str:
         except huggingface_hub.errors.EntryNotFoundError:
             continue
         except Exception as error:  # whichever HTTP library the client uses has errors of its own
+            raise_if_of_machine(error)
             raise _unreachable(model, f"{type(error).__name__}: {error}") from error
     raise WeightsError(f"the hub's repository {repository} has none of {', '.join(names)}: give `checkpoint` FILE")
 

@@ -29,6 +29,7 @@ from models.checkpoints import (
 from models.classifier import Classifier, resized_spec
 from models.libraries import Shipped, describe, triple
 from models.pip_weights import pip_file
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.inputspec import INTERPOLATIONS, InputSpec
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ def _from_state(
         except UndecidedError:
             raise
         except Exception as error:  # a library's conversions raise nearly anything on what they do not know
+            raise_if_of_machine(error)
             log.debug("%s: %s", file, error)
     counts = {held for _, _, held in readings}
     if asked.num_classes is not None and asked.num_classes not in counts:

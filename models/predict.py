@@ -26,25 +26,16 @@ from models.dense import Dense, DenseOutputs
 from models.transfer import to_device
 from pipelines.batch import CropBatch, Failure, Group
 from pipelines.crops import Views
+from pipelines.data.faults import MachineFault, is_out_of_memory
 
 AMP_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What torch says on a GPU, on a CPU, in cuDNN and in cuBLAS; only the first of them has a type of its own.
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
-
 MAX_QUEUED = 2  # forward passes that may wait on a GPU while the host prepares the next
 MAX_GRAPHS = 4096  # of all networks and crop sizes of one process
 GRAPH_FORWARDS = 3  # before a pipeline starts: the first compiles, the second captures a CUDA graph, the third replays
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(MachineFault):
     """Not even one crop fits."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller forward might have gone through."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.data.faults import raise_if_of_machine
+
 SPLIT_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order, no more
 PROBE_SIDE = 96  # pixels; the split does not depend on the size, and L2 at 800 would take a minute
 
@@ -213,6 +215,7 @@ def probe(net: nn.Module, K: int) -> tuple[Tensor, Tensor]:
         try:
             return x, net(x)
         except Exception as error:
+            raise_if_of_machine(error)
             if "channels" in str(error) and "got 3" in str(error):
                 raise ValueError(
                     f"the network takes no RGB images ({error}): leave in_chans out of `model_kwargs`"
@@ -232,6 +235,7 @@ def verified_features(split: Split, x: Tensor, logits: Tensor) -> Tensor:
     except NoFeatureLevel:
         raise
     except Exception as error:
+        raise_if_of_machine(error)
         raise NoFeatureLevel(f"the network cannot be run in two parts: {type(error).__name__}: {error}") from error
     if again.shape != logits.shape:
         raise NoFeatureLevel(f"the head gives {list(again.shape)} where the network gives {list(logits.shape)}")

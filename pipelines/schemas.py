@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipelines.data.faults import raise_if_of_machine
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -43,6 +45,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise_if_of_machine(error)
         raise DamagedFile(f"{path} cannot be read: {_reason(error)}") from error
 
 
@@ -292,6 +295,7 @@ def _csv_rows(path: Path, encoding_errors: str) -> typing.Iterator[tuple[int, li
     try:
         text = path.read_bytes().decode("utf-8", encoding_errors)
     except (OSError, ValueError) as error:
+        raise_if_of_machine(error)
         raise DamagedFile(f"{path} cannot be read: {_reason(error)}") from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -349,6 +353,7 @@ def read_npz(path: Path, only: tuple[str, ...] = (), perhaps: tuple[str, ...] = 
     except FileNotFoundError:
         raise
     except DAMAGES as error:
+        raise_if_of_machine(error)
         raise DamagedFile(f"{path} is damaged: {_reason(error)}") from error
 
 

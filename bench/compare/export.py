@@ -24,6 +24,7 @@ from bench.config import option
 from bench.errors import UserError, exit_status
 from bench.options import group_flags, parse_group, shared
 from bench.predict import PredictConfig
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.files import whole_folder, write_whole
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def run(config: ExportConfig) -> int:
         try:
             classify = predict.load(config.prediction())
         except (WeightsError, RuntimeError) as error:
+            raise_if_of_machine(error)
             raise UserError(str(error)) from error
         description = write(config, classify, part)
     for line in lines(description):

@@ -65,6 +65,7 @@ from models.fixres.linear_head import Solution, only_linear_layer, solve
 from models.fixres.recipe import FROM, Recipe
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
 from pipelines.crops import uniforms
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.files import whole_path
 from pipelines.schemas import DamagedFile, required_fields
 from pipelines.training_crops import TrainingCrops, epoch_order
@@ -501,6 +502,7 @@ def read_state(path: Path, *, held_out: bool) -> tuple[dict[str, Any], dict[str,
                     raise DamagedFile(f"about: `{name}` is {about.get(name)!r:.40}, not a number")
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
+        raise_if_of_machine(error)
         raise DamagedFile(
             f"{path} is not a saved state of a fine-tuning ({error}): start again in a new `out`"
         ) from error

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from models.classifier import Classifier
 from models.fixres.layers import pooled_features
+from pipelines.data.faults import raise_if_of_machine
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def split_at_module(net: nn.Module, name: str, x: Tensor) -> TuningSplit:
     try:
         graph = _OnlyAround(name).trace(net)
     except Exception as error:  # whatever the network's code does with a stand-in for a tensor
+        raise_if_of_machine(error)
         raise NotSplit(f"its code cannot be traced ({type(error).__name__}: {error})") from error
     called = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
     if len(called) != 1:

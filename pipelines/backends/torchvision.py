@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
 import sys
 import tempfile
@@ -137,7 +138,7 @@ class Torchvision:
                 prefetch_factor=self.config.prefetch if workers else None,
                 persistent_workers=workers > 0,
                 multiprocessing_context=_context() if workers else None,
-                worker_init_fn=_end_with_parent,
+                worker_init_fn=_set_up_worker,
                 collate_fn=sendable,
             )
         try:
@@ -253,7 +254,22 @@ def _in_shared_memory(tensor: torch.Tensor) -> Any:
         return _Piped(tensor)
 
 
-def _end_with_parent(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
+    # A private hook of CPython's, which concurrent.futures uses too.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_room)  # type: ignore[attr-defined]
+    _end_with_parent()
+
+
+def _end_without_room(error: Exception, item: Any) -> None:
+    """End this worker process when what it read cannot be sent, most likely for want of memory.
+
+    Python would drop the batch, and the main process would wait for it for ever. A worker that ends is replaced.
+    """
+    print(f"a worker process could not send what it read: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _end_with_parent() -> None:
     """End this worker process when the one that it loads for is killed.
 
     torch's own watchdog looks at the process's parent, which here is the fork server; and that one waits for its

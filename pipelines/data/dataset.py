@@ -38,6 +38,7 @@ from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
 from pipelines import surroundings
+from pipelines.data.faults import MACHINE_ERRNOS, raise_if_of_machine
 from pipelines.data.formats import IMAGE_SUFFIXES, other_picture, refusal
 from pipelines.data.limits import without_pillow_limit
 from pipelines.data.rows import span_at
@@ -453,6 +454,8 @@ def header_facts(
                 return 0, 0, "", "", CUT_AND_FILLED
             return width, height, opened.format or "", opened.mode, ""
     except Exception as error:  # on damaged headers Pillow's plugins raise nearly anything
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+            raise
         return 0, 0, "", "", _reason(start, error)
 
 
@@ -539,6 +542,7 @@ def read_cache(path: Path, mark: dict[bytes, bytes], schema: pa.Schema) -> pa.Ta
             raise ValueError("its facts have another checksum")
         return table.cast(schema.with_metadata(stored))
     except (pa.ArrowException, OSError, ValueError) as error:
+        raise_if_of_machine(error)
         message = f"the header cache {path} is damaged ({error}): reading all headers again and replacing it"
         log.warning("%s", visible(message))
         return nothing

@@ -1,38 +1,63 @@
-"""Faults of the machine, which no image is to blame for: no memory, no file descriptors."""
+"""Faults of the machine, which no image, file or network is to blame for: no memory, no file descriptors."""
 
 from __future__ import annotations
 
 import errno
 
 MACHINE_ERRNOS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-# How libraries spell the same in messages of other errors, in lower case. torch, the standard C++ library, libc, CUDA.
-MACHINE_WORDS = (
+# How libraries spell the same in messages of other errors, in lower case: torch on a CPU and on a GPU, the standard C++
+# library, libc, NumPy, CUDA, cuDNN, cuBLAS, and oneDNN. This last one tells no reason: where a layer is not supported,
+# it fails earlier, at the "primitive descriptor", and what comes after that needs memory alone.
+MEMORY_WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
     "could not allocate",
     "memoryerror",
     "bad_alloc",
     "out of memory",
-    "resource temporarily unavailable",
-    "too many open files",
+    "not enough memory",
+    "insufficient memory",
+    "insufficient shared memory",
     "unable to allocate",
+    "unable to mmap",
     "failed to map segment",
     "unable to open shared memory",
     "cudaerrormemoryallocation",
+    "status_alloc_failed",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not initialize a memory",
+    "could not execute a primitive",
 )
+NOT_MEMORY = "could not create a primitive descriptor"
+MACHINE_WORDS = ("resource temporarily unavailable", "can't start new thread", "too many open files")
 
 
 class MachineFault(RuntimeError):
-    """The machine ran out of something while an image was read; the image itself may be good."""
+    """The machine ran out of something, and the message says what to do; what was worked on may be good."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: less work at once might have gone through."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower().replace(NOT_MEMORY, "")
+    return any(words in text for words in MEMORY_WORDS)
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether an error that came while an image was read is the machine's fault."""
-    if isinstance(error, (MemoryError, MachineFault)):
+    """Whether an error is the machine's fault, and not that of the image, file or network that was worked on."""
+    if isinstance(error, MachineFault) or is_out_of_memory(error):
         return True
     if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
         return True
     return any(words in str(error).lower() for words in MACHINE_WORDS)
+
+
+def raise_if_of_machine(error: BaseException) -> None:
+    """Raise it again if it is. For code that takes any other error as a property of a file or a network."""
+    if is_of_machine(error):
+        raise error
 
 
 def told(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.dataset import START_BYTES, header_facts, read_header
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.data.limits import DEFAULT_LIMITS, ImageLimits
 from pipelines.data.spans import Span
 
@@ -66,6 +67,7 @@ class ImageList:
             span, facts = _file(Path(image)) if isinstance(image, str | Path) else _in_memory(image)
             file_bytes = Path(span.path).stat().st_size if span.is_file else span.length or 0
         except (OSError, ValueError, TypeError) as error:
+            raise_if_of_machine(error)
             span, facts, file_bytes = MemorySpan.of(b""), (0, 0, "", "", str(error)), 0
         width, height, _, _, problem = facts
         if problem := problem or limits.why_refused(width, height, file_bytes):

@@ -44,6 +44,7 @@ from pipelines.data.dataset import (
     unreadable_frame,
     write_cache,
 )
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.data.formats import IMAGE_SUFFIXES
 from pipelines.data.rows import MOST_GROUP_BYTES, SUFFIX, bytes_column, flat
 from pipelines.data.tars import file_identity
@@ -171,6 +172,7 @@ def _from_cache_or_file(path: str, cache: Path) -> _Shard:
             return _Shard(known.replace_schema_metadata(None), tuple(json.loads(facts)))
         shard = (_read_parquet if path.endswith(SUFFIX) else _read_arrow)(path)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of damaged names of columns
+        raise_if_of_machine(error)
         raise DatasetError(f"{path} cannot be read ({error}): download it again, or leave it out of `data`") from error
     write_cache(kept, {**mark, b"table_classes": json.dumps(shard.classes).encode()}, shard.rows)
     return shard

@@ -65,6 +65,7 @@ from pipelines.data.dataset import (
     with_demo_columns,
     write_cache,
 )
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.data.formats import IMAGE_SUFFIXES, other_picture
 from pipelines.data.spans import Span, pread
 
@@ -352,6 +353,7 @@ class _Reader:
                     yield from self._member(entry, whole, tar_name)
                 lost = _ending(self.file, whole, tar.offset)
         except Exception as error:  # on damaged headers tarfile raises nearly anything
+            raise_if_of_machine(error)
             self.is_sure = self.is_sure and not isinstance(error, OSError)
             lost = _no_tar(self.file, whole) if at == 0 else f"behind byte {at} the rest of the tar is lost: {error}"
         if lost:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.data.dataset import DatasetError
+from pipelines.data.faults import raise_if_of_machine
 from pipelines.data.labels.classes import kind_of, some, synset_index
 from pipelines.data.labels.text import read_lines
 from pipelines.schemas import as_type, parse_json
@@ -61,6 +62,7 @@ def _members(path: Path) -> dict[str, bytes]:
                     opened = archive.extractfile(member)
                     found[name] = opened.read() if opened else b""
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise_if_of_machine(error)
         raise DatasetError(f"{path} cannot be read as an archive ({error}): download it again") from error
     return found
 
@@ -144,6 +146,7 @@ def _mat(source: Path | bytes, shown: Path) -> dict[int, str]:
         lines = error.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"SciPy ended with status {error.returncode}"
     except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as error:
+        raise_if_of_machine(error)
         reason = str(error)
     raise DatasetError(f"{shown} is not the devkit's meta.mat ({reason[:300]}): give that as `synsets_file`")
 

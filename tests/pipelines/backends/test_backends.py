@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 import pipelines
 from pipelines import bounds
-from pipelines.backends import reference
+from pipelines.backends import reference, torchvision
 from pipelines.batch import STAGES, CropBatch, Failure, LoadConfig, default_batch_images, split
 from pipelines.crops import GroupPlan, Plan, Planner, crop_windows, parse_policy, union
 from pipelines.data.faults import MachineFault
@@ -1036,6 +1036,21 @@ def test_a_million_rows_are_looked_at_as_they_are_read(
     batches = backend.batches(rows)
     assert [next(batches).rows.tolist() for _ in range(3)] == rows[:12].reshape(3, 4).tolist()
     assert looked_at <= bounds.BLOCK_ROWS
+
+
+def _send_what_cannot_be_sent(results: Any) -> None:
+    torchvision._set_up_worker(0)
+    results.put(lambda: None)  # Python's own queue would drop it
+    time.sleep(60)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_send_its_batch_ends_and_keeps_nobody_waiting() -> None:
+    context = torchvision._context()
+    worker = context.Process(target=_send_what_cannot_be_sent, args=(context.Queue(),))
+    worker.start()
+    worker.join(50)
+    assert worker.exitcode == 1
 
 
 def test_workers_that_end_twice_end_the_reading_and_no_image_is_blamed(

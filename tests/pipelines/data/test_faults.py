@@ -15,6 +15,7 @@ from pipelines.crops import Planner, parse_policy, union
 from pipelines.data.dataset import Dataset
 from pipelines.data.faults import MachineFault, is_of_machine
 from pipelines.data.labels import unlabelled
+from pipelines.data.memory import ImageList
 from pipelines.data.scanning import scan
 from pipelines.inputspec import InputSpec
 
@@ -35,13 +36,25 @@ def source(tmp_path: Path) -> Dataset:
         OSError(errno.EMFILE, "Too many open files"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("DALI: std::bad_alloc"),
+        RuntimeError("could not create a primitive"),  # oneDNN, under a limit of memory
+        RuntimeError("could not execute a primitive"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
     ],
 )
 def test_faults_of_the_machine_are_recognised(error: Exception) -> None:
     assert is_of_machine(error)
 
 
-@pytest.mark.parametrize("error", [OSError("image file is truncated"), OSError(errno.ENOENT, "no"), ValueError("bad")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("image file is truncated"),
+        OSError(errno.ENOENT, "no"),
+        ValueError("bad"),
+        RuntimeError("could not create a primitive descriptor for the convolution forward propagation primitive"),
+    ],
+)
 def test_faults_of_images_are_not_taken_for_them(error: Exception) -> None:
     assert not is_of_machine(error)
 
@@ -106,3 +119,32 @@ def test_dali_reads_one_by_one_where_a_batch_does_not_fit(
         (batch,) = made.batches(np.arange(3))
         assert batch.rows.tolist() == [0, 1, 2] and not batch.failed
     made.close()
+
+
+def test_a_scan_blames_no_file_for_a_lack_of_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 30)).save(tmp_path / "0.png")
+
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(tmp_path / "0.png"))
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        scan(tmp_path, workers=1, cache=tmp_path / "cache", progress=False)
+    with pytest.raises(OSError, match="Too many open files"):
+        ImageList.of([tmp_path / "0.png"])
+
+
+def test_a_cache_is_not_called_damaged_where_no_thread_can_be_started(
+    source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.data import dataset
+
+    def fails(*arguments: object, **keywords: object) -> None:
+        raise OSError("Unknown error: Failed to launch worker thread: Resource temporarily unavailable")
+
+    kept = next((tmp_path / "cache").rglob("*.parquet"))
+    before = kept.read_bytes()
+    monkeypatch.setattr(dataset.pq, "ParquetFile", fails)
+    with pytest.raises(OSError, match="Failed to launch"):
+        scan(tmp_path, workers=1, cache=tmp_path / "cache", progress=False)
+    assert kept.read_bytes() == before
