@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from multiprocessing.synchronize import Barrier as BarrierType
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def test_two_figure_makers_never_mix_a_picture(maker: Any) -> None:
     while any(process.is_alive() for process in makers):
         assert path.read_bytes() == expected
         looks += 1
+        time.sleep(0.0005)  # else the looking takes a core from the makers
     for process in makers:
         process.join()
     assert failures.empty(), failures.get()

@@ -28,12 +28,15 @@ ARGV = [*FAST, "--crops", "1,3", "--save-scores", "CC,3RC", "--no-figures", "--d
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def launch(tmp_path: Path, demo_root: Path, weights_file: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+@pytest.fixture(scope="module")
+def launch(
+    tmp_path_factory: pytest.TempPathFactory, demo_root: Path, weights_file: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``launch(3, "--out", ...)``: the command in so many processes; ``before`` is code that each runs first."""
 
     def call(count: int, *argv: str, before: str = "") -> subprocess.CompletedProcess[str]:
-        script = tmp_path / "run.py"
+        cwd = tmp_path_factory.mktemp("launch")
+        script = cwd / "run.py"
         script.write_text(
             f"import os, signal, sys\nsys.path[0] = {str(ROOT)!r}\n{textwrap.dedent(before)}\n"
             "from bench import run\nif __name__ == '__main__':\n    run.end(run.main())\n"
@@ -43,11 +46,24 @@ def launch(tmp_path: Path, demo_root: Path, weights_file: Path) -> Callable[...,
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         return subprocess.run(
             [sys.executable, *torchrun, str(script), *given],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=cwd,
             capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(scope="module")
+def alone(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run in one process, without throughput."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    require_that_one_spoke(launch(1, "--no-throughput", "--out", str(out)))
+    return out
+
+
+def require_that_one_spoke(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written:") == 1
 
 
 def scores(out: Path) -> dict[str, Any]:
@@ -55,12 +71,12 @@ def scores(out: Path) -> dict[str, Any]:
     return {k: v for k, v in kills.contents(out).items() if not k.startswith("throughput")}
 
 
-def test_two_and_three_processes_give_the_predictions_of_one(launch: Callable[..., Any], tmp_path: Path) -> None:
-    for count in (1, 2, 3):
-        done = launch(count, "--no-throughput", "--out", str(tmp_path / str(count)))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("written:") == 1  # one of them speaks
-    one, two, three = (scores(tmp_path / str(count)) for count in (1, 2, 3))
+def test_two_and_three_processes_give_the_predictions_of_one(
+    launch: Callable[..., Any], alone: Path, tmp_path: Path
+) -> None:
+    for count in (2, 3):
+        require_that_one_spoke(launch(count, "--no-throughput", "--out", str(tmp_path / str(count))))
+    one, two, three = (scores(out) for out in (alone, tmp_path / "2", tmp_path / "3"))
     assert kills.differences(one, two) == kills.differences(one, three) == []
 
 
@@ -78,10 +94,9 @@ def test_throughput_is_that_of_all_and_of_each(launch: Callable[..., Any], tmp_p
 
 
 def test_when_one_dies_the_others_stop_with_a_message_and_resume_completes(
-    launch: Callable[..., Any], tmp_path: Path
+    launch: Callable[..., Any], alone: Path, tmp_path: Path
 ) -> None:
     """Process 2 of 3 is killed when it would write its shard; each has one of the three."""
-    assert launch(1, "--no-throughput", "--out", str(tmp_path / "whole")).returncode == 0
     dies = """
         from bench.measure import accuracy
         if os.environ["RANK"] == "2":
@@ -94,7 +109,7 @@ def test_when_one_dies_the_others_stop_with_a_message_and_resume_completes(
     assert records.read_run(out).records == []
     done = launch(3, "--resume", str(out), "--no-figures")
     assert done.returncode == 0, done.stderr
-    assert kills.differences(scores(tmp_path / "whole"), scores(out)) == []
+    assert kills.differences(scores(alone), scores(out)) == []
 
 
 def test_an_error_in_one_process_is_recorded_once_and_all_end(launch: Callable[..., Any], tmp_path: Path) -> None:

@@ -42,20 +42,29 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["dali-cpu", "torchvision"])
-@pytest.mark.parametrize("free_mib", [400, 1000])
-def test_under_a_memory_limit_no_image_is_blamed(backend: str, free_mib: int, tmp_path: Path) -> None:
-    """Images of 243 MB in memory, and little room: the run ends with the remedy, or every image is scored."""
-    pytest.importorskip("nvidia.dali")
+@pytest.fixture(scope="module")
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 243 MB each in memory, and a network."""
+    root = tmp_path_factory.mktemp("large")
     for number in range(3):
-        folder = tmp_path / "images" / ("n01440764", "n01443537")[number % 2]
+        folder = root / "images" / ("n01440764", "n01443537")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9000, 9000), (number, 9, 9)).save(folder / f"{number}.png", compress_level=1)
     torch.manual_seed(0)
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "net.safetensors")
-    network = ["--models", "test_resnet", "--checkpoint", str(tmp_path / "net.safetensors"), "--img-size", "64"]
-    what = ["--data", str(tmp_path / "images"), "--policies", "CC", "--no-throughput", "--no-figures", "-j", "1"]
+    save_file(timm.create_model("test_resnet").state_dict(), root / "net.safetensors")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dali-cpu", "torchvision"])
+@pytest.mark.parametrize("free_mib", [400, 1000])
+def test_under_a_memory_limit_no_image_is_blamed(
+    backend: str, free_mib: int, large_images: Path, tmp_path: Path
+) -> None:
+    """Images of 243 MB in memory, and little room: the run ends with the remedy, or every image is scored."""
+    pytest.importorskip("nvidia.dali")
+    network = ["--models", "test_resnet", "--checkpoint", str(large_images / "net.safetensors"), "--img-size", "64"]
+    what = ["--data", str(large_images / "images"), "--policies", "CC", "--no-throughput", "--no-figures", "-j", "1"]
     command = ["run", *network, *what, "--data-backend", backend, "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", UNDER_A_LIMIT, str(free_mib), *command],

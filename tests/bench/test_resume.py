@@ -488,19 +488,20 @@ def test_a_data_set_that_goes_away_stops_the_run_and_is_no_list_of_unreadable_im
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_and_loses_nothing(demo_root: Path, weights_file: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    small_run: Small, demo_root: Path, weights_file: Path, tmp_path: Path
+) -> None:
     """In a mount namespace of its own: a tmpfs with room for some shards, then for all."""
     disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
     disk.mkdir()
     model = f"--models test_resnet --checkpoint {weights_file} --img-size 64 --data {demo_root}"
-    how = "--crops 9 --no-throughput --no-figures --batch-images 4 -b 8 -j 1 --data-backend torchvision"
+    how = f"{model} --crops 9 --no-throughput --no-figures --batch-images 4 -b 8 -j 1 --data-backend torchvision"
     script = f"""
         mount -t tmpfs -o size=36k none {disk} || exit 77
-        {sys.executable} {SCRIPT} {model} {how} --out {out}; echo status $?
+        {sys.executable} {SCRIPT} {how} --out {out}; echo status $?
         find {disk} -name '*.part' | sed 's/^/part /'
         mount -o remount,size=50m {disk}
         {sys.executable} {SCRIPT} --resume {out}; echo status $?
-        {sys.executable} {SCRIPT} {model} {how} --out {tmp_path}/whole
         cp -r {out} {tmp_path}/kept
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -515,6 +516,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(demo_root: Path, weights_fi
     statuses = [line for line in done.stdout.splitlines() if line.startswith(("status", "part"))]
     assert statuses == ["status 1", "status 0"], done.stderr
     assert "No space left on device" in done.stderr and "--resume" in done.stderr and "Traceback" not in done.stderr
+    assert small_run(*how.split(), out="whole").status == 0
     whole, kept = (kills.contents(tmp_path / name) for name in ("whole", "kept"))
     assert kills.differences(whole, kept) == []
 

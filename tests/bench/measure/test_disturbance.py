@@ -133,7 +133,8 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.slow
 def test_a_run_that_is_stopped_says_so_and_times_the_round_again(tmp_path: Path) -> None:
     options = ["--family", "mobilenet", "--crops", "2", "--limit", "32", "--no-cheap", "--no-accuracy", "--no-figures"]
-    command = ["run", *options, "--rounds", "3", "--round-seconds", "1", "--out", str(tmp_path / "run")]
+    options += ["-b", "8", "--batch-images", "8", "--latency-queries", "2"]
+    command = ["run", *options, "--rounds", "3", "--round-seconds", "0.5", "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", STOPPED_RUN, *command], capture_output=True, text=True, env=environment, timeout=300
