@@ -5,6 +5,7 @@ MID's networks, and the six printed gains that are wrong.
 """
 
 import re
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -26,6 +27,9 @@ from analysis.published.checks import decimals, disagree, lookup, with_gains
 from analysis.published.resolution_checks import MORE_LAYERS
 from analysis.published.sentence_checks import CELLS
 from pipelines.crops import parse_policy
+
+# From the CSV files as they are; once, for all tests.
+counted, written = cache(claims), cache(markdown)
 
 # Rows times columns of the print, less dashes. Values + gains in brackets (MID) + spreads (FixRes Table 7).
 CELLS_IN_PRINT = {
@@ -476,7 +480,8 @@ def test_wrong_gains_and_slacks_are_listed(found):
 def test_wrong_statements(found):
     wrong = found[found["kind"] == "statement"]
     assert list(wrong["printed"]) == ["2.0", "2.0", "2.0", "0.05", "0.63", "0.80", "0.03", "0.03", "90", "3"]
-    assert statements()["holds"].sum() == len(statements()) - 10
+    frame = statements()
+    assert frame["holds"].sum() == len(frame) - 10
     assert len(wrong) == 10
 
 
@@ -495,7 +500,7 @@ def test_computed_beside_a_wrong_statement(printed, computed):
 
 def test_claims_counted_again():
     """Four of the counts, by plain loops over the print."""
-    counts = {line["id"]: (len(line["exceptions"]), line["cells"]) for line in claims().to_dict("records")}
+    counts = {line["id"]: (len(line["exceptions"]), line["cells"]) for line in counted().to_dict("records")}
     assert set(counts) == set(CELLS)
     cells: dict = {}
     for line in with_gains("mid_table1").to_dict("records"):
@@ -535,7 +540,7 @@ COUNTS = {  # id -> (exceptions, cells), counted by hand in the print; what the 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_of_the_corrected_sentences(name):
-    (line,) = [line for line in claims().to_dict("records") if line["id"] == name]
+    (line,) = [line for line in counted().to_dict("records") if line["id"] == name]
     assert (len(line["exceptions"]), line["cells"]) == COUNTS[name]
 
 
@@ -566,7 +571,7 @@ def test_ties_count_against_a_sentence_that_says_more():
     ],
 )
 def test_exceptions_give_the_printed_numbers(found, name, exception):
-    (line,) = [line for line in claims().to_dict("records") if line["id"] == name]
+    (line,) = [line for line in counted().to_dict("records") if line["id"] == name]
     assert exception in line["exceptions"]
     assert any(exception in text for text in found.loc[found["kind"] == "claim", "against"])
 
@@ -614,7 +619,7 @@ def test_counts_follow_the_csv(monkeypatch, name, table, where, value, exception
 
 
 def test_the_remark_on_gains_names_the_tables_that_have_wrong_ones():
-    text = markdown()
+    text = written()
     assert "In Table III, Table IV, Table V; Table I, Table II, Table VI, Table VII have none." in text
     assert "equal counts against it" in text
 
@@ -631,7 +636,7 @@ def test_denied_claims_quote_printed_numbers():
 
 def test_the_committed_list_is_fresh():
     committed = (FOLDER / "contradictions.md").read_text(encoding="utf-8")
-    assert committed == markdown(), "run `python -m analysis.published` and commit contradictions.md"
+    assert committed == written(), "run `python -m analysis.published` and commit contradictions.md"
 
 
 def test_the_readme_names_every_table():

@@ -25,6 +25,14 @@ FAST = [
 ]  # fmt: skip
 ARGV = [*FAST, "--crops", "1,3", "--save-scores", "CC,3RC", "--no-figures", "--data-backend", "torchvision"]
 
+# For runs of which another test here has the same number of processes with workers: each worker imports torch.
+WITHOUT_WORKERS = """
+from dataclasses import replace
+from pipelines.backends.torchvision import Torchvision
+make = Torchvision.__init__
+Torchvision.__init__ = lambda self, source, planner, config: make(self, source, planner, replace(config, workers=0))
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -34,11 +42,12 @@ def launch(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``launch(3, "--out", ...)``: the command in so many processes; ``before`` is code that each runs first."""
 
-    def call(count: int, *argv: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    def call(count: int, *argv: str, before: str = "", workers: bool = True) -> subprocess.CompletedProcess[str]:
         cwd = tmp_path_factory.mktemp("launch")
         script = cwd / "run.py"
         script.write_text(
-            f"import os, signal, sys\nsys.path[0] = {str(ROOT)!r}\n{textwrap.dedent(before)}\n"
+            f"import os, signal, sys\nsys.path[0] = {str(ROOT)!r}\n{'' if workers else WITHOUT_WORKERS}\n"
+            f"{textwrap.dedent(before)}\n"
             "from bench import run\nif __name__ == '__main__':\n    run.end(run.main())\n"
         )
         model = ["--models", "test_resnet", "--checkpoint", str(weights_file), "--img-size", "64"]
@@ -75,7 +84,8 @@ def test_two_and_three_processes_give_the_predictions_of_one(
     launch: Callable[..., Any], alone: Path, tmp_path: Path
 ) -> None:
     for count in (2, 3):
-        require_that_one_spoke(launch(count, "--no-throughput", "--out", str(tmp_path / str(count))))
+        argv = ["--no-throughput", "--out", str(tmp_path / str(count))]
+        require_that_one_spoke(launch(count, *argv, workers=False))
     one, two, three = (scores(out) for out in (alone, tmp_path / "2", tmp_path / "3"))
     assert kills.differences(one, two) == kills.differences(one, three) == []
 
@@ -122,7 +132,7 @@ def test_an_error_in_one_process_is_recorded_once_and_all_end(launch: Callable[.
         if os.environ["RANK"] == "1":
             accuracy.scored = scored
     """
-    done = launch(2, "--out", str(tmp_path / "out"), before=fails)
+    done = launch(2, "--out", str(tmp_path / "out"), before=fails, workers=False)
     run = records.read_run(tmp_path / "out")
     assert [one.stage for one in run.failed] == ["accuracy"], done.stderr
     assert "process one only" in run.failed[0].reason and run.records == []
@@ -158,7 +168,7 @@ def test_the_limit_passes_while_one_waits_for_the_other_and_the_sweep_goes_on(
             accuracy._score_missing, run.finish = score, finish
     """
     argv = ["--no-throughput", "--timeout", "12", "--img-size", "48,64"]
-    done = launch(2, *argv, "--out", str(tmp_path / "out"), before=slow)
+    done = launch(2, *argv, "--out", str(tmp_path / "out"), before=slow, workers=False)
     run = records.read_run(tmp_path / "out")
     assert [one.reason for one in run.failed] == ["it took longer than --timeout 12 s"], done.stderr
     assert [one.setting.K for one in run.image_accounts] == [64]

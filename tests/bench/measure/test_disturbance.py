@@ -131,9 +131,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_says_so_and_times_the_round_again(tmp_path: Path) -> None:
-    options = ["--family", "mobilenet", "--crops", "2", "--limit", "32", "--no-cheap", "--no-accuracy", "--no-figures"]
-    options += ["-b", "8", "--batch-images", "8", "--latency-queries", "2"]
+def test_a_run_that_is_stopped_says_so_and_times_the_round_again(demo_root: Path, tmp_path: Path) -> None:
+    options = ["--family", "mobilenet", "--data", str(demo_root), "--crops", "2", "--no-cheap", "--no-accuracy"]
+    options += ["-b", "8", "--batch-images", "8", "--latency-queries", "2", "--no-figures"]
     command = ["run", *options, "--rounds", "3", "--round-seconds", "0.5", "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
