@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis import choosing
 from analysis.candidates import Candidate, Candidates, candidates
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.drawing import make_figures
 from analysis.runs import MissingData, read
 from analysis.stats import CONFIDENCE, mcnemar, paired_difference, wilson
@@ -201,6 +201,7 @@ def of_runs(runs: Sequence[Run]) -> Field:
     return field_of(candidates(runs, [LEVEL]))
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("alternatives", __doc__)
@@ -211,13 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     out = args.out or args.runs[0]
-    try:
-        field = of_runs(read(args.runs))
-        found = table(field, args.seed)
-        out.mkdir(parents=True, exist_ok=True)
-        drawn = make_figures(args.runs, out, only=["alternatives"])
-    except (ValueError, OSError) as error:
-        return failed(error)
+    field = of_runs(read(args.runs))
+    found = table(field, args.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = make_figures(args.runs, out, only=["alternatives"])
     demo = " (DEMO DATA)" if field.base.setting.is_demo else ""
     print(f"crops of {visible(field.base.name)}{demo}, beside what costs as much; difference: crops less alternative")
     columns = [name for name in found.columns if name != "p_value"]

@@ -43,7 +43,7 @@ from analysis.claim_tests import (
     smaller_gain_more,
 )
 from analysis.claims_fixres import CLAIMS_FIXRES
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.evidence import Evidence, evidence
 from analysis.experiments import split
 from analysis.published import load_all
@@ -411,6 +411,7 @@ def findings_frame(judged: Sequence[Verdicts]) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("claims", __doc__)
@@ -418,14 +419,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first folder")
     args = parser.parse_args(argv)
     out = args.out or args.folders[0]
-    try:
-        runs, experiments = split(args.folders)
-        judged = [judge(one) for one in evidence(read(runs), experiments)]
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "claims.md", markdown(judged))
-        write_csv(out / "claims.csv", findings_frame(judged))
-    except (ValueError, OSError) as error:
-        return failed(error)
+    runs, experiments = split(args.folders)
+    judged = [judge(one) for one in evidence(read(runs), experiments)]
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "claims.md", markdown(judged))
+    write_csv(out / "claims.csv", findings_frame(judged))
     for path in (out / "claims.md", out / "claims.csv"):
         print(path.resolve())
     for verdicts in judged:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
+from collections.abc import Callable, Sequence
 
-from analysis.text import visible
 from bench import values
+from bench.errors import exit_status
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -16,7 +17,12 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
     )
 
 
-def failed(error: Exception) -> int:
-    """Print what the user can correct; return the exit status 2."""
-    print(f"error: {visible(str(error))}", file=sys.stderr)
-    return 2
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """``main``, which ends with a sentence and an exit status on Ctrl-C and on what the user can correct
+    (bench.errors.exit_status)."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        return exit_status(lambda: main(argv), {})
+
+    return run

@@ -27,7 +27,7 @@ import pandas as pd
 
 from analysis import choosing, style
 from analysis.claim_tests import holm
-from analysis.commands import command_parser
+from analysis.commands import command, command_parser
 from analysis.ensemble_scores import COSTS, MOST_NETWORKS, SPEED, Ensemble, Field, Single, of_runs
 from analysis.figures.ensembles import data_of, draw
 from analysis.grids import letters
@@ -35,7 +35,6 @@ from analysis.runs import MissingData, read
 from analysis.stats import CONFIDENCE, mcnemar, paired_difference, wilson
 from analysis.text import aligned, visible, write_csv
 from bench import values
-from bench.errors import exit_status
 
 FEWEST_IMAGES = 20  # in each half
 EQUAL = 0.95  # one network at so much of an ensemble's images/s counts as fast as it: rates vary by as much
@@ -219,6 +218,7 @@ def _shortened(rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, f"... and {left} more in the file"] if left > 0 else lines
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 2 for what the user can correct, 130 after Ctrl-C."""
     parser = command_parser("ensembles", __doc__)
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=values.for_argparse(values.seed_from_zero), default=0, help="of the halves (default: 0)"
     )
     args = parser.parse_args(argv)
-    return exit_status(lambda: compare(args.runs, args.out or args.runs[0], args.most, args.seed), {"most": "--most"})
+    return compare(args.runs, args.out or args.runs[0], args.most, args.seed)
 
 
 def compare(folders: Sequence[Path], out: Path, most: int | None, seed: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.evidence import common
 from analysis.runs import MissingData, NetworkRun, predictions, read, scored_networks
 from analysis.stats import mcnemar, paired_difference
@@ -117,16 +117,14 @@ def text(frame: pd.DataFrame) -> str:
     return "\n".join([*aligned(rows), note])
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("fixres", __doc__)
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="a run of the fine-tuned checkpoint")
     parser.add_argument("untuned", type=Path, metavar="UNTUNED", help="a run of the network that it was made from")
     args = parser.parse_args(argv)
-    try:
-        frame = compare(*read([args.tuned, args.untuned]))
-    except (ValueError, OSError) as error:
-        return failed(error)
+    frame = compare(*read([args.tuned, args.untuned]))
     print(text(frame))
     print(write_csv(args.tuned / "fixres.csv", frame))
     return 0

@@ -20,21 +20,19 @@ from pathlib import Path
 if not __package__:  # run as `python analysis/make_figures.py`: search the repo root, not analysis/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.drawing import make_figures
 from analysis.figures import FIGURES, NOT_PRINTED
 
 __all__ = ["main", "make_figures"]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     args = parse(argv)
     only = [name.strip() for name in args.only.split(",")] if args.only else []
-    try:
-        drawn = make_figures(args.runs, args.out, only=only, published=args.published, data=args.data)
-    except (ValueError, OSError) as error:
-        return failed(error)
+    drawn = make_figures(args.runs, args.out, only=only, published=args.published, data=args.data)
     for path in drawn.paths:
         print(path)
     not_drawn = dict(drawn.not_drawn)

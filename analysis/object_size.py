@@ -12,7 +12,7 @@ from pathlib import Path
 
 from analysis import style
 from analysis.apparent_size import PAPER_K, PAPER_RATIO, PAPER_S, PAPER_SIGMA, Row, scale_factor
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.figures import object_size as figure
 from analysis.runs import Inputs
 from analysis.text import aligned
@@ -24,16 +24,14 @@ HEADINGS = (
 COLUMNS = ("paper", "exact_range", "refused", "integrated", "sampled", "as_resized", "test_area")  # fields of Row
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and draw the figure; return the exit status: 0, or 2 for what the user can correct."""
     args = _parse(argv)
-    try:
-        K_test = args.img_size or PAPER_K
-        S = args.short_side or PAPER_S * K_test // PAPER_K
-        data = figure.made_of(Inputs((), args.data), S, K_test, args.train_size or K_test)
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        return failed(error)
+    K_test = args.img_size or PAPER_K
+    S = args.short_side or PAPER_S * K_test // PAPER_K
+    data = figure.made_of(Inputs((), args.data), S, K_test, args.train_size or K_test)
+    args.out.mkdir(parents=True, exist_ok=True)
     print(text(data.rows, data.S, data.K_test, data.K_train))
     print(style.save(figure.draw(data), args.out / "object_size.png").resolve())
     return 0

@@ -30,7 +30,7 @@ from analysis.candidates import METRICS, Candidate, Candidates, candidates
 from analysis.checking import check_lines
 from analysis.choice_figure import BETTER, CHOSEN, DROPPED, MISSED, TIE, draw_choice
 from analysis.choosing import Difference
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.recipes import is_certified, recipe_of
 from analysis.runs import read
 from analysis.stats import wilson
@@ -286,14 +286,12 @@ def report_of(choice: Choice, targets: Sequence[Target]) -> dict[str, Any]:
     }
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 1 where a checked recipe no longer holds, 2 for what the user can correct."""
     args = parse(argv)
-    try:
-        runs = read(args.runs)
-        return check(runs, args.check) if args.check else recommend(runs, args)
-    except (ValueError, OSError) as error:
-        return failed(error)
+    runs = read(args.runs)
+    return check(runs, args.check) if args.check else recommend(runs, args)
 
 
 def recommend(runs: Sequence[Run], args: argparse.Namespace) -> int:

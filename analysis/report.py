@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 from analysis import claims
 from analysis.ceilings import crossover, policy_rows, rate_rows
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.drawing import draw, names
 from analysis.evidence import evidence
 from analysis.published import contradictions as find_contradictions
@@ -466,6 +466,7 @@ def html(runs: Sequence[Run], drawn: Sequence[Path] = (), not_drawn: dict[str, s
     )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("report", __doc__)
@@ -473,18 +474,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html, in the first run's folder")
     args = parser.parse_args(argv)
     out = args.out or args.runs[0] / "report.html"
-    try:
-        runs = read(args.runs)
-        inputs = Inputs(runs)
-        with tempfile.TemporaryDirectory() as folder:
-            # A fault in one figure must not cost the report: it is listed among those not drawn.
-            drawn = draw(inputs, names(inputs), Path(folder), keep_going=True)
-            errors = {name: f"failed: {error}" for name, error in drawn.failed.items()}
-            text = html(runs, drawn.paths, drawn.not_drawn | errors)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, text)
-    except (ValueError, OSError) as error:
-        return failed(error)
+    runs = read(args.runs)
+    inputs = Inputs(runs)
+    with tempfile.TemporaryDirectory() as folder:
+        # A fault in one figure must not cost the report: it is listed among those not drawn.
+        drawn = draw(inputs, names(inputs), Path(folder), keep_going=True)
+        errors = {name: f"failed: {error}" for name, error in drawn.failed.items()}
+        text = html(runs, drawn.paths, drawn.not_drawn | errors)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, text)
     print(out.resolve())
     return 0
 

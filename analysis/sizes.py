@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.evidence import common
 from analysis.runs import (
     ImagePredictions,
@@ -213,15 +213,13 @@ def tables(found: Sequence[Sweep]) -> dict[str, pd.DataFrame]:
     return {file: pd.concat(frames, ignore_index=True) for file, frames in made.items() if frames}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("sizes", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     args = parser.parse_args(argv)
-    try:
-        found = tables(sweeps(read(args.runs)))
-    except (ValueError, OSError) as error:
-        return failed(error)
+    found = tables(sweeps(read(args.runs)))
     for file, table in found.items():
         main_rows = table["nearest"] if "nearest" in table else table["policy"] == "CC"
         print(table[main_rows].round(3).to_string(index=False))

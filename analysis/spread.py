@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.runs import is_shown
 from analysis.stats import wilson
 from analysis.text import aligned, write_csv
@@ -212,6 +212,7 @@ def _shown(rows: Sequence[dict[str, Any]], level: str) -> list[dict[str, Any]]:
     ]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     parser = command_parser("spread", __doc__)
@@ -223,12 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.folds < 2:
         parser.error(f"--folds {args.folds}: at least 2")
-    try:
-        runs = [read_run(folder) for folder in args.runs]
-        folds = fold_rows(runs[0], args.folds)
-        seeds = seed_rows(runs) if len(runs) > 1 else []
-    except (ValueError, OSError) as error:
-        return failed(error)
+    runs = [read_run(folder) for folder in args.runs]
+    folds = fold_rows(runs[0], args.folds)
+    seeds = seed_rows(runs) if len(runs) > 1 else []
     print(f"standard deviation over {args.folds} leave-one-out folds, points; {args.level}; run {runs[0].folder.name}")
     print("\n".join(fold_table(folds, args.level)))
     print(f"written: {write_csv(runs[0].folder / 'spread.csv', pd.DataFrame(folds))}")

@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import tables_fixres
-from analysis.commands import command_parser, failed
+from analysis.commands import command, command_parser
 from analysis.demo_fixres import demo_fixres_frame, demo_fixres_grid
 from analysis.evidence import NO_EXPERIMENTS, evidence
 from analysis.experiments import Experiments, split
@@ -528,16 +528,14 @@ def write(
     return paths
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
     args = parse(argv)
-    try:
-        folders, experiments = split(args.folders)
-        runs = read(folders)
-        known = tables_fixres.known_weights(args.weights)
-        paths = write(runs, args.out or args.folders[0] / "tables", experiments, known)
-    except (ValueError, OSError) as error:
-        return failed(error)
+    folders, experiments = split(args.folders)
+    runs = read(folders)
+    known = tables_fixres.known_weights(args.weights)
+    paths = write(runs, args.out or args.folders[0] / "tables", experiments, known)
     for path in paths:
         print(path)
     measured = [f"MID Table {TABLES[MID[number]].number}" for number in MID if table(number, runs).is_measured]

@@ -3,19 +3,17 @@
 multicrop-bench published          # also: python -m analysis.published
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from analysis.commands import command, command_parser
 from analysis.published import FOLDER, contradictions, markdown
-from bench import values
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints how many there are. Returns the exit status."""
-    values.Parser(
-        prog="multicrop-bench published", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+    command_parser("published", __doc__).parse_args(argv)
     path = FOLDER / "contradictions.md"
     path.write_text(markdown(), encoding="utf-8")
     print(f"{path}: {len(contradictions())} contradictions")

@@ -29,7 +29,6 @@ from pathlib import Path
 
 from analysis import recommend
 from analysis.candidates import METRICS, Candidate, Candidates, candidates
-from analysis.commands import failed
 from analysis.recommend import FEWEST_IMAGES, TOP1, Target, parse_target
 from analysis.screening import LEVEL, Key, Verdict, joined, key_of, promising_first, verdicts
 from analysis.screening_figure import write_screening
@@ -46,6 +45,8 @@ from bench.compare.search_options import (
     screen_options,
     with_policies,
 )
+from bench.errors import exit_status
+from bench.options import flag_names
 from bench.records import Run, Setting, read_run
 from bench.resume import finished_phases
 from pipelines.files import write_whole
@@ -59,6 +60,7 @@ ALWAYS = ["--no-figures", "--yes"]
 FEWEST = 3 * FEWEST_IMAGES  # that choose and report: halves are of chance
 MOST = 0.75  # a choice among fewer networks on so many images is better than one among more on fewer
 SECOND_LOOK = 0.4  # of the time that is left may be spent on it
+GOES_ON = "the search goes on when the same command is given again"
 
 
 class Stopped(Exception):
@@ -111,21 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return recommend.main(arguments)
     own, options = parse(arguments)
     try:
-        if settled := [one for one in options if one.partition("=")[0] in OWN_FLAGS]:
-            raise ValueError(f"{settled[0].partition('=')[0]} is settled by the search: leave it out")
-        if own.out.exists():
-            raise ValueError(f"--out {own.out} exists; recipes are never written over others: name a new file")
-        targets = [parse_target(text) for text in own.target]
-        return search(Search(with_policies(options), targets, own.folder, own.minutes, own.screen_images), own)
-    except run.EXPECTED_ERRORS as error:
-        return failed(error)
+        return exit_status(lambda: searched(own, options), flag_names(), f"interrupted; {GOES_ON}")
     except Stopped as stopped:
         if stopped.status == run.INTERRUPTED:
-            print("the search goes on when the same command is given again", file=sys.stderr)
+            print(GOES_ON, file=sys.stderr)
         return stopped.status
-    except KeyboardInterrupt:
-        print("interrupted; the search goes on when the same command is given again", file=sys.stderr)
-        return run.INTERRUPTED
+
+
+def searched(own: argparse.Namespace, options: list[str]) -> int:
+    """The search that the command line asks for. Raises ValueError for what it cannot be, Stopped where a run fails."""
+    if settled := [one for one in options if one.partition("=")[0] in OWN_FLAGS]:
+        raise ValueError(f"{settled[0].partition('=')[0]} is settled by the search: leave it out")
+    if own.out.exists():
+        raise ValueError(f"--out {own.out} exists; recipes are never written over others: name a new file")
+    targets = [parse_target(text) for text in own.target]
+    return search(Search(with_policies(options), targets, own.folder, own.minutes, own.screen_images), own)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import re
 import subprocess
@@ -763,7 +762,8 @@ def _row(root: Path, one: Plan) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
+    """Print the folder. Returns the exit status: 2 for what the user can correct, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description="Write the demo data set and print its folder.")
     parser.add_argument("split", nargs="?", default="val", help="train, val (default) or fresh-NUMBER, such as fresh-1")
     parser.add_argument("--images", type=int, help="the first so many; default 8000 (train) or 1000")
@@ -775,13 +775,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.write_into:
         _write_listed(args.write_into, args.split)
-        return
+        return 0
     try:
         root = ensure(args.split, args.images, args.cache, args.workers)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps({"root": str(root), "images": len(read_table(root)), "classes": len(CLASSES)}))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    print(f"{len(read_table(root))} images of {len(CLASSES)} classes", file=sys.stderr)
+    print(root)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
