@@ -174,7 +174,7 @@ def meeting(found: Candidates, targets: Sequence[Target]) -> tuple[list[int], di
 
 def fastest(found: Candidates, wanted: Sequence[int], target: Target, part: np.ndarray) -> tuple[int, np.ndarray]:
     """The fastest setting whose top-1 is at least the target's for sure: the lower ends of all settings' intervals hold
-    together (Bonferroni). Those that are as fast or faster and not sure are no rivals."""
+    together (Bonferroni). Those that are as fast or faster and not sure are not rivals."""
     confidence = 1 - 2 * choosing.LEVEL / len(wanted)
     n = int(part.sum())
     sure = [wilson(int(found.found[i].right[part].sum()), n, confidence)[0] >= target.value for i in wanted]

@@ -111,8 +111,8 @@ def rows_of_network(frame: pd.DataFrame, network: NetworkRun) -> pd.DataFrame:
 
 
 def curve(policy: str) -> str:
-    """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other; stopped and dense ones, whose cost is no number
-    of crops, are on none."""
+    """Which curve a policy is a point of: CC, RC, CC+RC, ARC, or other; stopped and dense ones, whose cost is not a
+    number of crops, are on none."""
     parsed = parse_policy(policy)
     if parsed.suffix or parsed.dense:
         return "stopped" if parsed.suffix else "dense"
@@ -154,7 +154,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def is_v2(setting: Setting) -> bool:
-    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are no V2."""
+    """Told by the folder's name, such as imagenetv2-matched-frequency-format-val; the demo's versions are not V2."""
     return "v2" in setting.data.lower() and not setting.is_demo
 
 

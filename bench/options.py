@@ -159,8 +159,8 @@ def with_values(config: RunConfig, given: dict[str, Any]) -> RunConfig:
 
 
 def with_recipe(config: RunConfig, given: dict[str, Any]) -> RunConfig:
-    """`recipe`: the configuration with what it says. Raises ValueError for a file that is no recipe, and for an option
-    that says otherwise."""
+    """`recipe`: the configuration with what it says. Raises ValueError for a file that is not a recipe, and for an
+    option that says otherwise."""
     path = config.network.recipe
     if path is None:
         return config

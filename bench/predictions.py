@@ -159,7 +159,7 @@ def _read(path: Path) -> tuple[list[str], Predictions]:
         if name in stored:
             check_array(path, name, stored[name], kind, axes, sides)
         elif name not in OPTIONAL:
-            raise DamagedFile(f"{path} is no file of predictions: it holds no array `{name}`")
+            raise DamagedFile(f"{path} is not a file of predictions: it holds no array `{name}`")
     if sides["n"] not in (0, sides["b"]):  # a run's partial results are kept without names
         raise DamagedFile(f"{path} has {sides['n']} `names` for {sides['b']} images")
     if ("scores" in stored) != ("score_policies" in stored):

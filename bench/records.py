@@ -290,7 +290,7 @@ def require_comparable(a: Setting, b: Setting, *, varying: Iterable[str] = ()) -
 
 
 def to_line(record: Record | FailedModel) -> str:
-    """One JSON line; never NaN or Infinity, which are no JSON."""
+    """One JSON line; never NaN or Infinity, which are not JSON."""
     return json.dumps({"schema": SCHEMA, "kind": record.kind, **asdict(record)}, allow_nan=False)
 
 

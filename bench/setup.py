@@ -139,7 +139,7 @@ def find_images(config: RunConfig) -> Scan:
             log.warning("  %s", line)
     if scan.other_files:
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in scan.other_files.items())
-        log.info("files that are no images: %s", visible(kinds))
+        log.info("files that are not images: %s", visible(kinds))
     return scan
 
 

@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if nested := [name for name, tensor in tensors.items() if tensor.is_nested]:  # it has no shape
         raise WeightsError(f"`checkpoint` {path} holds nested tensors ({_some(nested)}): {PLAIN}")
     if others := [str(name) for name in state if str(name) not in tensors]:
-        notes.append(f"beside its tensors the checkpoint has {_some(others)}, which are no weights")
+        notes.append(f"beside its tensors the checkpoint has {_some(others)}, which are not weights")
     return _renamed(tensors, _without_prefixes, getattr(state, "_metadata", None)), notes
 
 

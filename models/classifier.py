@@ -120,7 +120,7 @@ class Classifier:
         self._outside[list(outputs)] = False
 
     def among_valid(self, logits: Tensor) -> Tensor:
-        """[n, classes] -> the same, -inf for outputs that are no answers (``restrict``)."""
+        """[n, classes] -> the same, -inf for outputs that are not answers (``restrict``)."""
         return logits if self._outside is None else logits.masked_fill(self._outside, -math.inf)
 
     def fold(self) -> None:

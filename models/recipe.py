@@ -179,7 +179,7 @@ class Recipe:
     def threshold(self) -> float | None:
         """Of the margin above which images are stopped, of a policy with a risk.
 
-        Raises RecipeError where it is no number between 0 and 1.
+        Raises RecipeError where it is not a number between 0 and 1.
         """
         if self.use.stopping is None:
             return None
@@ -237,18 +237,18 @@ def package_version(name: str) -> str | None:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read ``Recipe.write``'s file. Raises RecipeError, naming the file and the field, for what is no recipe."""
+    """Read ``Recipe.write``'s file. Raises RecipeError, naming the file and the field, for what is not a recipe."""
     path = Path(path)
     try:
         return _recipe_in(path, read_json(path))
     except DamagedFile as error:
-        raise RecipeError(f"{error}; this is no recipe of multicrop-bench recommend") from error
+        raise RecipeError(f"{error}; this is not a recipe of multicrop-bench recommend") from error
 
 
 def _recipe_in(path: Path, stored: Any) -> Recipe:
     """Raises RecipeError and DamagedFile."""
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-        raise RecipeError(f"{path} is no recipe of schema {SCHEMA}: multicrop-bench recommend writes one")
+        raise RecipeError(f"{path} is not a recipe of schema {SCHEMA}: multicrop-bench recommend writes one")
     use, measured = stored.get("use"), stored.get("measured")
     if not isinstance(use, dict) or not isinstance(measured, dict):
         raise RecipeError(f'{path} lacks "use" or "measured"')

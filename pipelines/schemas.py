@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
-MOST_WHOLE = 1 << 63  # a whole number beyond this is no count: NumPy's int64 cannot hold it
+MOST_WHOLE = 1 << 63  # a whole number beyond this is not a count: NumPy's int64 cannot hold it
 MOST_ARRAY_BYTES = 1 << 36  # of one array of an .npz: the answers for 14 million images take less
 
 
@@ -81,7 +81,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DamagedFile(f"{where}: {shown(value)} is no JSON object")
+        raise DamagedFile(f"{where}: {shown(value)} is not a JSON object")
     return value
 
 
@@ -94,7 +94,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _finite(text: str) -> float:
@@ -291,7 +291,7 @@ def _dtype(hint: Any) -> str:
 
 
 def _csv_rows(path: Path, encoding_errors: str) -> typing.Iterator[tuple[int, list[str]]]:
-    """(number of its last line, fields) of each row that is not blank. Raises DamagedFile for what is no CSV."""
+    """(number of its last line, fields) of each row that is not blank. Raises DamagedFile for what is not CSV."""
     try:
         text = path.read_bytes().decode("utf-8", encoding_errors)
     except (OSError, ValueError) as error:
@@ -301,7 +301,7 @@ def _csv_rows(path: Path, encoding_errors: str) -> typing.Iterator[tuple[int, li
     try:
         yield from ((rows.line_num, row) for row in rows if row)
     except csv.Error as error:
-        raise DamagedFile(f"{path}, line {rows.line_num}: it is no CSV ({error})") from error
+        raise DamagedFile(f"{path}, line {rows.line_num}: it is not CSV ({error})") from error
 
 
 def _may_be_number(text: str) -> bool:

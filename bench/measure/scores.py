@@ -112,7 +112,7 @@ def answers(scores: np.ndarray) -> np.ndarray:
 
 
 def _no_scores(scores: np.ndarray) -> tuple[int, int] | None:
-    """(policy, image) of the first that are no softmax scores, nor NaN."""
+    """(policy, image) of the first that are not softmax scores, nor NaN."""
     for begin in range(0, scores.shape[1], AT_ONCE):
         part = scores[:, begin : begin + AT_ONCE]
         sums = part.sum(-1, dtype=np.float64)

@@ -63,7 +63,7 @@ START_BYTES = 16  # of a file that is not an image, for the message
 BATCH_ROWS = 512
 CACHE_VERSION = "6"  # raised when what is found in the same files changes, for the cache holds what was found
 
-NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is no readable file
+NO_FACTS = (0, 0, 0)  # bytes, mtime_ns, ctime_ns of what is not a readable file
 UNREADABLE_COLUMNS = ("name", "path", "stage", "reason")
 FOUND = pa.schema(
     [
@@ -279,7 +279,7 @@ UNLISTED = "a folder that cannot be listed, and nobody knows how many images in 
 
 
 def is_of_another_program(name: str) -> bool:
-    """Whether a file or folder of this name is no part of a data set: hidden, or in OTHER_PROGRAMS."""
+    """Whether a file or folder of this name is not part of a data set: hidden, or in OTHER_PROGRAMS."""
     return name.startswith(".") or name in OTHER_PROGRAMS
 
 
@@ -624,7 +624,9 @@ def read_demo_table(source: Path | io.BytesIO, shown: Path) -> pd.DataFrame | No
         return None
     for name in DEMO_COLUMNS:
         if len(demo) and name not in DEMO_TEXTS and not pd.api.types.is_numeric_dtype(demo[name]):
-            raise DatasetError(f"{shown}: the column {name} holds {_no_number(demo[name])!r:.40}, which is no number")
+            raise DatasetError(
+                f"{shown}: the column {name} holds {_no_number(demo[name])!r:.40}, which is not a number"
+            )
     return demo
 
 

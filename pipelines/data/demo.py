@@ -648,7 +648,7 @@ def _write_all(root: Path, plans: list[Plan], workers: int) -> None:
 def _write_in_processes(root: Path, plans: list[Plan], workers: int, bar: tqdm[NoReturn]) -> None:
     """Deal the images to children that run this file.
 
-    Not threads: two were no faster than one. Not multiprocessing: a fork copies the caller's CUDA state and locks, a
+    Not threads: two were not faster than one. Not multiprocessing: a fork copies the caller's CUDA state and locks, a
     spawn runs the caller's main module again, which may lack a guard or be no file.
     """
     command = [sys.executable, "-m", "pipelines.data.demo", plans[0].split, "--write-into", str(root.resolve())]

@@ -2,8 +2,8 @@
 
     python -m pipelines.data.photographs photos      # writes them below photos/ and prints the folder
 
-They come from scikit-image and scikit-learn, which must be installed. Seven photographs are no accuracy: they show that
-a network trained on ImageNet gets the crops that it should, and what its crops agree on.
+They come from scikit-image and scikit-learn, which must be installed. Seven photographs measure no accuracy: they show
+that a network trained on ImageNet gets the crops that it should, and what its crops agree on.
 """
 
 from __future__ import annotations

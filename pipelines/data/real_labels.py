@@ -78,7 +78,7 @@ def _by_number(path: Path, entries: list, names: Sequence[str], num_classes: int
     strange = next((name for name, match in zip(names, matches, strict=True) if match is None), None)
     if strange is not None:
         raise DatasetError(
-            f"{path} is a list, whose places are the numbers in ImageNet's names, and {strange!r} is no "
+            f"{path} is a list, whose places are the numbers in ImageNet's names, and {strange!r} is not an "
             "ILSVRC2012_val_00000001.JPEG: give an object {image name: [classes]}"
         )
     numbers = [int(match[1]) for match in matches if match]

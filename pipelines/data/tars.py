@@ -536,7 +536,7 @@ def _json_label(data: bytes) -> int | None:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON ({error})") from error
+        raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(found, dict) or not (keys := [key for key in ("label", "cls") if key in found]):
         return None
     label = found[keys[0]]

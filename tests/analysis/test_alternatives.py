@@ -70,7 +70,7 @@ def test_the_network_at_its_own_size_is_the_base_where_the_run_records_it(made_r
     own = made_run("own")
     assert of_runs([small, own]).base.setting.K == 160
     own.info["models"][0]["own_K"] = small.info["models"][0]["own_K"] = 224
-    with pytest.raises(MissingData, match="needs something beside crops"):  # a smaller crop is no alternative
+    with pytest.raises(MissingData, match="needs something beside crops"):  # a smaller crop is not an alternative
         of_runs([small, own])
 
 

@@ -151,7 +151,9 @@ def test_claims_contradictions_and_what_is_missing(run):
     missing = page.table("Network", "What", "Reason")
     assert {"Network": "", "What": "figure gallery", "Reason": "needs the images"} in missing
     assert any(row["Reason"] == "it classifies before it pools" for row in missing)
-    assert "83.77 (+0.53)" in page.text  # dm_nfnet_f0, one of the six printed gains that are no difference
+    assert (
+        "83.77 (+0.53)" in page.text
+    )  # dm_nfnet_f0, one of the six printed gains that differ from the exact difference
     assert len(page.table("Place", "Of", "Printed", "Difference")) == 6
 
 

@@ -100,7 +100,7 @@ def test_a_network_stays_while_more_crops_may_make_up_for_it() -> None:
     rising = [made("rising", 0.60), made("rising", 0.78, policy="5RC", views=5)]
     assert kept(*steady, *rising) == ["best", "rising"]
     assert kept(*steady, made("flat", 0.78), made("flat", 0.78, policy="5RC", views=5)) == ["best"]
-    # Where more crops cost too much they are no hope.
+    # Where more crops cost too much there is no hope.
     assert kept(*steady, *rising, targets=("forwards<=1",)) == ["best"]
 
 

@@ -273,7 +273,7 @@ def test_labels_that_do_not_fit_are_refused_unless_nothing_is_scored(
     assert not job.data.has_labels and "16 classes" in job.data.label_rule
 
 
-# ----------------------------------------------------------------------------------- a fast wrong answer is no result
+# ---------------------------------------------------------------------------------- a fast wrong answer is not a result
 
 
 class Shifted:

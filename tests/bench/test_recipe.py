@@ -203,9 +203,9 @@ def test_an_option_that_says_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("no json", "is no recipe"),
-        ("[]", "is no recipe of schema 1"),
-        ('{"schema": 2}', "is no recipe of schema 1"),
+        ("no json", "is not a recipe"),
+        ("[]", "is not a recipe of schema 1"),
+        ('{"schema": 2}', "is not a recipe of schema 1"),
         ('{"schema": 1, "use": {}}', 'lacks "use" or "measured"'),
         ('{"schema": 1, "use": {"model": "a"}, "measured": {}}', "lacks the field"),
         ('{"schema": 1, "use": {"modell": "a"}, "measured": {}}', "unknown field 'modell'"),

@@ -41,7 +41,7 @@ def strict(line: str) -> dict[str, Any]:
     """JSON as the standard has it: NaN and Infinity are none."""
 
     def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no JSON")
+        raise ValueError(f"{word} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
 

@@ -53,7 +53,7 @@ def test_names_that_are_no_utf8_are_read_where_that_is_asked_for(tmp_path: Path)
         (f"{HEADER}a,5,1_0,,True,,\n", "line 2: `top1` is '1_0'"),
         (f"{HEADER}a,5,1,x,True,,\n", "line 2: `gain` is 'x', and should be a number or null"),
         (f"{HEADER}a,5,1,,yes,,\n", "line 2: `is_demo` is 'yes', and should be true or false"),
-        (f'{HEADER}"a\nb,5,1,,True,,\n', r"line 3: it is no CSV \(unexpected end of data\)"),
+        (f'{HEADER}"a\nb,5,1,,True,,\n', r"line 3: it is not CSV \(unexpected end of data\)"),
     ],
 )
 def test_errors_name_the_line_and_the_column(text: str, said: str, tmp_path: Path) -> None:
@@ -70,5 +70,5 @@ def test_fields_that_are_needed_are_named_where_they_are_missing() -> None:
     assert required_fields({"a": 1, "b": "x"}, {"a": float}, "here") == {"a": 1.0, "b": "x"}
     with pytest.raises(DamagedFile, match="here: missing fields: a, c"):
         required_fields({"b": "x"}, {"a": float, "b": str, "c": int}, "here")
-    with pytest.raises(DamagedFile, match=r"here: \[\] is no JSON object"):
+    with pytest.raises(DamagedFile, match=r"here: \[\] is not a JSON object"):
         required_fields([], {}, "here")

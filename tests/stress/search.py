@@ -156,7 +156,7 @@ def same_share(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 
 def worse(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """One-sided p value of the exact McNemar test that ``ours`` is no worse on the same images."""
+    """One-sided p value of the exact McNemar test that ``ours`` is not worse on the same images."""
     lost, won = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     return float(stats.binomtest(lost, lost + won, 0.5, alternative="greater").pvalue) if lost + won else 1.0
 

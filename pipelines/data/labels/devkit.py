@@ -84,7 +84,7 @@ def _of_ids(ids: list[str], wnids: list[str], path: Path) -> list[str]:
     if outside:
         lines = {number: line for line, number in reversed(list(enumerate(ids, 1)))}
         raise DatasetError(
-            f"{path} has {len(outside)} numbers that are no ILSVRC2012_ID, 1 to {DEVKIT_CLASSES} "
+            f"{path} has {len(outside)} numbers that are not ILSVRC2012_ID, 1 to {DEVKIT_CLASSES} "
             f"({some(outside, lines=lines)}): "
             "for class indices counted from 0, write 'name label' lines"
         )

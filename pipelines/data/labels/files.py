@@ -137,14 +137,14 @@ def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, fields) of each row. Raises DatasetError for what is no CSV."""
+    """(number of its last line, fields) of each row. Raises DatasetError for what is not CSV."""
     text = io.StringIO(read_text(path, "`labels_file`").rstrip(), newline="")  # a name in quotes may hold line ends
     rows = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:  # a field of 131,072 signs: a quote without its end, or no table
-        raise DatasetError(f"{path}, line {rows.line_num}, is no CSV ({error}): mend it") from error
+        raise DatasetError(f"{path}, line {rows.line_num}, is not CSV ({error}): mend it") from error
 
 
 def _without_repeats(path: Path, lines: Iterable[Line]) -> dict[str, Line]:

@@ -28,7 +28,7 @@ def read_text(path: Path, flag: str) -> str:
     except UnicodeDecodeError as error:
         line = stored.count(b"\n", 0, error.start) + 1
         raise DatasetError(
-            f"{path} is no UTF-8 text (line {line}: {error.reason}): give a text file as {flag}"
+            f"{path} is not UTF-8 text (line {line}: {error.reason}): give a text file as {flag}"
         ) from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the path given as {flag}") from error

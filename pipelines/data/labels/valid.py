@@ -47,10 +47,10 @@ def read_valid_labels(path: Path, num_classes: int) -> tuple[int, ...]:
     index = synset_index(num_classes) if kinds == {"wnid"} else {}
     if unknown := [line for line in lines if kinds == {"wnid"} and line not in index]:
         raise DatasetError(
-            f"{path}: {some(unknown, lines=first)} are no wnids of a network of {num_classes} classes: check {OPTION}"
+            f"{path}: {some(unknown, lines=first)} are not wnids of a network of {num_classes} classes: check {OPTION}"
         )
     if beyond := [line for line in lines if not index and len(line) > 18]:
-        raise DatasetError(f"{path}: {some(beyond, lines=first)} are no outputs: check {OPTION}")
+        raise DatasetError(f"{path}: {some(beyond, lines=first)} are not outputs: check {OPTION}")
     outputs = [index[line] if index else int(line) for line in lines]
     return checked_valid_labels(outputs, num_classes, str(path), are_lines=True)
 

@@ -39,7 +39,7 @@ def test_a_format_that_not_every_backend_reads_is_refused(
 
 @pytest.mark.parametrize("lost", [1, 4, 12, 30])
 def test_a_png_without_its_end_is_truncated(lost: int, picture: Callable[..., Any]) -> None:
-    """Pillow reads the first three; what follows the end chunk is no matter."""
+    """Pillow reads the first three; what follows the end chunk does not matter."""
     data = io.BytesIO()
     picture(*SIZE, 0).save(data, "PNG")
     whole = data.getvalue()

@@ -388,7 +388,7 @@ def test_a_pickled_or_missing_or_binary_class_map_is_refused(fill: Fill, tmp_pat
     with pytest.raises(DatasetError, match=r"cannot be read .*`class_map`"):
         label(found, num_classes=3, class_map=tmp_path / "missing.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00c")
-    with pytest.raises(DatasetError, match=r"no UTF-8 text .*`class_map`"):
+    with pytest.raises(DatasetError, match=r"not UTF-8 text .*`class_map`"):
         label(found, num_classes=3, class_map=tmp_path / "binary.txt")
     with pytest.raises(DatasetError, match="no class folders for `class_map`"):
         label(flat_scan(tmp_path), num_classes=1, class_map=text(tmp_path / "m.txt", "cat"))
@@ -663,7 +663,7 @@ def test_numbers_that_are_no_devkit_ids_are_refused(fill: Fill, tmp_path: Path, 
     path = ground_truth(tmp_path / "d", 0, 1001)
     text(path.with_name("synsets.txt"), *devkit_order)
     with pytest.raises(
-        DatasetError, match=r"2 numbers that are no ILSVRC2012_ID, .* \('0' \(line 1\), '1001' \(line 2\)\)"
+        DatasetError, match=r"2 numbers that are not ILSVRC2012_ID, .* \('0' \(line 1\), '1001' \(line 2\)\)"
     ):
         label(fill("x.jpg", "y.jpg"), num_classes=1000, labels_file=path)
 
@@ -756,7 +756,7 @@ def test_names_with_line_ends_of_any_kind_are_found_in_a_table(fill: Fill, tmp_p
         *(f"{name} {i}" for i, name in enumerate(names) if "\n" not in name and "\r" not in name),
     )
     table.write_text("name,label\n" + "x" * 200_000 + ",1\n")
-    with pytest.raises(DatasetError, match=r"line 2, is no CSV \(field larger"):
+    with pytest.raises(DatasetError, match=r"line 2, is not CSV \(field larger"):
         label(fill(), num_classes=5, labels_file=table)
     without = fill()
     with pytest.raises(DatasetError, match="2 have no label"):

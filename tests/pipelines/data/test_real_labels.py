@@ -68,7 +68,7 @@ def test_the_hash_tells_files_apart(tmp_path: Path) -> None:
         ({"x.jpg": [3]}, ["x.jpg"], 3, "has class 3 for 'x.jpg', and the model has the classes 0 to 2"),
         ({"x.jpg": [-1]}, ["x.jpg"], 3, "has class -1"),
         ({"x.jpg": []}, ["x.jpg"], 3, "no label for any of the 1 images"),
-        ([[1]], ["x.jpg"], 3, "'x.jpg' is no ILSVRC2012_val_00000001.JPEG"),
+        ([[1]], ["x.jpg"], 3, "'x.jpg' is not an ILSVRC2012_val_00000001.JPEG"),
         ([[1]], [imagenet(2)], 3, "has 1 entries, and the images' names go from number 2 to 2"),
         ([[1]], [imagenet(0)], 3, "go from number 0 to 0"),
         ([[1]], [imagenet(1)], 21841, "the 21841 classes of ImageNet-22k, whose numbers mean others"),

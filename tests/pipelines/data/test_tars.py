@@ -365,9 +365,9 @@ BAD: dict[str, tuple[list[Member | tarfile.TarInfo], str, str]] = {  # members, 
         "c/x.jpg",
         r"its label c/x\.cls is unreadable: a link",
     ),
-    "json broken": ([("c/x.jpg", JPEG), ("c/x.json", b"{")], "c/x.jpg", "is no JSON"),
-    "json not UTF-8": ([("c/x.jpg", JPEG), ("c/x.json", b'{"a": "\xff"}')], "c/x.jpg", "is no JSON"),
-    "json nested": ([("c/x.jpg", JPEG), ("c/x.json", b"[" * 500_000)], "c/x.jpg", "is no JSON"),
+    "json broken": ([("c/x.jpg", JPEG), ("c/x.json", b"{")], "c/x.jpg", "is not JSON"),
+    "json not UTF-8": ([("c/x.jpg", JPEG), ("c/x.json", b'{"a": "\xff"}')], "c/x.jpg", "is not JSON"),
+    "json nested": ([("c/x.jpg", JPEG), ("c/x.json", b"[" * 500_000)], "c/x.jpg", "is not JSON"),
     "json absurd": ([("c/x.jpg", JPEG), ("c/x.json", b" " * (1 << 21))], "c/x.jpg", "over 1,048,576"),
     "json word": ([("c/x.jpg", JPEG), ("c/x.json", b'{"label": "cat"}')], "c/x.jpg", "has label 'cat', no whole"),
     "json fraction": ([("c/x.jpg", JPEG), ("c/x.json", b'{"cls": 1.0}')], "c/x.jpg", "has cls '1.0', no whole"),
@@ -661,7 +661,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def pair(tmp_path: Path, random_images: Any, look: Look) -> tuple[Dataset, Dataset]:
-    """The same images in a folder and in three tars; one of them is no image behind its header."""
+    """The same images in a folder and in three tars; one of them is not an image behind its header."""
     root = tmp_path / "images"
     for path in (random_images.root / name for name in random_images.listed):
         copy = root / path.relative_to(random_images.root)

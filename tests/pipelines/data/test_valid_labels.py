@@ -91,7 +91,7 @@ def test_images_of_other_classes_are_refused(fill: Callable[..., Scan]) -> None:
         ([5, 7, 5], r"names an output twice \(5, lines 1 and 3\)"),
         (["tench", "goldfish"], "line 1: .* one output a line, or one wnid a line, and not 'tench'"),
         ([5, "n01440764"], "line 2: .* one output a line, or one wnid a line"),
-        (["n00000001"], "are no wnids of a network of 1000 classes"),
+        (["n00000001"], "are not wnids of a network of 1000 classes"),
         ([""], "empty"),
     ],
 )
