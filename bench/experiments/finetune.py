@@ -54,6 +54,7 @@ from bench.errors import UserError, exit_status
 from bench.experiments.seeds import SEEDS, run_each
 from bench.files import locked, new_folder
 from bench.setup import make_job, resolve
+from models.fixres.tunes import FROM, TUNES
 from pipelines.schemas import DamagedFile, checked_fields, read_json_object
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ SCHEMA = 3
 NOTE, STATE, MODEL = "finetune.json", "state.safetensors", "model.safetensors"
 HEAD = "head"  # folder of the first part of `new_head` with `tune` last-block, from:NAME or all
 DEFAULT_EPOCHS, DEFAULT_MOMENTUM, DEFAULT_WEIGHT_DECAY = 60, 0.9, 1e-4  # of sgd
-TUNES = ("classifier", "classifier+bn", "last-block", "all")
-FROM = "from:"  # and the name of a module
 CHECKED_IMAGES = 4  # their crops are compared with the reference before any is trained on
 # Options of a run that mean nothing here, and those that this program has in its own way.
 NOT_HERE = (

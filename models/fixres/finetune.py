@@ -62,7 +62,8 @@ from models.fixres.layers import (
     probe_batch,
 )
 from models.fixres.linear_head import Solution, only_linear_layer, solve
-from models.fixres.recipe import FROM, Recipe
+from models.fixres.recipe import Recipe
+from models.fixres.tunes import FROM
 from models.fixres.tuning_split import NotSplit, TuningSplit, split_at_module, split_at_pooling, split_nowhere
 from pipelines.crops import uniforms
 from pipelines.data.faults import raise_if_of_machine

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from models.fixres.tunes import FROM, TUNES
 from pipelines.training_crops import AUGMENTATIONS
 
-TUNES = ("classifier", "classifier+bn", "last-block", "all")
-FROM = "from:"  # and the name of a module
 OPTS = ("sgd", "lbfgs")
 
 PAPER_LR, PAPER_BATCH = 0.008, 512  # FixRes Section 5, ResNet-50. ResNeXt-101 32x48d: 0.0008 with 256
