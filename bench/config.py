@@ -65,7 +65,9 @@ class NetworkConfig:
     """Which networks, at which sizes, and how they are run."""
 
     title: ClassVar[str] = "networks"
-    family: str | None = option("--family", help="resnet, mobilenet, efficientnet, nfnet or efficientnet-lite")
+    family: str | None = option(
+        "--family", help="resnet, mobilenet, efficientnet, nfnet; efficientnet-lite, pnasnet, senet or resnext-wsl"
+    )
     variants: str | None = option(
         "--variants",
         metavar="LIST",

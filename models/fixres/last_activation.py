@@ -45,6 +45,9 @@ LAST_ACTIVATION: dict[str, tuple[str, str]] = {
     ),
     "efficientnet": (r"bn2\.act", "SiLU, of the last 1x1 convolution"),
     "efficientnet-lite": (r"bn2\.act", "ReLU6, of the last 1x1 convolution"),
+    "pnasnet": (r"act", "ReLU, behind the last cell"),
+    "senet": (r"layer4\.\d+\.relu", "ReLU, behind the last block's sum with its shortcut"),
+    "resnext-wsl": (r"layer4\.\d+\.act3", "ReLU, behind the last block's sum with its shortcut"),
     "nfnet": (r"final_act", "GELU (timm's small ones SiLU), behind the last 1x1 convolution"),
 }
 

@@ -43,6 +43,15 @@ LAYERS: dict[str, Layers] = {
     "efficientnet-lite": Layers(
         r"bn2", "classifier, one linear layer", "bn2, of the last 1x1 convolution, before ReLU6 and pooling"
     ),
+    "pnasnet": Layers(
+        r"cell_\d+\.comb_iter_\d_(left|right)\.bn_sep_2|cell_\d+\.conv_1x1\.bn",
+        "last_linear, one linear layer",
+        "of the branch of the last cell that runs last; FixRes tunes the last cells (Table 1): `tune` from:cell_9",
+    ),
+    "senet": Layers(
+        r"layer4\.\d+\.bn[23]", "last_linear, one linear layer", "the last block's last BatchNorm, as in ResNet"
+    ),
+    "resnext-wsl": Layers(r"layer4\.\d+\.bn3", "fc, one linear layer", "the last block's last BatchNorm, as in ResNet"),
     "nfnet": Layers(
         None,
         "head.fc, one linear layer",

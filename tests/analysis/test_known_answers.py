@@ -195,7 +195,12 @@ def test_the_stored_figures_of_v2_and_real_are_on_both_sides_of_those_of_imagene
         known_answers.read_results(FOLDER / name) for name in (IMAGENET, known_answers.IMAGENET_REAL, IMAGENET_V2)
     )
     assert real.keys() == v2.keys() and len(v2) >= 77
-    ours = {member.model_id for family in FAMILIES.values() for member in family.members}
+    ours = {
+        m.model_id
+        for family in FAMILIES.values()
+        for m in family.members
+        if m.table.startswith(("MID", "EfficientNet-Lite"))
+    }
     assert {name for name in ours if not name.startswith("torchvision:")} <= v2.keys()
     for name in v2.keys() & plain.keys():
         assert v2[name].top1 < plain[name].top1 < real[name].top1 and v2[name].top5 < plain[name].top5 < real[name].top5

@@ -100,7 +100,7 @@ def test_a_family_is_its_smallest_member_and_on_the_demo_its_demo_network(family
 
 def test_the_families_here_are_all_families() -> None:
     assert set(families.DEMOS) == {"resnet", "mobilenet", "efficientnet", "nfnet"}
-    assert set(families.FAMILIES) == {*families.DEMOS, "efficientnet-lite"}
+    assert set(families.FAMILIES) == {*families.DEMOS, "efficientnet-lite", "pnasnet", "senet", "resnext-wsl"}
     assert model_cases(family="efficientnet-lite") == [ModelCase("efficientnet-lite:0", "efficientnet-lite", "0")]
 
 

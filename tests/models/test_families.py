@@ -8,7 +8,9 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import timm
 import torchvision
@@ -17,6 +19,7 @@ from models import families
 from models.families import DIFFERENCES, FAMILIES, Member, find, members, smallest
 
 ROWS = [member for family in FAMILIES.values() for member in family.members]
+PUBLISHED = Path(__file__).parents[2] / "analysis" / "published"
 IDS = [member.key for member in ROWS]
 
 
@@ -146,6 +149,9 @@ def test_known_counts():
         "efficientnet": 9 + 9 + 5 + 9,
         "nfnet": 7,
         "efficientnet-lite": 5,
+        "pnasnet": 1,
+        "senet": 1,
+        "resnext-wsl": 3,
     }
 
 
@@ -213,7 +219,7 @@ def parameters_on_meta(member: Member) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("family", ["resnet", "mobilenet", "efficientnet-lite"])
+@pytest.mark.parametrize("family", ["resnet", "mobilenet", "efficientnet-lite", "resnext-wsl"])
 def test_smallest_has_the_fewest_parameters(family):
     assert smallest(family) == min(members(family), key=parameters_on_meta)
 
@@ -241,11 +247,21 @@ def test_lite_is_marked_as_not_the_papers_and_has_no_demo_network():
         families.demo("efficientnet-lite")
 
 
-@pytest.mark.parametrize("variant", ["0", "4"])
-def test_lite_has_the_stated_feature_dimension(variant):
+def test_what_fixres_does_not_print_of_its_networks_is_timms():
+    printed = pd.read_csv(PUBLISHED / "fixres_table1.csv").query("test_res == 331 and method == 'baseline'")
+    timms = pd.read_csv(PUBLISHED / "timm" / "results-imagenet.csv").set_index("model")["top1"]
+    for member in (m for family in ("pnasnet", "senet", "resnext-wsl") for m in members(family)):
+        known = printed["value"].item() if member.table == "FixRes Table 1" else timms[member.model_id]
+        assert member.top1 == known
+
+
+@pytest.mark.parametrize(
+    "key", ["efficientnet-lite:0", "efficientnet-lite:4", "senet:154", "resnext-wsl:32x8d", "pnasnet:5-large"]
+)
+def test_rows_without_a_printed_feature_dimension_have_the_networks(key):
     import torch
 
-    (member,) = members("efficientnet-lite", variant)
+    member = find(key)
     with torch.device("meta"):
         assert timm.create_model(member.model_id).num_features == member.feature_dim
 

@@ -270,6 +270,9 @@ FAMILY_MODELS = [
     ("mobilenet", "mobilenetv3_small_050", "Hardswish"),
     ("efficientnet", "efficientnet:b0", "SiLU"),
     ("efficientnet-lite", "tf_efficientnet_lite0", "ReLU6"),
+    ("pnasnet", "pnasnet5large", "ReLU"),
+    ("senet", "legacy_seresnet18", "ReLU"),
+    ("resnext-wsl", "resnext50_32x4d", "ReLU"),
     ("nfnet", "test_nfnet", "SiLU"),
     ("nfnet", "nfnet:f0", "GammaAct"),
 ]

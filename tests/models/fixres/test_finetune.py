@@ -106,6 +106,9 @@ FAMILY_NETWORKS = {
     ),
     "efficientnet": ("tf_efficientnet_b0", "efficientnet_b0", "test_efficientnet"),
     "efficientnet-lite": ("tf_efficientnet_lite0",),
+    "pnasnet": ("pnasnet5large",),
+    "senet": ("legacy_seresnet18", "legacy_seresnext26_32x4d"),  # of SENet-154's class
+    "resnext-wsl": ("resnext50_32x4d",),
     "nfnet": ("test_nfnet",),
 }
 
@@ -122,7 +125,7 @@ def test_the_table_of_layers_is_true(family: str, name: str) -> None:
         return
     assert re.fullmatch(stated, found), found
     norm = classifier.net.get_submodule(found)
-    assert norm.num_features in (classifier.feature_dim, 512)  # type: ignore[operator] # as wide as what is pooled
+    assert norm.num_features in (classifier.feature_dim, 512, 864)  # type: ignore[operator] # what is pooled, or a branch
     # A change of its bias reaches the features; so it does lie before the pooling.
     before = classifier.features(x)
     with torch.no_grad():
