@@ -24,7 +24,7 @@ new-head: $(VENV)/ready
 	$(PY) -m bench finetune --model tf_efficientnet_lite0 --weights pip --new-head --data $(HEAD)/textures/train --img-size 224 --device cpu --out $(HEAD)/tuned
 	$(PY) -m bench run --model tf_efficientnet_lite0 --checkpoint $(HEAD)/tuned/model.safetensors --data $(HEAD)/textures/test --policies CC,4RC --no-throughput --device cpu --yes --out $(HEAD)/scored
 
-# The quick tests, eight minutes on two cores.
+# The quick tests, five minutes on two cores.
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
