@@ -436,7 +436,7 @@ class RunConfig:
             raise ValueError(f"`preset` {network.preset} decides `{given[0]}`: leave one of them out")
         for name, value in (("real_labels", data.real_labels), ("save_scores", measure.save_scores)):
             if value and not measure.accuracy:
-                raise ValueError(f"`{name}` are for scoring, and `accuracy` is switched off")
+                raise ValueError(f"`{name}` is for scoring, which `accuracy` switches off: leave one of the two out")
 
 
 def option_of(one: Any) -> Option | None:

@@ -103,7 +103,7 @@ def test_what_the_second_labels_cannot_be_scored_with_is_refused(
     done = small_run("--crops", "1", "--no-throughput", "--real-labels", str(path))
     assert done.status == 2 and "is not an ILSVRC2012_val_00000001.JPEG" in done.stderr and not done.out.exists()
     done = small_run("--crops", "1", "--real-labels", str(path), "--no-accuracy")
-    assert done.status == 2 and "--real-labels are for scoring, and --no-accuracy is switched off" in done.stderr
+    assert done.status == 2 and "--real-labels is for scoring, which --no-accuracy switches off" in done.stderr
     flat = tmp_path / "flat"
     flat.mkdir()
     shutil.copy(next(demo_root.rglob("*.jpg")), flat / "x.jpg")

@@ -125,7 +125,10 @@ def test_pieces_with_and_without_scores_are_not_joined() -> None:
         (["--policies", "CC,5RC", "--save-scores", "CC,4RC"], "--save-scores: 4RC is not a policy of this run"),
         (["--policies", "CC,5RC", "--save-scores", "CC,x"], "'x'"),
         (["--policies", "5RC~1%", "--save-scores", "5RC~1%"], "stops early, and only its answers are known"),
-        (["--policies", "CC", "--save-scores", "CC", "--no-accuracy"], "--save-scores are for scoring"),
+        (
+            ["--policies", "CC", "--save-scores", "CC", "--no-accuracy"],
+            "--save-scores is for scoring, which --no-accuracy switches off",
+        ),
     ],
 )
 def test_other_policies_are_refused_before_anything_is_loaded(
