@@ -454,7 +454,7 @@ def header_facts(
                 return 0, 0, "", "", CUT_AND_FILLED
             return width, height, opened.format or "", opened.mode, ""
     except Exception as error:  # on damaged headers Pillow's plugins raise nearly anything
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:  # not MemoryError: a damaged header raises it
             raise
         return 0, 0, "", "", _reason(start, error)
 

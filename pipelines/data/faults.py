@@ -6,8 +6,8 @@ import errno
 
 MACHINE_ERRNOS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # How libraries spell the same in messages of other errors, in lower case: torch on a CPU and on a GPU, the standard C++
-# library, libc, NumPy, CUDA, cuDNN, cuBLAS, and oneDNN. This last one tells no reason: where a layer is not supported,
-# it fails earlier, at the "primitive descriptor", and what comes after that needs memory alone.
+# library, libc, NumPy, CUDA, cuDNN, cuBLAS, and oneDNN. oneDNN gives no reason: a layer that it does not support
+# fails at its "primitive descriptor", and the steps behind that fail where memory runs out.
 MEMORY_WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
