@@ -14,24 +14,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis import choosing
-from analysis.candidates import Candidate, Candidates, candidates
-from analysis.commands import command, command_parser
+from analysis.candidates import Candidate, Candidates, candidates, costs_no_more
+from analysis.commands import command, halves_parser
 from analysis.drawing import make_figures
 from analysis.runs import MissingData, read
-from analysis.stats import CONFIDENCE, mcnemar, paired_difference, wilson
+from analysis.stats import CONFIDENCE, paired, wilson
 from analysis.text import visible, write_csv
-from bench import values
 from bench.records import Run
 from pipelines.crops import TERMS, parted
 
 LEVEL = "softmax"
-EQUAL = 0.95  # crops at so much of an alternative's images/s count as fast as it: rates vary by as much
 CROPS = "more crops"
 # In the order of the table. The first word that fits a choice is its kind (``kind_of``).
 KINDS = (CROPS, "larger crop", "dense crops", "early stopping", "fine-tuned", "larger network")
@@ -143,7 +140,7 @@ def crops_beside(field: Field, one: Candidate, cost: str, part: np.ndarray) -> C
     affordable = []
     for crops in field.kinds.get(CROPS, []):
         own = cost_of(field, crops, cost)
-        if own is not None and (own >= EQUAL * price if cost == SPEED else own <= price * (1 + 1e-9)):
+        if own is not None and costs_no_more(own, price, is_rate=cost == SPEED):
             affordable.append(crops)
     return max(affordable, key=lambda crops: crops.top1(part), default=None)
 
@@ -151,8 +148,7 @@ def crops_beside(field: Field, one: Candidate, cost: str, part: np.ndarray) -> C
 def _row(field: Field, pair: tuple[str, Candidate, str, Candidate], part: np.ndarray, confidence: float) -> dict:
     kind, one, cost, crops = pair
     mine, theirs = crops.right[part], one.right[part]
-    newly_correct, newly_wrong = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    low, high = paired_difference(newly_correct, newly_wrong, int(mine.sum()), len(mine), confidence)
+    found = paired(mine, theirs, confidence)
     return {
         "kind": kind,
         "alternative": one.name,
@@ -162,11 +158,11 @@ def _row(field: Field, pair: tuple[str, Candidate, str, Candidate], part: np.nda
         "crops_cost": cost_of(field, crops, cost),
         "alternative_top1": one.top1(part),
         "crops_top1": crops.top1(part),
-        "difference": 100 * (newly_correct - newly_wrong) / len(mine),
-        "low": low,
-        "high": high,
-        "p_value": mcnemar(newly_correct, newly_wrong),
-        "better": "crops" if low > 0 else kind if high < 0 else "neither is shown to be",
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p_value": found.p_value,
+        "better": "crops" if found.low > 0 else kind if found.high < 0 else "neither is shown to be",
         "images": len(mine),
     }
 
@@ -204,12 +200,7 @@ def of_runs(runs: Sequence[Run]) -> Field:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what the user can correct."""
-    parser = command_parser("alternatives", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on the same images")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first run's folder")
-    parser.add_argument(
-        "--seed", type=values.for_argparse(values.seed_from_zero), default=0, help="of the halves (default: 0)"
-    )
+    parser = halves_parser("alternatives", __doc__)
     args = parser.parse_args(argv)
     out = args.out or args.runs[0]
     field = of_runs(read(args.runs))

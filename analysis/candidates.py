@@ -19,6 +19,13 @@ T = TypeVar("T", Throughput, Latency)
 LEVELS = ("softmax", "logit", "feature")  # the one that stands for all where there is one view first
 SAME_IMAGES = ("data_hash",)
 SAME_MACHINE = ("machine_id", "processes")
+AS_FAST = 0.95  # so much of another's images/s counts as fast as it: rates vary by as much
+
+
+def costs_no_more(own: float, price: float, *, is_rate: bool) -> bool:
+    """Whether one choice costs no more than another, whose cost is ``price``; ``is_rate``: both are images/s, of which
+    more is better."""
+    return own >= AS_FAST * price if is_rate else own <= price * (1 + 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

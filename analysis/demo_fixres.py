@@ -15,7 +15,7 @@ from analysis.adapted import LEVEL, AtSize, at_sizes, networks, untuned
 from analysis.evidence import Evidence, common
 from analysis.experiments import Experiments
 from analysis.grids import Grid
-from analysis.stats import paired_difference, wilson
+from analysis.stats import paired, wilson
 from bench.records import ORIGINAL, REAL, Run
 
 # Printed tables that the demo data cannot have a counterpart of, and why.
@@ -94,9 +94,8 @@ def _gain(here: AtSize, group: Sequence[AtSize], labels: str) -> dict[str, str]:
     if plain is None or here.adaptation == "none":
         return dict.fromkeys(names, "")
     ours, theirs = common([(here.names, here.right), (plain.names, plain.right)])
-    newly_correct, newly_wrong, n = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours)
-    low, high = paired_difference(newly_correct, newly_wrong, int(ours.sum()), n)
-    values = (100 * (newly_correct - newly_wrong) / n, low, high)
+    found = paired(ours, theirs)
+    values = (found.difference, found.low, found.high)
     return {name: f"{value:.4f}" for name, value in zip(names, values, strict=True)}
 
 

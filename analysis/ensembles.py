@@ -26,18 +26,18 @@ import numpy as np
 import pandas as pd
 
 from analysis import choosing, style
+from analysis.candidates import costs_no_more
 from analysis.claim_tests import holm
-from analysis.commands import command, command_parser
+from analysis.commands import command, halves_parser
 from analysis.ensemble_scores import COSTS, MOST_NETWORKS, SPEED, Ensemble, Field, Single, of_runs
 from analysis.figures.ensembles import data_of, draw
 from analysis.grids import letters
 from analysis.runs import MissingData, read
-from analysis.stats import CONFIDENCE, mcnemar, paired_difference, wilson
+from analysis.stats import CONFIDENCE, paired, wilson
 from analysis.text import aligned, visible, write_csv
 from bench import values
 
 FEWEST_IMAGES = 20  # in each half
-EQUAL = 0.95  # one network at so much of an ensemble's images/s counts as fast as it: rates vary by as much
 ENSEMBLE, SINGLE, NEITHER = "ensemble", "one network", "neither is shown to be"
 EQUAL_COST = "ensembles_equal_cost"  # the second table's file
 MOST_PRINTED = 60  # lines of a table
@@ -81,15 +81,14 @@ def _line(one: Ensemble, confidence: float) -> dict[str, Any]:
 
 def _paired(name: str, mine: np.ndarray, theirs: np.ndarray, confidence: float) -> dict[str, Any]:
     """The difference of two shares of right answers, points, with its interval and test."""
-    newly_correct, newly_wrong = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    low, high = paired_difference(newly_correct, newly_wrong, int(mine.sum()), len(mine), confidence)
+    found = paired(mine, theirs, confidence)
     return {
-        name: 100 * (newly_correct - newly_wrong) / len(mine),
-        f"{name}_low": low,
-        f"{name}_high": high,
-        "newly_correct": newly_correct,
-        "newly_wrong": newly_wrong,
-        "p_value": mcnemar(newly_correct, newly_wrong),
+        name: found.difference,
+        f"{name}_low": found.low,
+        f"{name}_high": found.high,
+        "newly_correct": found.newly_correct,
+        "newly_wrong": found.newly_wrong,
+        "p_value": found.p_value,
     }
 
 
@@ -122,7 +121,7 @@ def single_beside(field: Field, one: Ensemble, cost: str, part: np.ndarray) -> S
     affordable = []
     for single in field.singles:
         own = single.costs.of(cost)
-        if own is not None and (own >= EQUAL * price if cost == SPEED else own <= price * (1 + 1e-9)):
+        if own is not None and costs_no_more(own, price, is_rate=cost == SPEED):
             affordable.append(single)
     return max(affordable, key=lambda single: int(single.right[part].sum()), default=None)
 
@@ -221,17 +220,12 @@ def _shortened(rows: Sequence[Sequence[str]]) -> list[str]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 2 for what the user can correct, 130 after Ctrl-C."""
-    parser = command_parser("ensembles", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs on the same images")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the first run's folder")
+    parser = halves_parser("ensembles", __doc__)
     parser.add_argument(
         "--most",
         type=values.for_argparse(values.whole(2, 20)),
         metavar="N",
         help=f"networks in an ensemble, at most (default: {MOST_NETWORKS}, or fewer where there are very many)",
-    )
-    parser.add_argument(
-        "--seed", type=values.for_argparse(values.seed_from_zero), default=0, help="of the halves (default: 0)"
     )
     args = parser.parse_args(argv)
     return compare(args.runs, args.out or args.runs[0], args.most, args.seed)

@@ -32,7 +32,7 @@ from analysis.runs import (
     rows_of_network,
     scored_networks,
 )
-from analysis.stats import mcnemar, paired_difference
+from analysis.stats import paired
 from analysis.text import visible, write_csv
 from bench.records import END_TO_END, SPEED_FIELDS, Run
 
@@ -131,12 +131,10 @@ def difference(sweep: Sweep, one: tuple[int, str], other: tuple[int, str]) -> di
     """Top-1 of ``one`` (K, policy) less that of ``other``, points, on the images of both: paired 95 % interval
     (Newcombe), exact McNemar p."""
     right, base = common([sweep.right(*one), sweep.right(*other)])
-    newly_correct, newly_wrong, images = int((right & ~base).sum()), int((base & ~right).sum()), len(right)
-    low, high = paired_difference(newly_correct, newly_wrong, int(right.sum()), images)
+    found = paired(right, base)
     return {
-        "difference": 100 * (newly_correct - newly_wrong) / images, "low": low, "high": high,
-        "p_value": mcnemar(newly_correct, newly_wrong),
-        "images": images,
+        "difference": found.difference, "low": found.low, "high": found.high, "p_value": found.p_value,
+        "images": len(right),
     }  # fmt: skip
 
 

@@ -5,6 +5,9 @@ Intervals are 95 % intervals; they are not corrected for multiple comparisons.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
@@ -47,3 +50,27 @@ def paired_difference(
     low = ((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2) ** 0.5
     high = ((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2) ** 0.5
     return 100 * (delta - low), 100 * (delta + high)
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two shares of right answers on the same images; ``difference``: of the first over the second, in points, with its
+    interval ``low``, ``high``."""
+
+    newly_correct: int  # right only with the first
+    newly_wrong: int  # right only with the second
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def p_value(self) -> float:
+        """Of the exact McNemar test."""
+        return mcnemar(self.newly_correct, self.newly_wrong)
+
+
+def paired(mine: np.ndarray, theirs: np.ndarray, confidence: float = CONFIDENCE) -> Paired:
+    """Compare right answers (bool [b], one or more) with those of a baseline on the same images."""
+    newly_correct, newly_wrong = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    low, high = paired_difference(newly_correct, newly_wrong, int(mine.sum()), len(mine), confidence)
+    return Paired(newly_correct, newly_wrong, 100 * (newly_correct - newly_wrong) / len(mine), low, high)

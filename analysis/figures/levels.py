@@ -34,7 +34,7 @@ from analysis.runs import (
     rows_of_network,
     scored_networks,
 )
-from analysis.stats import paired_difference
+from analysis.stats import paired
 from pipelines.crops import parse_policy
 
 PUBLISHED_POLICIES = ("10RC", "20RC")
@@ -103,16 +103,14 @@ def level_differences(found: ImagePredictions) -> pd.DataFrame:
         if against not in found.levels:
             continue
         for policy in counts:
-            softmax, other = found.of(policy)[known], found.of(policy, against)[known]
-            newly_correct, newly_wrong = int((softmax & ~other).sum()), int((other & ~softmax).sum())
-            low, high = paired_difference(newly_correct, newly_wrong, int(softmax.sum()), int(known.sum()))
+            gain = paired(found.of(policy)[known], found.of(policy, against)[known])
             rows.append(
                 {
                     "n_views": parse_policy(policy).n_views,
                     "against": against,
-                    "difference": 100 * (newly_correct - newly_wrong) / int(known.sum()),
-                    "low": low,
-                    "high": high,
+                    "difference": gain.difference,
+                    "low": gain.low,
+                    "high": gain.high,
                 }
             )
     return pd.DataFrame(rows)

@@ -193,11 +193,13 @@ def test_scores_of_another_run_are_refused(scored) -> None:
         of_runs([one, other])
 
 
-def test_more_ensembles_than_anyone_reads_are_refused_or_not_made(runs, monkeypatch) -> None:
+def test_more_ensembles_than_anyone_reads_are_refused_or_not_made(runs, monkeypatch, capsys) -> None:
     monkeypatch.setattr(ensemble_scores, "MOST_ENSEMBLES", 7)
     with pytest.raises(ValueError, match="8 ensembles of up to 3 networks, and at most 7"):
         of_runs(runs, 3)
     assert {len(one.members) for one in of_runs(runs).ensembles} == {2}
+    assert ensembles.main([*(str(run.folder) for run in runs), "--most", "3"]) == 2
+    assert "ask for fewer networks in each (--most)" in capsys.readouterr().err
 
 
 def test_rates_of_other_machines_are_not_added(scored) -> None:
